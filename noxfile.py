@@ -1,0 +1,31 @@
+"""`nox` runs what must hold on every commit: lint, types, tests."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+ROOTS = (".", "kernels", "studies", "cli")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and that imports run one way only."""
+    session.install("ruff>=0.14", "import-linter>=2")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": ":".join(ROOTS)})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of everything that ships."""
+    session.install(".", "mypy>=1.15")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite; arguments after -- go to pytest."""
+    session.install(".[dev]")
+    session.run("pytest", *(session.posargs or ["-n", "2", "--durations=15"]), env={"OMP_NUM_THREADS": "1"})

@@ -1,0 +1,423 @@
+"""What a run is: frozen, validated, hashable specifications, and their TOML form.
+
+A ``RunSpec`` determines a training run completely: two machines given the same spec (and the same software
+and numerics) train the same model on the same tokens. Its ``run_id`` addresses everything stored about it.
+
+Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from umscale.errors import UserError, nearest
+
+SPEC_VERSION = 1
+"""Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
+
+T = TypeVar("T")
+Init = Literal["paper", "official"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemorySpec:
+    """A sparse memory layer (UltraMemV2, arXiv 2508.18756 section 3)."""
+
+    kind: Literal["ultramem_v2"] = "ultramem_v2"
+    n_keys: int = 128
+    """Keys per side: ``n_keys`` row keys and as many column keys address ``n_keys**2`` values."""
+    top_m: int = 32
+    """Values activated per token and head; what the paper's prose calls activation density."""
+    d_key: int = 32
+    """Width of one side's key (the paper's Dk counts both sides)."""
+    d_pre_value: int = 32
+    """Width of a pre-value row (PEER-style gate of its value); 0 leaves pre-values out."""
+    d_value: int = 32
+    """Width of a value row, before the single value projection."""
+    heads: int = 1
+    tucker_rank: int = 2
+    n_cores: int = 2
+    """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
+    preselect_m: int | None = None
+    """Row and column candidates kept before the grid; None means ``min(top_m, n_keys)``."""
+    layers: tuple[int, ...] | None = None
+    """Blocks that carry a memory layer; None means every block (the paper's choice)."""
+    init: Init = "paper"
+    """``paper``: calibrated scores and eq. 26 value init; ``official``: the constants of the released code."""
+    shuffle: bool = True
+    """Scatter neighbouring (row, column) addresses over the table."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_keys", "top_m", "d_key", "d_value", "heads", "tucker_rank", "n_cores"):
+            _require(getattr(self, name) >= 1, f"memory.{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.d_pre_value >= 0, f"memory.d_pre_value must not be negative, not {self.d_pre_value}")
+        _require(
+            self.top_m <= self.n_values,
+            f"memory.top_m = {self.top_m} exceeds n_keys² = {self.n_values} (n_keys = {self.n_keys}); "
+            "lower top_m or raise n_keys",
+        )
+        _require(
+            self.d_value % self.n_cores == 0,
+            f"memory.d_value = {self.d_value} is not divisible by n_cores = {self.n_cores}",
+        )
+        if self.preselect_m is not None:
+            _require(
+                1 <= self.preselect_m <= self.n_keys and self.preselect_m**2 >= self.top_m,
+                f"memory.preselect_m = {self.preselect_m} must be at most n_keys = {self.n_keys} and its square "
+                f"at least top_m = {self.top_m}",
+            )
+
+    @property
+    def n_values(self) -> int:
+        """Values of one layer's table."""
+        return self.n_keys**2
+
+    @property
+    def candidates(self) -> int:
+        """Row (and column) candidates that form the grid the final ``top_m`` are chosen from."""
+        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.n_keys)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FfnSpec:
+    """The feed-forward layer of a block."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    d_ffn: int = 256
+    """Inner width (of the gate and of the up projection each)."""
+
+    def __post_init__(self) -> None:
+        _require(self.d_ffn >= 1, f"ffn.d_ffn must be at least 1, not {self.d_ffn}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A decoder-only transformer: pre-norm blocks with attention, FFN and (optionally) a memory layer."""
+
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    vocab_size: int = 0
+    """0 takes the corpus's vocabulary when a study is expanded."""
+    ffn: FfnSpec = field(default_factory=FfnSpec)
+    memory: MemorySpec | None = None
+    """None is the dense model."""
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads"):
+            _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.vocab_size >= 0, f"model.vocab_size must not be negative, not {self.vocab_size}")
+        _require(
+            self.d_model % self.n_heads == 0,
+            f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
+            f"n_heads can be {_divisors(self.d_model)}",
+        )
+        _require(
+            (self.d_model // self.n_heads) % 2 == 0,
+            f"model.d_model / n_heads = {self.d_model // self.n_heads} must be even (rotary embedding)",
+        )
+        _require(self.rope_theta > 1, "model.rope_theta must exceed 1")
+        if self.memory is not None and self.memory.layers is not None:
+            blocks = self.memory.layers
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b < self.n_layers for b in blocks),
+                f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {self.n_layers - 1}",
+            )
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """Indices of the blocks that carry a memory layer."""
+        if self.memory is None:
+            return ()
+        return tuple(range(self.n_layers)) if self.memory.layers is None else self.memory.layers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """What a run reads."""
+
+    corpus: str = "kjv"
+    """Name of a prepared corpus (``umscale data list``) or a path to one."""
+    hash: str = ""
+    """Content hash of the corpus; filled in when a study is expanded."""
+    seq_len: int = 256
+    validation_tokens: int = 65_536
+    """Held-out tokens, whole documents, in a fixed order."""
+    max_epochs: float = 1.0
+    """A budget may read the training split this often; more is refused."""
+
+    def __post_init__(self) -> None:
+        _require(self.seq_len >= 2, f"data.seq_len must be at least 2, not {self.seq_len}")
+        _require(self.validation_tokens >= 1, "data.validation_tokens must be at least 1")
+        _require(self.max_epochs > 0, "data.max_epochs must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSpec:
+    """Warm-up, stable, decay: one trunk at constant learning rate and a decaying branch per token budget."""
+
+    budgets: tuple[int, ...] = (1_000_000,)
+    """Token budgets, ascending; each is one branch of the same trunk."""
+    batch_size: int = 16
+    """Sequences per step."""
+    lr: float = 4e-3
+    value_lr: float = 4e-3
+    """Initial learning rate of the value tables (pre-values and values), a schedule of its own."""
+    value_lr_final: float = 4e-3
+    """Reached linearly at ``value_lr_fraction`` of the largest budget; the paper's 4x -> 1x is a choice here."""
+    value_lr_fraction: float = 1.0
+    warmup_tokens: int = 50_000
+    decay_fraction: float = 0.2
+    """Share of each budget over which its branch decays to zero (linear)."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    ema_width: float = 0.1
+    """Relative width of the weight average that is evaluated beside the raw weights (power-function profile)."""
+    precision: Precision = "auto"
+    """Of matrix products; ``auto`` measures both once per store and keeps the faster."""
+    checkpoint_seconds: float = 30.0
+    """At most this much work is repeated after a crash; does not affect results."""
+
+    def __post_init__(self) -> None:
+        budgets = self.budgets
+        _require(
+            len(budgets) > 0 and all(b > 0 for b in budgets) and list(budgets) == sorted(set(budgets)),
+            f"train.budgets = {list(budgets)} must be positive and strictly ascending",
+        )
+        for name in (
+            "batch_size",
+            "lr",
+            "value_lr",
+            "value_lr_final",
+            "value_lr_fraction",
+            "eps",
+            "grad_clip",
+        ):
+            _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+        _require(0 < self.decay_fraction < 1, "train.decay_fraction must lie strictly between 0 and 1")
+        _require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "train.beta1 and train.beta2 must lie in [0, 1)"
+        )
+        _require(0.01 <= self.ema_width <= 0.28, "train.ema_width must lie between 0.01 and 0.28")
+        _require(self.weight_decay >= 0, "train.weight_decay must not be negative")
+        _require(
+            0 <= self.warmup_tokens <= budgets[0] * (1 - self.decay_fraction),
+            f"train.warmup_tokens = {self.warmup_tokens} must end before the smallest budget starts to decay "
+            f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
+        )
+        _require(self.checkpoint_seconds >= 0, "train.checkpoint_seconds must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One run: model, data, training and the seed of everything random."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        smallest = self.train.budgets[0]
+        _require(
+            smallest >= 5 * self.tokens_per_step,
+            f"train.budgets: {smallest} tokens are fewer than 5 steps of {self.tokens_per_step} "
+            "(batch_size x seq_len); raise the budget or lower train.batch_size",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.train.batch_size * self.data.seq_len
+
+    @property
+    def run_id(self) -> str:
+        """Content address: 16 hex digits of the SHA-256 of the canonical spec.
+
+        Fields at their default are left out, so that an option added later (with a default that keeps old
+        behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``. What does not
+        affect the result is no part of the identity: how often a run is checkpointed, and the name of a
+        corpus whose content hash is known.
+        """
+        train = dataclasses.replace(self.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
+        data = dataclasses.replace(self.data, corpus="") if self.data.hash else self.data
+        tree = sparse_dict(dataclasses.replace(self, train=train, data=data))
+        text = json.dumps([SPEC_VERSION, tree], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0 and (n // d) % 2 == 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Plain trees: to and from dictionaries
+
+
+def to_dict(spec: Any) -> Any:
+    """Return the spec as nested dictionaries of TOML values; ``None`` fields are left out."""
+    if dataclasses.is_dataclass(spec):
+        items = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
+        return {name: to_dict(value) for name, value in items if value is not None}
+    return list(spec) if isinstance(spec, tuple) else spec
+
+
+def sparse_dict(spec: Any) -> Any:
+    """Like ``to_dict`` without the fields that are at their default."""
+    if not dataclasses.is_dataclass(spec):
+        return to_dict(spec)
+    out = {}
+    for f in dataclasses.fields(spec):
+        value = getattr(spec, f.name)
+        factory = f.default_factory
+        default = factory() if factory is not dataclasses.MISSING else f.default
+        if value != default:
+            out[f.name] = sparse_dict(value)
+    return out
+
+
+def from_dict(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+    """Build a spec dataclass from nested dictionaries.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of the wrong type, an invalid spec.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where or cls.__name__}: expected a table, not {tree!r}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise UserError(f"unknown key {path!r}{nearest(key, hints)}")
+        values[key] = _coerce(hints[key], value, path)
+    return cls(**values)
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value == "none" and str not in args):
+            return None
+        return _coerce(next(a for a in args if a is not type(None)), value, path)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{path} = {value!r} must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(typing.cast(type, hint), value, path)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and not isinstance(value, bool):
+        number = quantity(value, path)
+        if number != int(number):
+            raise UserError(f"{path} = {value!r} must be a whole number")
+        return int(number)
+    if hint is float and not isinstance(value, bool):
+        return quantity(value, path)
+    if hint is str and isinstance(value, str):
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise UserError(f"{path} = {value!r} must be {names.get(hint, hint)}")
+
+
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+_QUANTITY = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kmgbt]?)", re.IGNORECASE)
+
+
+def quantity(value: Any, path: str = "value") -> float:
+    """Read a number, or text such as ``"1.5M"``, ``"64k"``, ``"120B"`` (powers of ten); finite only."""
+    number = value
+    if isinstance(value, str):
+        match = _QUANTITY.fullmatch(value.strip())
+        if not match:
+            raise UserError(f'{path} = {value!r} is not a number (write 1500000, 1.5e6 or "1.5M")')
+        number = float(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise UserError(f"{path} = {value!r} is not a number")
+    try:
+        number = float(number)
+    except OverflowError:
+        number = float("inf")
+    if not math.isfinite(number):
+        raise UserError(f"{path} = {value!r} is not a finite number")
+    return number
+
+
+# ---------------------------------------------------------------------------------------------------------
+# TOML and overrides
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        UserError: the file is missing, unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def to_toml(tree: Mapping[str, Any]) -> str:
+    """Return TOML text for nested dictionaries."""
+    import tomli_w
+
+    return tomli_w.dumps(tree)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of ``tree`` with ``path.key=value`` overrides; values are TOML, or bare text.
+
+    Raises:
+        UserError: an override without ``=`` or a path through something that is not a table.
+    """
+    out = json.loads(json.dumps(tree))
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path.strip():
+            raise UserError(f"--set {override!r}: write it as path.key=value, for instance train.lr=1e-3")
+        try:
+            value = tomllib.loads(f"x = {text}")["x"]
+        except (tomllib.TOMLDecodeError, RecursionError):
+            value = text.strip()
+        set_path(out, path.strip(), value)
+    return out
+
+
+def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set ``tree[a][b][c] = value`` for the path ``a.b.c``, in place; missing tables are made."""
+    *parents, leaf = path.split(".")
+    node = tree
+    for i, name in enumerate(parents):
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UserError(f"{path!r}: {'.'.join(parents[: i + 1])!r} is not a table")
+    node[leaf] = value

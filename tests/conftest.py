@@ -1,0 +1,27 @@
+"""Shared fixtures: a small real corpus and an isolated data home."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_data_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests away from the user's corpora."""
+    os.environ["UMSCALE_DATA"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def source_paths() -> str:
+    """Return the PYTHONPATH of the source tree, for subprocesses."""
+    return os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "studies", "cli"))

@@ -1,0 +1,115 @@
+"""Specifications: identity, round trips, and one clear line for what is wrong."""
+
+import contextlib
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from umscale.errors import UserError
+from umscale.spec import (
+    DataSpec,
+    FfnSpec,
+    MemorySpec,
+    ModelSpec,
+    RunSpec,
+    TrainSpec,
+    apply_overrides,
+    from_dict,
+    quantity,
+    to_dict,
+    to_toml,
+)
+
+
+def run(**memory: int) -> RunSpec:
+    return RunSpec(model=ModelSpec(memory=MemorySpec(**memory)))
+
+
+def test_toml_round_trip(tmp_path):
+    import tomllib
+
+    spec = RunSpec(
+        model=ModelSpec(memory=MemorySpec(layers=(1, 3), preselect_m=8), ffn=FfnSpec(d_ffn=100)),
+        train=TrainSpec(budgets=(100_000, 300_000), warmup_tokens=0),
+        seed=3,
+    )
+    again = from_dict(RunSpec, tomllib.loads(to_toml(to_dict(spec))))
+    assert again == spec
+    assert again.run_id == spec.run_id
+
+
+def test_run_id_follows_what_matters_and_nothing_else():
+    base = run()
+    assert base.run_id == run().run_id
+    assert run(top_m=16).run_id != base.run_id
+    assert dataclasses.replace(base, seed=1).run_id != base.run_id
+    often = dataclasses.replace(base, train=dataclasses.replace(base.train, checkpoint_seconds=1.0))
+    assert often.run_id == base.run_id
+    here = dataclasses.replace(base, data=DataSpec(corpus="a", hash="00"))
+    there = dataclasses.replace(base, data=DataSpec(corpus="elsewhere/a", hash="00"))
+    other = dataclasses.replace(base, data=DataSpec(corpus="a", hash="11"))
+    assert here.run_id == there.run_id != other.run_id
+
+
+def test_dense_and_default_memory_differ():
+    assert RunSpec(model=ModelSpec()).run_id != RunSpec(model=ModelSpec(memory=MemorySpec())).run_id
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"model": {"memory": {"top_m": 17, "n_keys": 4}}}, r"top_m = 17 exceeds n_keys² = 16"),
+        ({"model": {"d_model": 100, "n_heads": 3}}, "not divisible"),
+        ({"model": {"memory": {"topm": 8}}}, "model.memory.topm.*did you mean 'top_m'"),
+        ({"model": {"memory": {"top_m": "many"}}}, "is not a number"),
+        ({"model": {"memory": {"top_m": 2.5}}}, "whole number"),
+        ({"model": {"memory": {"init": "paperish"}}}, "must be one of 'paper', 'official'"),
+        ({"model": {"memory": {"d_value": 33}}}, "not divisible by n_cores"),
+        ({"model": {"memory": {"layers": [0, 9]}}}, "distinct blocks"),
+        ({"train": {"budgets": [2, 1]}}, "strictly ascending"),
+        ({"train": {"budgets": [10]}}, "fewer than 5 steps|warmup"),
+        ({"train": {"lr": float("nan")}}, "finite"),
+        ({"train": {"lr": -1}}, "positive"),
+        ({"model": 3}, "expected a table"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_invalid_specs_say_what_is_wrong(tree, message):
+    with pytest.raises(UserError, match=message) as caught:
+        from_dict(RunSpec, tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides():
+    tree = {"train": {"lr": 1e-3}}
+    out = apply_overrides(tree, ["train.lr=2e-3", "axes.top_m=[4, 8]", "data.corpus=kjv"])
+    assert out == {"train": {"lr": 2e-3}, "axes": {"top_m": [4, 8]}, "data": {"corpus": "kjv"}}
+    assert tree == {"train": {"lr": 1e-3}}
+    with pytest.raises(UserError, match=r"path\.key=value"):
+        apply_overrides(tree, ["train.lr"])
+    with pytest.raises(UserError, match="not a table"):
+        apply_overrides(tree, ["train.lr.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1.5M", 1.5e6), ("64k", 64e3), ("120B", 120e9), ("1e6", 1e6), (7, 7), ("1_000", 1000)],
+)
+def test_quantity(text, value):
+    assert quantity(text) == value
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+trees = st.recursive(
+    scalars, lambda t: st.lists(t, max_size=3) | st.dictionaries(st.text(max_size=8), t, max_size=3)
+)
+keys = st.sampled_from(["model", "train", "data", "seed", "memory", "ffn", "top_m", "budgets", "x"])
+
+
+@settings(deadline=None)
+@given(st.dictionaries(keys, st.dictionaries(keys, trees, max_size=3) | trees, max_size=4))
+def test_any_tree_is_a_spec_or_a_user_error(tree):
+    with contextlib.suppress(UserError):  # any other exception fails the test
+        from_dict(RunSpec, tree)

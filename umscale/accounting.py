@@ -1,0 +1,163 @@
+"""Parameters, FLOPs and memory access of a model: pure functions of its specification.
+
+Conventions
+    Parameters are counted with and without the token embedding (and untied head); the paper's tables leave it
+    out of totals, but add the tied one to active parameters at the 227M scale.
+    One multiply-accumulate (MAC) is 2 FLOPs; figures are per token, forward. Training costs three times that.
+    Causal attention scores count the mean context of ``(seq_len + 1) / 2`` positions.
+    MCP, the memory computational proportion, is memory MACs / (memory + FFN MACs): this reproduces 17.0% for
+    UltraMemV2-227M (arXiv 2508.18756, Table 10). The memory-to-FFN ratio is MCP / (1 - MCP).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from umscale.spec import MemorySpec, ModelSpec
+
+ACCESS_BATCHES = (1, 16, 64, 256, 1024, 4096)
+"""Tokens decoded together for which memory access is tabulated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Macs:
+    """Multiply-accumulates per token of one forward pass, by part, over all layers."""
+
+    attention: float
+    """The four projections."""
+    attention_scores: float
+    """Query-key and attention-value products over the mean causal context."""
+    ffn: float
+    memory_projections: float
+    """Query, pre-value and value projections of the memory layers."""
+    memory_keys: float
+    """Query-key matching and the selection of the memory layers."""
+    memory_values: float
+    """Dot products with pre-values and the weighted sum of values."""
+    head: float
+
+    @property
+    def memory(self) -> float:
+        return self.memory_projections + self.memory_keys + self.memory_values
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.attention_scores + self.ffn + self.memory + self.head
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a model costs; sizes in parameters, work in FLOPs per token (forward)."""
+
+    total_params: int
+    """Without embeddings."""
+    total_params_with_embedding: int
+    active_params: int
+    """Read by one token; without embeddings."""
+    active_params_with_embedding: int
+    embedding_params: int
+    sparse_params: int
+    """N_s: all rows of all value tables; a shared table counts once."""
+    active_sparse_params: int
+    """A_s: rows that one token reads."""
+    density: float
+    """rho = A_s / N_s; NaN for a dense model."""
+    activated_values: int
+    """heads x top_m, per memory layer."""
+    macs: Macs
+    flops_per_token: float
+    mcp: float
+    memory_to_ffn: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary, with FLOPs by part."""
+        out = asdict(self)
+        out["flops_by_part"] = {part: 2 * macs for part, macs in out.pop("macs").items()}
+        return out
+
+
+def memory_dense_params(d_model: int, memory: MemorySpec) -> int:
+    """Parameters of one memory layer outside its tables: queries, keys, norms, cores, projections."""
+    h, r, k = d_model, memory.tucker_rank, memory.d_key
+    queries = 2 * r * k * h
+    keys = 2 * memory.heads * r * memory.n_keys * k
+    projections = h * memory.d_pre_value + h * memory.d_value
+    return queries + keys + projections + 2 * k + memory.n_cores * memory.heads * r * r
+
+
+def memory_macs(d_model: int, memory: MemorySpec) -> tuple[float, float, float]:
+    """MACs per token of one memory layer: (projections, keys and selection, values)."""
+    h, r, heads, m = d_model, memory.tucker_rank, memory.heads, memory.top_m
+    row_width = memory.d_pre_value + memory.d_value
+    projections = 2 * r * h * memory.d_key + h * row_width
+    matching = 2 * heads * r * memory.n_keys * memory.d_key
+    preselection = 2 * heads * r * memory.n_keys
+    grid = heads * (m * r**2 + memory.candidates**2 * r) + heads * m * memory.n_cores * r**2
+    return float(projections), float(matching + preselection + grid), float(heads * m * row_width)
+
+
+def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
+    """Return the cost of ``model``; ``seq_len`` matters to the attention scores alone."""
+    h, layers, vocab = model.d_model, model.n_layers, model.vocab_size
+    n_memory = len(model.memory_layers)
+    dense = layers * (4 * h * h + 3 * h * model.ffn.d_ffn + 4 * h) + h
+    sparse = active_sparse = activated = 0
+    macs = {"memory_projections": 0.0, "memory_keys": 0.0, "memory_values": 0.0}
+    if model.memory is not None:
+        memory = model.memory
+        row_width = memory.d_pre_value + memory.d_value
+        dense += n_memory * memory_dense_params(h, memory)
+        activated = memory.heads * memory.top_m
+        sparse = n_memory * memory.n_values * row_width
+        active_sparse = n_memory * activated * row_width
+        macs = {part: n_memory * value for part, value in zip(macs, memory_macs(h, memory), strict=True)}
+    parts = Macs(
+        attention=layers * 4.0 * h * h,
+        attention_scores=layers * 2.0 * h * (seq_len + 1) / 2,
+        ffn=layers * 3.0 * h * model.ffn.d_ffn,
+        head=float(h * vocab),
+        **macs,
+    )
+    embedding = vocab * h * (1 if model.tie_embeddings else 2)
+    mcp = parts.memory / (parts.memory + parts.ffn)
+    return Cost(
+        total_params=dense + sparse,
+        total_params_with_embedding=dense + sparse + embedding,
+        active_params=dense + active_sparse,
+        active_params_with_embedding=dense + active_sparse + embedding,
+        embedding_params=embedding,
+        sparse_params=sparse,
+        active_sparse_params=active_sparse,
+        density=active_sparse / sparse if sparse else float("nan"),
+        activated_values=activated,
+        macs=parts,
+        flops_per_token=2 * parts.total,
+        mcp=mcp,
+        memory_to_ffn=mcp / (1 - mcp) if mcp < 1 else float("inf"),
+    )
+
+
+def distinct_rows(n_rows: int, draws: float) -> float:
+    """Expected distinct rows among ``draws`` uniform draws from ``n_rows``: N (1 - (1 - 1/N)^draws)."""
+    import math
+
+    if n_rows == 1:
+        return 1.0 if draws else 0.0
+    return -n_rows * math.expm1(draws * math.log1p(-1 / n_rows))
+
+
+def memory_access_bytes(model: ModelSpec, batch: int, bytes_per_param: float = 2.0) -> float:
+    """Weight bytes read by one decoding step of ``batch`` tokens in FFN and memory layers, uniform use of rows.
+
+    Attention, embedding and head are left out: they are the same for every architecture compared. Real use of
+    rows is skewed, so this is an upper bound; a run's record holds the figure measured from its own usage.
+    """
+    h = model.d_model
+    params = float(model.n_layers * 3 * h * model.ffn.d_ffn)
+    if model.memory is not None:
+        memory = model.memory
+        row_width = memory.d_pre_value + memory.d_value
+        rows = distinct_rows(memory.n_values, batch * memory.heads * memory.top_m)
+        queries = 2 * memory.tucker_rank * h * memory.d_key
+        keys = 2 * memory.heads * memory.tucker_rank * memory.n_keys * memory.d_key
+        params += len(model.memory_layers) * (rows * row_width + queries + keys + h * row_width)
+    return params * bytes_per_param

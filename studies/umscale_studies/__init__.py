@@ -1,0 +1,10 @@
+"""Study files, recorded results and reports that ship with umscale; data, and this loader."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+def shipped() -> dict[str, Path]:
+    """Return the study files that ship with umscale, by name."""
+    return {path.stem: path for path in sorted(ROOT.glob("*.toml"))}

@@ -1,0 +1,307 @@
+"""A study: a TOML file that names axes, what is held constant, and the model they vary.
+
+name = "density"
+question = "density-over-size"
+compensation = ["none"]             # or iso_flops, iso_active; each is a copy of the grid
+[axes]
+top_m = [8, 16, 32]                 # see umscale.design.axes; dotted spec paths (train.lr) work too
+sparse_params = ["1M", "4M"]
+tokens = ["400k", "1M"]             # branches of one trunk, not runs of their own
+seed = [0, 1, 2]
+[model]  [model.ffn]  [model.memory]  [data]  [train]      # a RunSpec, the reference cell
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umscale.data.corpus import Corpus, open_corpus
+from umscale.design.axes import COMPENSATIONS, MODEL_AXES, RUN_AXES, Infeasible, Solved, check_axis, solve
+from umscale.errors import UserError, nearest
+from umscale.spec import (
+    DataSpec,
+    ModelSpec,
+    RunSpec,
+    TrainSpec,
+    apply_overrides,
+    from_dict,
+    quantity,
+    read_toml,
+    set_path,
+    to_dict,
+    to_toml,
+)
+
+QUESTIONS = ("density-over-size",)
+KEYS = ("name", "question", "description", "compensation", "tolerance", "axes", "model", "data", "train")
+MAX_CELLS = 100_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A validated study file."""
+
+    name: str
+    question: str = "density-over-size"
+    description: str = ""
+    compensation: tuple[str, ...] = ("none",)
+    tolerance: float = 0.01
+    axes: Mapping[str, tuple[Any, ...]]
+    reference: RunSpec
+    """The cell that compensation refers to, and the source of everything no axis varies."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the study as a TOML tree that ``parse`` reads back."""
+        spec = to_dict(self.reference)
+        spec.pop("seed")
+        head = {k: getattr(self, k) for k in ("name", "question", "description", "tolerance")}
+        axes = {k: list(v) for k, v in self.axes.items()}
+        return {**head, "compensation": list(self.compensation), "axes": axes, **spec}
+
+    def to_toml(self) -> str:
+        """Return the study as TOML text."""
+        return to_toml(self.to_dict())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One point of a study's grid for one seed: a run, or the reason why there is none."""
+
+    targets: Mapping[str, Any]
+    """The values of the axes, ``seed`` and tokens left out."""
+    seed: int
+    compensation: str
+    run: RunSpec | None
+    solved: Solved | None
+    reason: str = ""
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; an infeasible cell gets one of its own, so that it is a row too."""
+        if self.run is not None:
+            return self.run.run_id
+        text = json.dumps([dict(self.targets), self.seed, self.compensation, self.reason], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Short text such as ``top_m=16 n_keys=64 seed=0``."""
+        parts = [f"{k.rpartition('.')[2]}={_short(v)}" for k, v in self.targets.items()]
+        if self.compensation != "none":
+            parts.append(self.compensation)
+        return " ".join([*parts, f"seed={self.seed}"])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value / 1e6:.4g}M" if abs(value) >= 1e6 else f"{value / 1e3:.4g}k"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def load_study(source: str, overrides: Sequence[str] = ()) -> Study:
+    """Load a study by file or by the name of one that ships with umscale, and apply ``--set`` overrides.
+
+    Raises:
+        UserError: no such study (with the nearest name), an unknown key, an impossible value.
+    """
+    import umscale_studies
+
+    path = Path(source)
+    if path.suffix == ".toml" or path.exists():
+        if not path.is_file():
+            raise UserError(f"{source}: no such study file")
+    else:
+        shipped = umscale_studies.shipped()
+        if source not in shipped:
+            raise UserError(
+                f"no study {source!r}{nearest(source, shipped)}; or give the path of a .toml file"
+            )
+        path = shipped[source]
+    return parse(apply_overrides(read_toml(path), overrides), path.name)
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Study:
+    """Validate a study tree; ``where`` (a file name) goes into error messages."""
+    for key in tree:
+        if key not in KEYS:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, KEYS)}")
+    name = tree.get("name", "")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"{where}: name = {name!r} must be 1 to 64 letters, digits, '.', '_' or '-'")
+    question = tree.get("question", QUESTIONS[0])
+    if question not in QUESTIONS:
+        raise UserError(f"{where}: question = {question!r} must be one of {', '.join(QUESTIONS)}")
+    modes = tree.get("compensation", "none")
+    modes = tuple(modes) if isinstance(modes, list) else (modes,)
+    for mode in modes:
+        if mode not in COMPENSATIONS:
+            raise UserError(f"{where}: unknown compensation {mode!r}{nearest(str(mode), COMPENSATIONS)}")
+    spec = {k: tree[k] for k in ("model", "data", "train") if k in tree}
+    axes = _axes(tree.get("axes", {}), where)
+    if "tokens" in axes:
+        set_path(spec, "train.budgets", sorted(axes["tokens"]))
+    try:
+        reference = from_dict(RunSpec, spec)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Study(
+        name=name,
+        question=question,
+        description=str(tree.get("description", "")),
+        compensation=tuple(dict.fromkeys(modes)),
+        tolerance=quantity(tree.get("tolerance", 0.01), f"{where}: tolerance"),
+        axes=axes,
+        reference=reference,
+    )
+
+
+def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}: axes must be a table of lists")
+    out: dict[str, tuple[Any, ...]] = {}
+    for name, values in _flat(tree).items():
+        check_axis(name)
+        items = list(values) if isinstance(values, list) else [values]
+        if not items:
+            raise UserError(f"{where}: axes.{name} is empty; list at least one value")
+        if name in (*MODEL_AXES, *RUN_AXES) and name != "init":
+            items = [quantity(v, f"{where}: axes.{name}") for v in items]
+            if any(v <= 0 and name != "seed" for v in items):
+                raise UserError(f"{where}: axes.{name} = {items} must be positive")
+            if name not in ("density", "mcp", "memory_to_ffn") and any(v != int(v) for v in items):
+                raise UserError(f"{where}: axes.{name} = {items} must be whole numbers")
+            items = [int(v) if v == int(v) and name not in ("mcp", "density") else v for v in items]
+        if len({json.dumps(v) for v in items}) < len(items):
+            raise UserError(f"{where}: axes.{name} lists a value twice")
+        out[name] = tuple(items)
+    return out
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables to dotted names: TOML reads ``train.lr = [..]`` under [axes] as a table."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        out |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return out
+
+
+def expand(study: Study, precision: str, corpus: Corpus | None = None) -> list[Cell]:
+    """Return every cell of the study: the product of its axes, for each compensation and seed.
+
+    Cells of one seed come before those of the next, so that an interrupted study holds whole blocks.
+
+    Args:
+        precision: what ``auto`` stands for (see ``umscale.machine.resolve_precision``).
+        corpus: the opened corpus; opened by the name in the study when None.
+
+    Raises:
+        UserError: an axis value that no model can have, or a corpus too short for the largest budget.
+    """
+    grid = {k: v for k, v in study.axes.items() if k not in RUN_AXES}
+    seeds = [int(s) for s in study.axes.get("seed", (0,))]
+    count = len(seeds) * len(study.compensation)
+    for values in grid.values():
+        count *= len(values)
+    if count > MAX_CELLS:
+        raise UserError(f"study {study.name!r} has {count} cells; {MAX_CELLS} is the most that is expanded")
+    cells: list[Cell] = []
+    for mode in study.compensation:
+        for values in itertools.product(*grid.values()):
+            targets = dict(zip(grid, values, strict=True))
+            cells += _cells(study, targets, mode, seeds, precision, corpus)
+    order = {seed: i for i, seed in enumerate(seeds)}
+    return sorted(cells, key=lambda cell: order[cell.seed])
+
+
+def _cells(
+    study: Study,
+    targets: dict[str, Any],
+    mode: str,
+    seeds: Sequence[int],
+    precision: str,
+    corpus: Corpus | None,
+) -> list[Cell]:
+    """Return one grid point's cells, a cell a seed."""
+    tree = to_dict(study.reference)
+    for name, value in targets.items():
+        if "." in name:
+            set_path(tree, name, value)
+    base = from_dict(RunSpec, tree)
+    corpus = corpus if corpus is not None and base.data.corpus == study.reference.data.corpus else None
+    corpus = corpus or open_corpus(base.data.corpus)
+    data = dataclasses.replace(base.data, hash=corpus.hash)
+    train = base.train
+    if train.precision == "auto":
+        train = dataclasses.replace(train, precision=from_dict(TrainSpec, {"precision": precision}).precision)
+    reference = _with_vocabulary(base.model, corpus)
+    _check_length(data, train, corpus)
+    model_targets = {k: v for k, v in targets.items() if "." not in k}
+    try:
+        solved = solve(reference, model_targets, mode, data.seq_len, study.tolerance)
+    except Infeasible as error:
+        return [
+            Cell(targets=targets, seed=s, compensation=mode, run=None, solved=None, reason=str(error))
+            for s in seeds
+        ]
+    return [
+        Cell(
+            targets=targets,
+            seed=seed,
+            compensation=mode,
+            run=RunSpec(model=solved.model, data=data, train=train, seed=seed),
+            solved=solved,
+        )
+        for seed in seeds
+    ]
+
+
+def design_columns(study: Study, cells: Sequence[Cell]) -> dict[str, list[float]]:
+    """Return density, size and budget of every planned record, and each further axis of the study."""
+    columns: dict[str, list[float]] = {}
+    named = ("top_m", "n_keys", "n_values", "sparse_params", "density", "tokens", "seed")
+    extra = [name for name in study.axes if name not in named and name != "init" and "." not in name]
+    for cell in cells:
+        if cell.run is None or cell.solved is None:
+            continue
+        for budget in cell.run.train.budgets:
+            memory = cell.solved.model.memory
+            row = {
+                "top_m": float(memory.top_m * memory.heads) if memory else 0.0,
+                "sparse_params": float(cell.solved.cost.sparse_params),
+                "tokens": float(budget),
+            }
+            row |= {name: float(cell.targets[name]) for name in extra}
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+    return columns
+
+
+def _with_vocabulary(model: ModelSpec, corpus: Corpus) -> ModelSpec:
+    if model.vocab_size == 0:
+        return dataclasses.replace(model, vocab_size=corpus.vocab_size)
+    if model.vocab_size < corpus.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {model.vocab_size} is smaller than the vocabulary of corpus "
+            f"{corpus.name!r} ({corpus.vocab_size}); leave it out"
+        )
+    return model
+
+
+def _check_length(data: DataSpec, train: TrainSpec, corpus: Corpus) -> None:
+    longest, available = max(train.budgets), corpus.train_tokens
+    if longest > data.max_epochs * available:
+        raise UserError(
+            f"a budget of {longest:,} tokens needs {longest / max(1, available):.2f} passes over corpus "
+            f"{corpus.name!r} ({available:,} training tokens) and data.max_epochs is {data.max_epochs:g}; "
+            "lower the budget, raise data.max_epochs or prepare a larger corpus"
+        )

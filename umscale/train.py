@@ -1,0 +1,352 @@
+"""One run: a trunk at constant learning rate, and a decaying branch at each token budget.
+
+Notable:
+- Each branch point gives two records, ``stable`` (before the decay) and ``annealed`` (after it), each with the
+  raw weights and with their running average.
+- A killed run continues from its last checkpoint and reaches bitwise the same losses on a CPU: data order is
+  a function of the step, and every random draw comes from a stream named in the spec.
+- A diverged run ends with that status and keeps the records it made.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umscale import checkpoint
+from umscale.data.batches import TrainStream, ValidationSet, validation_windows
+from umscale.data.corpus import Corpus
+from umscale.evaluate import Evaluation, evaluate, start_counting, stop_counting
+from umscale.machine import peak_memory_bytes
+from umscale.model import Decoder, mean_loss
+from umscale.optim import Schedule, WeightAverage, make_optimizer, set_rates
+from umscale.spec import RunSpec
+
+Row = dict[str, Any]
+
+CURVE_POINTS = 200
+DIVERGED_AFTER_STEPS = 50
+USAGE_BATCHES = (1, 16, 64, 256)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run is, for a live display."""
+
+    phase: str
+    steps_done: int
+    """Of ``total_steps``, which include all branches."""
+    total_steps: int
+    tokens: int
+    """Position in the budget."""
+    loss: float
+    tokens_per_second: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What a run produced so far."""
+
+    status: str = "running"
+    reason: str = ""
+    records: list[Row] = field(default_factory=list)
+    """One row per (budget, stage), see ``umscale.store.RUN_SCHEMA``."""
+    documents: list[Row] = field(default_factory=list)
+    """One row per (budget, stage, validation document)."""
+    curve: list[Row] = field(default_factory=list)
+    """Training loss along the trunk and the branches."""
+
+
+class Diverged(Exception):
+    """The loss became NaN or stayed above chance; the message says which."""
+
+
+class Run:
+    """State of one training run.
+
+    Args:
+        spec: the run; its precision must be resolved and its vocabulary set.
+        corpus: the prepared corpus the spec names.
+        folder: where checkpoints live; removed by the caller when the run is over.
+        device: where to train.
+    """
+
+    def __init__(self, spec: RunSpec, corpus: Corpus, folder: Path, device: torch.device) -> None:
+        self.spec, self.folder, self.device = spec, folder, device
+        self.schedule = Schedule(spec)
+        self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed)
+        self.validation: ValidationSet = validation_windows(
+            corpus, spec.data.seq_len, spec.data.validation_tokens
+        )
+        self._build()
+        self.outcome = Outcome()
+        self.step = 0
+        self.branch: int | None = None
+        self.steps_done = 0
+        self.train_seconds = 0.0
+        self.eval_seconds = 0.0
+        self.above_chance = 0
+        self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
+        self.pending: list[float] = []
+
+    def _build(self) -> None:
+        self.model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len).to(self.device)
+        self.optimizer = make_optimizer(self.model, self.spec.train)
+        self.average = WeightAverage(self.model, self.spec.train.ema_width)
+
+    # -- one step -----------------------------------------------------------------------------------------
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Matrix products in the spec's precision; weights, norms, scores and losses stay fp32."""
+        if self.spec.train.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def train_step(self) -> float:
+        """Do one optimiser step and return its loss in nats per token."""
+        set_rates(self.optimizer, self.schedule.rates(self.step, self.branch))
+        window = torch.from_numpy(self.stream.batch(self.step)).to(self.device)  # [B, S + 1]
+        with self.precision():
+            logits = self.model(window[:, :-1])
+        loss = mean_loss(logits, window[:, 1:])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.train.grad_clip)
+        value = loss.item()
+        if not math.isfinite(value) or not math.isfinite(norm.item()):
+            raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")
+        self.optimizer.step()
+        self.model.refresh()
+        if (self.step + 1) % WeightAverage.EVERY == 0:
+            self.average.update(self.model)
+        self._watch(value)
+        self.step += 1
+        self.steps_done += 1
+        return value
+
+    def _watch(self, loss: float) -> None:
+        chance = math.log(self.spec.model.vocab_size)
+        warm = self.step > self.schedule.warmup
+        self.above_chance = self.above_chance + 1 if warm and loss > chance else 0
+        if self.above_chance >= DIVERGED_AFTER_STEPS:
+            raise Diverged(
+                f"loss {loss:.3f} above chance ({chance:.3f} nats) for {self.above_chance} steps up to step {self.step}"
+            )
+
+    # -- the whole run ------------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        on_record: Callable[[Outcome], None],
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Train to the end; ``on_record`` is called after each record and at the end.
+
+        Raises:
+            Interrupted: ``should_stop`` returned true; the checkpoint is written and a later call continues.
+        """
+        resume_branch = self._restore()
+        try:
+            for index, start in enumerate(self.schedule.branches):
+                if index < self._finished_budgets():
+                    continue
+                if resume_branch != index:
+                    self._advance(start, on_progress, should_stop)
+                    self._record(index, "stable")
+                    on_record(self.outcome)
+                    if index + 1 < len(self.schedule.branches):
+                        self._save("trunk")
+                    self.branch = index
+                self._advance(self.schedule.ends[index], on_progress, should_stop)
+                self._record(index, "annealed")
+                on_record(self.outcome)
+                if index + 1 < len(self.schedule.branches):
+                    self._return_to_trunk()
+            self.outcome.status = "finished"
+        except Diverged as error:
+            self.outcome.status, self.outcome.reason = "diverged", str(error)
+        on_record(self.outcome)
+        return self.outcome
+
+    def _advance(
+        self, end: int, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> None:
+        """Train up to step ``end`` of the current phase."""
+        checkpointed = time.monotonic()
+        while self.step < end:
+            if should_stop():
+                self._save(self._phase)
+                raise Interrupted
+            began = time.perf_counter()
+            loss = self.train_step()
+            self.train_seconds += time.perf_counter() - began
+            self._log(loss)
+            on_progress(self._progress(loss))
+            if time.monotonic() - checkpointed > self.spec.train.checkpoint_seconds and self.step < end:
+                self._save(self._phase)
+                checkpointed = time.monotonic()
+
+    @property
+    def _phase(self) -> str:
+        return "trunk" if self.branch is None else f"branch-{self.branch}"
+
+    @property
+    def _tokens_per_second(self) -> float:
+        return self.steps_done * self.spec.tokens_per_step / max(self.train_seconds, 1e-9)
+
+    def _progress(self, loss: float) -> Progress:
+        return Progress(
+            phase=self._phase,
+            steps_done=self.steps_done,
+            total_steps=self.schedule.total_steps,
+            tokens=self.step * self.spec.tokens_per_step,
+            loss=loss,
+            tokens_per_second=self._tokens_per_second,
+        )
+
+    def _log(self, loss: float) -> None:
+        self.pending.append(loss)
+        if len(self.pending) >= self.curve_every:
+            lr, value_lr = self.schedule.rates(self.step - 1, self.branch)
+            self.outcome.curve.append(
+                {
+                    "phase": self._phase,
+                    "tokens": self.step * self.spec.tokens_per_step,
+                    "loss": sum(self.pending) / len(self.pending),
+                    "lr": lr,
+                    "value_lr": value_lr,
+                    "train_seconds": self.train_seconds,
+                }
+            )
+            self.pending.clear()
+
+    # -- records ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        self.average.swap(self.model)
+        self.model.refresh()
+        try:
+            yield
+        finally:
+            self.average.swap(self.model)
+            self.model.refresh()
+
+    def _record(self, index: int, stage: str) -> None:
+        """Evaluate raw and averaged weights and append the record of (budget, stage)."""
+        began = time.perf_counter()
+        batch = self.spec.train.batch_size
+        start_counting(self.model)
+        raw: Evaluation = evaluate(self.model, self.validation, batch, self.precision())
+        usage = stop_counting(self.model, USAGE_BATCHES)
+        with self._averaged():
+            averaged = evaluate(self.model, self.validation, batch, self.precision())
+        self.eval_seconds += time.perf_counter() - began
+        budget = self.spec.train.budgets[index]
+        key = {"budget": budget, "stage": stage}
+        kept = [r for r in self.outcome.records if (r["budget"], r["stage"]) != (budget, stage)]
+        self.outcome.records = [
+            *kept,
+            {
+                **key,
+                "tokens": self.step * self.spec.tokens_per_step,
+                "step": self.step,
+                "loss": raw.loss,
+                "loss_ema": averaged.loss,
+                "bits_per_byte": raw.bits_per_byte,
+                "bits_per_byte_ema": averaged.bits_per_byte,
+                "loss_by_position": raw.by_position,
+                "value_use": usage.distinct if usage else None,
+                "value_entropy": usage.entropy if usage else None,
+                **{f"access_bytes_b{b}": usage.access_bytes[b] if usage else None for b in USAGE_BATCHES},
+                "train_seconds": self.train_seconds,
+                "eval_seconds": self.eval_seconds,
+                "tokens_per_second": self._tokens_per_second,
+                "peak_memory_bytes": peak_memory_bytes(),
+            },
+        ]
+        documents = [d for d in self.outcome.documents if (d["budget"], d["stage"]) != (budget, stage)]
+        for i, name in enumerate(self.validation.ids):
+            documents.append(
+                {
+                    **key,
+                    "document": name,
+                    "n_tokens": int(self.validation.n_tokens[i]),
+                    "n_bytes": int(self.validation.n_bytes[i]),
+                    "nats": float(raw.nats[i]),
+                    "nats_ema": float(averaged.nats[i]),
+                }
+            )
+        self.outcome.documents = documents
+
+    def _finished_budgets(self) -> int:
+        """Budgets whose annealed record exists."""
+        return sum(record["stage"] == "annealed" for record in self.outcome.records)
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def _path(self, phase: str) -> Path:
+        return self.folder / f"{phase}.safetensors"
+
+    def _save(self, phase: str) -> None:
+        state = {
+            "run_id": self.spec.run_id,
+            "step": self.step,
+            "branch": self.branch,
+            "steps_done": self.steps_done,
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+            "above_chance": self.above_chance,
+            "pending": self.pending,
+            "records": self.outcome.records,
+            "documents": self.outcome.documents,
+            "curve": self.outcome.curve,
+        }
+        checkpoint.save(self._path(phase), self.model, self.optimizer, self.average, state)
+
+    def _load(self, phase: str) -> dict[str, Any] | None:
+        state = checkpoint.load(self._path(phase), self.model, self.optimizer, self.average)
+        if state is None or state.get("run_id") != self.spec.run_id:
+            return None
+        self.step, self.branch = state["step"], state["branch"]
+        self.above_chance = state["above_chance"]
+        return state
+
+    def _restore(self) -> int | None:
+        """Continue from the newest usable checkpoint; return the branch it is on, if any."""
+        for phase in [*(f"branch-{i}" for i in reversed(range(len(self.schedule.ends)))), "trunk"]:
+            if not self._path(phase).exists():
+                continue
+            state = self._load(phase)
+            if state is None:  # damaged, perhaps half applied: start from what is intact
+                self._build()
+                self.step, self.branch = 0, None
+                continue
+            self.steps_done = state["steps_done"]
+            self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
+            self.pending = state["pending"]
+            self.outcome.records = state["records"]
+            self.outcome.documents = state["documents"]
+            self.outcome.curve = state["curve"]
+            return self.branch
+        return None
+
+    def _return_to_trunk(self) -> None:
+        """Take weights back to the branch point, keeping what was measured since."""
+        finished = self._path(self._phase)
+        if self._load("trunk") is None:
+            raise RuntimeError(f"the trunk checkpoint of {self.spec.run_id} was lost while a branch ran")
+        self.pending.clear()
+        self._save("trunk")
+        finished.unlink(missing_ok=True)

@@ -1,0 +1,228 @@
+// Gather, dot, scale, gather, accumulate: nothing of shape [T, m, D] exists.
+//
+//   z_k = <p, P[R_k]>            o[slice q] = sum_k s_qk z_k V[R_k][slice q]
+//   g_qk = <do[slice q], V[R_k][slice q]>       ds_qk = z_k g_qk        dz_k = sum_q s_qk g_qk
+//   dp = sum_k dz_k P[R_k]       dP[R] = sum_{lookups of R} dz p        dV[R][slice q] = sum s_q z do[slice q]
+//
+// The token pass computes z, o, ds, dz, dp. The row pass visits the lookups of each row in ascending order
+// (counting sort), so a table gradient is one fixed sum whatever the number of threads.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int L = 8;  // lanes
+typedef float vf __attribute__((vector_size(4 * L)));
+typedef uint16_t vh __attribute__((vector_size(2 * L)));
+typedef uint32_t vu __attribute__((vector_size(4 * L)));
+
+struct bf16 { uint16_t bits; };
+
+inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
+inline vf load(const bf16* p) {
+  vh x;
+  std::memcpy(&x, p, sizeof x);
+  return (vf)(__builtin_convertvector(x, vu) << 16);
+}
+inline float at(const float* p) { return *p; }
+inline float at(const bf16* p) {
+  uint32_t x = uint32_t(p->bits) << 16;
+  float f;
+  std::memcpy(&f, &x, 4);
+  return f;
+}
+inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
+inline float sum_of(vf x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
+
+template <typename Row>
+inline float dot(const float* x, const Row* y, int n) {
+  vf s0{}, s1{};
+  int i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) {
+    s0 += load(x + i) * load(y + i);
+    s1 += load(x + i + L) * load(y + i + L);
+  }
+  if (i + L <= n) s0 += load(x + i) * load(y + i), i += L;
+  float s = sum_of(s0 + s1);
+  for (; i < n; ++i) s += x[i] * at(y + i);
+  return s;
+}
+
+// out[i .. i + W * L) = sum_k weight[k * stride] * row(k)[i ..), accumulated in registers.
+template <int W, typename Row, typename RowOf>
+inline void bag_block(int count, const float* weight, int stride, const RowOf& row_of, int i, float* out) {
+  vf acc[W] = {};
+  for (int k = 0; k < count; ++k) {
+    const Row* row = row_of(k) + i;
+    const float w = weight[k * stride];
+    for (int b = 0; b < W; ++b) acc[b] += load(row + b * L) * w;
+  }
+  for (int b = 0; b < W; ++b) store(out + i + b * L, acc[b]);
+}
+
+// out[begin .. end) = sum_k weight[k * stride] * row(k)[begin .. end)
+template <typename Row, typename RowOf>
+inline void bag(int count, const float* weight, int stride, const RowOf& row_of, int begin, int end, float* out) {
+  int i = begin;
+  for (; i + 8 * L <= end; i += 8 * L) bag_block<8, Row>(count, weight, stride, row_of, i, out);
+  if (i + 4 * L <= end) bag_block<4, Row>(count, weight, stride, row_of, i, out), i += 4 * L;
+  if (i + 2 * L <= end) bag_block<2, Row>(count, weight, stride, row_of, i, out), i += 2 * L;
+  if (i + L <= end) bag_block<1, Row>(count, weight, stride, row_of, i, out), i += L;
+  for (; i < end; ++i) {
+    float sum = 0.0f;
+    for (int k = 0; k < count; ++k) sum += weight[k * stride] * at(row_of(k) + i);
+    out[i] = sum;
+  }
+}
+
+struct Shape {
+  int64_t T, N;
+  int m, c, Dp, Dv;  // Dp = 0: no pre-values, z = 1
+};
+
+constexpr int AHEAD = 12;  // lookups between the prefetch of a row and its use
+
+template <typename Row>
+inline void prefetch(const Row* row, int width) {
+  const char* p = reinterpret_cast<const char*>(row);
+  for (int byte = 0; byte < width * int(sizeof(Row)); byte += 64) __builtin_prefetch(p + byte);
+}
+
+template <typename Row>
+void forward(const Shape& d, const float* p, const float* s, const int64_t* rows, const Row* P, const Row* V,
+             int threads, float* o, float* z) {
+  const int slice = d.Dv / d.c;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    std::vector<float> weight(size_t(d.m) * d.c);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < d.T; ++t) {
+      const int64_t* R = rows + t * d.m;
+      const float* st = s + t * d.m * d.c;
+      for (int k = 0; k < d.m; ++k) {
+        float zk = 1.0f;
+        prefetch(V + R[k] * d.Dv, d.Dv);
+        if (d.Dp > 0) {
+          if (t * d.m + k + AHEAD < d.T * d.m) prefetch(P + R[k + AHEAD] * d.Dp, d.Dp);
+          zk = z[t * d.m + k] = dot(p + t * d.Dp, P + R[k] * d.Dp, d.Dp);
+        }
+        for (int q = 0; q < d.c; ++q) weight[q * d.m + k] = st[k * d.c + q] * zk;
+      }
+      const auto row_of = [&](int k) { return V + R[k] * d.Dv; };
+      for (int q = 0; q < d.c; ++q)
+        bag<Row>(d.m, &weight[q * d.m], 1, row_of, q * slice, (q + 1) * slice, o + t * d.Dv);
+    }
+  }
+}
+
+// ds, dp, and per lookup what the row pass needs: weight[.., q] = s_q z and dz.
+template <typename Row>
+void token_pass(const Shape& d, const float* d_o, const float* s, const float* z, const int64_t* rows,
+                const Row* P, const Row* V, int threads, float* dp, float* ds, float* weight, float* dz) {
+  const int slice = d.Dv / d.c;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < d.T; ++t) {
+    const int64_t* R = rows + t * d.m;
+    const int64_t first = t * d.m;
+    for (int k = 0; k < d.m; ++k) {
+      const int64_t l = first + k;
+      const float zk = d.Dp > 0 ? z[l] : 1.0f;
+      float dzk = 0.0f;
+      if (l + AHEAD < d.T * d.m) prefetch(V + R[k + AHEAD] * d.Dv, d.Dv);
+      if (d.Dp > 0) prefetch(P + R[k] * d.Dp, d.Dp);
+      for (int q = 0; q < d.c; ++q) {
+        const float g = dot(d_o + t * d.Dv + q * slice, V + R[k] * d.Dv + q * slice, slice);
+        const float sq = s[l * d.c + q];
+        ds[l * d.c + q] = zk * g;
+        weight[l * d.c + q] = zk * sq;
+        dzk += sq * g;
+      }
+      if (d.Dp > 0) dz[l] = dzk;
+    }
+    if (d.Dp > 0) {
+      const auto row_of = [&](int k) { return P + R[k] * d.Dp; };
+      bag<Row>(d.m, dz + first, 1, row_of, 0, d.Dp, dp + t * d.Dp);
+    }
+  }
+}
+
+// Stable counting sort: lookups of row R are order[start[R] .. start[R + 1]), ascending.
+// Stable counting sort: the lookups of row R are order[start[R] .. start[R + 1]), ascending.
+void sort_by_row(const Shape& d, const int64_t* rows, std::vector<int64_t>& start, std::vector<int64_t>& order) {
+  const int64_t lookups = d.T * d.m;
+  start.assign(size_t(d.N) + 1, 0);
+  order.resize(size_t(lookups));
+  for (int64_t l = 0; l < lookups; ++l) ++start[rows[l] + 1];
+  for (int64_t r = 0; r < d.N; ++r) start[r + 1] += start[r];
+  for (int64_t l = 0; l < lookups; ++l) order[start[rows[l]]++] = l;  // start[R] becomes the end of R
+  for (int64_t r = d.N; r > 0; --r) start[r] = start[r - 1];
+  start[0] = 0;
+}
+
+void row_pass(const Shape& d, const float* d_o, const float* p, const int64_t* rows, const float* weight,
+              const float* dz, int threads, float* dP, float* dV) {
+  const int slice = d.Dv / d.c;
+  std::vector<int64_t> start, order;
+  sort_by_row(d, rows, start, order);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    std::vector<int64_t> token;
+    std::vector<float> w, wz;
+#pragma omp for schedule(dynamic, 256)
+    for (int64_t r = 0; r < d.N; ++r) {
+      const int count = int(start[r + 1] - start[r]);
+      const int64_t* l = order.data() + start[r];
+      if (int(token.size()) < count) token.resize(count), wz.resize(count), w.resize(size_t(count) * d.c);
+      for (int k = 0; k < count; ++k) {
+        token[k] = l[k] / d.m;
+        for (int q = 0; q < d.c; ++q) w[k * d.c + q] = weight[l[k] * d.c + q];
+        if (d.Dp > 0) wz[k] = dz[l[k]];
+      }
+      const auto out_row = [&](int k) { return d_o + token[k] * d.Dv; };
+      for (int q = 0; q < d.c; ++q)
+        bag<float>(count, w.data() + q, d.c, out_row, q * slice, (q + 1) * slice, dV + r * d.Dv);
+      if (d.Dp > 0) {
+        const auto in_row = [&](int k) { return p + token[k] * d.Dp; };
+        bag<float>(count, wz.data(), 1, in_row, 0, d.Dp, dP + r * d.Dp);
+      }
+    }
+  }
+}
+
+template <typename Row>
+void backward(const Shape& d, const float* d_o, const float* p, const float* s, const float* z, const int64_t* rows,
+              const Row* P, const Row* V, int threads, float* dp, float* ds, float* dP, float* dV) {
+  std::vector<float> weight(size_t(d.T) * d.m * d.c), dz(d.Dp > 0 ? size_t(d.T) * d.m : 0);
+  token_pass<Row>(d, d_o, s, z, rows, P, V, threads, dp, ds, weight.data(), dz.data());
+  if (dV) row_pass(d, d_o, p, rows, weight.data(), dz.data(), threads, dP, dV);
+}
+
+}  // namespace
+
+// Returns 1 when a row is outside [0, N).
+extern "C" int umscale_lookup(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv, const float* p,
+                              const float* s, const int64_t* rows, const void* P, const void* V, int threads,
+                              float* o, float* z) {
+  int64_t lowest = 0, highest = 0;
+  for (int64_t l = 0; l < T * m; ++l) lowest = std::min(lowest, rows[l]), highest = std::max(highest, rows[l]);
+  if (lowest < 0 || highest >= N) return 1;
+  const Shape d{T, N, m, c, Dp, Dv};
+  if (bf16_tables) forward(d, p, s, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, o, z);
+  else forward(d, p, s, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, o, z);
+  return 0;
+}
+
+// dP, dV (fp32, overwritten) are left out when dV is null.
+extern "C" int umscale_lookup_backward(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv,
+                                       const float* d_o, const float* p, const float* s, const float* z,
+                                       const int64_t* rows, const void* P, const void* V, int threads, float* dp,
+                                       float* ds, float* dP, float* dV) {
+  const Shape d{T, N, m, c, Dp, Dv};
+  if (bf16_tables)
+    backward(d, d_o, p, s, z, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, dp, ds, dP, dV);
+  else
+    backward(d, d_o, p, s, z, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, dp, ds, dP, dV);
+  return 0;
+}

@@ -1,0 +1,132 @@
+"""C++ kernels behind a plain C ABI: compiled at first use, cached, loaded through ctypes.
+
+No PyTorch header is included, so a build takes seconds. The cache key covers the source, the flags, the compiler's
+version and the CPU, hence one shared home directory may serve different machines. `UMSCALE_NATIVE=0` switches the
+path off; without a working compiler every caller falls back to stock PyTorch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_COMPILERS = ("g++", "c++", "clang++")
+_BUILD_TIMEOUT_S = 300
+
+# Source and its own flags, by operation. Rounding is part of what `select` computes, so no FMA there.
+_SOURCES = {
+    "select": ("select/select.cpp", "-ffp-contract=off"),
+    "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
+}
+
+
+def cache_dir() -> Path:
+    """`$UMSCALE_CACHE`, else `$XDG_CACHE_HOME/umscale`, else `~/.cache/umscale`; private to the user."""
+    if explicit := os.environ.get("UMSCALE_CACHE"):
+        path = Path(explicit)
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umscale"
+    path = path / "native"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def library(op: str) -> ctypes.CDLL | None:
+    """The compiled kernels of `op`, built now if need be; None when switched off or not possible."""
+    return _library(op) if os.environ.get("UMSCALE_NATIVE", "1") != "0" else None
+
+
+@functools.cache
+def _library(op: str) -> ctypes.CDLL | None:
+    source, *flags = _SOURCES[op]
+    try:
+        return _load(Path(__file__).parent / source, tuple(flags))
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        log.debug("native %s kernel is unavailable, using stock PyTorch: %s", op, error)
+        return None
+
+
+def function(op: str, name: str, *argtypes: type) -> Callable[..., int]:
+    """C function `name` of `op`. Raises RuntimeError when the library is not available."""
+    loaded = library(op)
+    if loaded is None:
+        raise RuntimeError(
+            f"the native {op} kernel is not available: it needs a C++ compiler and UMSCALE_NATIVE unset or 1"
+        )
+    found = getattr(loaded, name)
+    if found.argtypes is None:
+        found.argtypes, found.restype = argtypes, ctypes.c_int
+    return found
+
+
+def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    compiler = _compiler()
+    errors = []
+    for parallel in (("-fopenmp",), ()):  # a compiler may come without an OpenMP runtime
+        try:
+            return ctypes.CDLL(str(_built(compiler, source, (*flags, *parallel))))
+        except (OSError, subprocess.CalledProcessError) as error:
+            errors.append(error)
+    detail = errors[-1].stderr if isinstance(errors[-1], subprocess.CalledProcessError) else str(errors[-1])
+    raise RuntimeError(" ".join(detail.split())[:500])
+
+
+def _compiler() -> list[str]:
+    """`$CXX`, else the first C++ compiler on the path. Raises RuntimeError when there is none."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for command in (wanted, *([name] for name in _COMPILERS)):
+        if command and shutil.which(command[0]):
+            return command
+    raise RuntimeError(f"no C++ compiler found (tried {', '.join(_COMPILERS)})")
+
+
+def _built(compiler: list[str], source: Path, flags: tuple[str, ...]) -> Path:
+    """Path of the shared library, compiled unless cached. Safe when several processes build at once."""
+    command = [*compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *flags]
+    key = hashlib.sha256()
+    for part in (source.read_bytes(), repr(command).encode(), _version(tuple(compiler)), _cpu()):
+        key.update(hashlib.sha256(part).digest())
+    folder = cache_dir()
+    target = folder / f"{source.stem}-{key.hexdigest()[:20]}.so"
+    if not target.exists():
+        handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{source.stem}-", suffix=".so")
+        os.close(handle)
+        try:
+            subprocess.run(
+                [*command, str(source), "-o", partial],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_BUILD_TIMEOUT_S,
+            )
+            os.replace(partial, target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    return target
+
+
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> bytes:
+    return subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+
+
+@functools.cache
+def _cpu() -> bytes:
+    """What `-march=native` depends on: the processor's model and instruction sets."""
+    wanted = ("model name", "flags", "Features", "CPU part")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        lines = []
+    parts = [line for line in lines if line.startswith(wanted)]
+    return "\n".join([platform.machine(), platform.processor(), *parts]).encode()

@@ -155,7 +155,7 @@ def test_plain_readers(store):
     polars = pytest.importorskip("polars")
     assert polars.scan_parquet(folder / "*.parquet").collect().height == 4
     duckdb = pytest.importorskip("duckdb")
-    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchone() == (4,)
+    assert duckdb.connect().execute(f"select count(*) from '{folder}/*.parquet'").fetchone() == (4,)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(store, monkeypatch):

@@ -24,12 +24,12 @@ class Block(nn.Module):
         if spec.memory is not None and index in spec.memory_layers:
             self.memory = Memory(spec.d_model, spec.memory, spec.memory_layers.index(index), seed)
 
-    def forward(self, x: Tensor, rotary: Tensor, tables: ValueTables | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, tables: list[tuple[Tensor | None, Tensor]]) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary)
         y = self.ffn_norm(x)
         out = x + self.ffn(y)
-        if self.memory is not None and tables is not None:
-            out = out + self.memory(y, tables)
+        if self.memory is not None:
+            out = out + self.memory(y, *tables[self.memory.table])
         return out
 
 
@@ -62,8 +62,9 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
+        tables = self.tables.per_layer() if self.tables is not None else []
         for block in self.blocks:
-            x = block(x, self.rotary, self.tables)
+            x = block(x, self.rotary, tables)
         x = self.final_norm(x)
         return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
 

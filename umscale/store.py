@@ -342,7 +342,7 @@ class Store:
         scalars = [f.name for f in runs.schema if not pa.types.is_list(f.type)]
         joined = runs.select(scalars).join(cells, keys="run_id", join_type="left outer")
         joined = joined.sort_by(
-            [(k, "ascending") for k in ("seed", "run_id", "compensation", "budget", "stage")]
+            [(k, "ascending") for k in ("seed", "run_id", "compensation", "budget", "tokens")]
         )
         out: dict[str, np.ndarray] = {}
         for field in joined.schema:
@@ -352,6 +352,16 @@ class Store:
             else:
                 out[field.name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return out
+
+    def curves(self) -> "dict[str, np.ndarray]":
+        """Return the training curves of all runs as columns of NumPy arrays, with the cells' labels."""
+        curves = self.read("curves")
+        damaged = self.damaged
+        cells = self.read("cells").select(["run_id", "label"]).group_by("run_id").aggregate([("label", "min")])
+        self.damaged += damaged
+        joined = curves.join(cells.rename_columns(["run_id", "label"]), keys="run_id", join_type="left outer")
+        joined = joined.sort_by([("run_id", "ascending"), ("train_seconds", "ascending")])
+        return {name: joined[name].to_numpy(zero_copy_only=False) for name in joined.column_names}
 
     # -- work in progress ---------------------------------------------------------------------------------
 

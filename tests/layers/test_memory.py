@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from umscale.init import initialise
-from umscale.layers.memory import Memory, Shuffle, ValueTables, value_std
+from umscale.layers.memory import Memory, Shuffle, value_std
 from umscale.model import Decoder, mean_loss
 from umscale.rng import generator
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
@@ -19,13 +19,13 @@ SPECS = [
 ]
 
 
-def layer(memory: MemorySpec, h: int = 16) -> tuple[Memory, ValueTables]:
+def layer(memory: MemorySpec, h: int = 16) -> tuple[Memory, tuple[torch.Tensor | None, torch.Tensor]]:
     spec = ModelSpec(d_model=h, n_layers=2, n_heads=2, vocab_size=11, ffn=FfnSpec(d_ffn=32), memory=memory)
     model = Decoder(spec, seed=1, max_seq_len=8)
-    return model.blocks[1].memory, model.tables
+    return model.blocks[1].memory, model.tables.per_layer()[1]
 
 
-def brute_force(module: Memory, tables: ValueTables, y: torch.Tensor) -> torch.Tensor:
+def brute_force(module: Memory, pre_values, values, y: torch.Tensor) -> torch.Tensor:
     """The equations token by token, in float64, with every pair of candidates written out."""
     spec = module.spec
     r, n, k, c = spec.tucker_rank, spec.n_keys, spec.d_key, spec.n_cores
@@ -53,9 +53,9 @@ def brute_force(module: Memory, tables: ValueTables, y: torch.Tensor) -> torch.T
             pairs = [(i, j, S[0, :, i] @ cores @ S[1, :, j]) for i in rows for j in cols]
             pairs.sort(key=lambda pair: -pair[2].sum().item())
             for i, j, s in pairs[: spec.top_m]:
-                row = module.offset + int(module.shuffle(torch.tensor(i * n + j)))
-                z = p @ tables.pre_values[row].double() if p is not None else 1.0
-                value = tables.values[row].double()
+                row = int(module.shuffle(torch.tensor(i * n + j)))
+                z = p @ pre_values[row].double() if p is not None else 1.0
+                value = values[row].double()
                 pooled += torch.cat([s[q] * z * value[q * width : (q + 1) * width] for q in range(c)])
         out.append(module.out.weight.double() @ pooled)
     return torch.stack(out)
@@ -67,14 +67,14 @@ def test_layer_computes_the_papers_equations(memory, backend):
     module, tables = layer(memory)
     module.backend = backend
     y = torch.randn(1, 13, 16, generator=generator(int(torch.randint(2**31, (1,))), "y"))
-    got = module(y, tables)[0]
-    want = brute_force(module, tables, y[0])
+    got = module(y, *tables)[0]
+    want = brute_force(module, *tables, y[0])
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
 
 
 def test_every_part_of_the_query_learns():
     module, tables = layer(SPECS[0])
-    module(torch.randn(1, 64, 16), tables).square().sum().backward()
+    module(torch.randn(1, 64, 16), *tables).square().sum().backward()
     blocks = module.query.weight.grad.view(4, -1).norm(dim=1)
     assert (blocks > 0).all(), "a rank or side shares another's query"
     for name, parameter in module.named_parameters():
@@ -108,7 +108,7 @@ def test_shuffle_is_a_bijection(n):
 def test_usage_counts_every_lookup():
     module, tables = layer(SPECS[1])
     module.usage = torch.zeros(module.spec.n_values, dtype=torch.int64)
-    module(torch.randn(1, 20, 16), tables)
+    module(torch.randn(1, 20, 16), *tables)
     assert int(module.usage.sum()) == 20 * module.spec.heads * module.spec.top_m
 
 

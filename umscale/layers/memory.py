@@ -27,11 +27,24 @@ class ValueTables(nn.Module):
 
     def __init__(self, memory: MemorySpec, n_layers: int) -> None:
         super().__init__()
+        self.n_layers = n_layers
         n_rows = n_layers * memory.n_values
         self.pre_values = (
             nn.Parameter(torch.empty(n_rows, memory.d_pre_value)) if memory.d_pre_value else None
         )
         self.values = nn.Parameter(torch.empty(n_rows, memory.d_value))
+
+    def per_layer(self) -> list[tuple[Tensor | None, Tensor]]:
+        """Return each layer's own (pre-values ``[n², Dp]``, values ``[n², Dv]``).
+
+        One unbind for all layers, so that backward writes every table's gradient once; slicing per layer would
+        zero-fill and add the whole pool each time.
+        """
+        values = self.values.unflatten(0, (self.n_layers, -1)).unbind(0)
+        if self.pre_values is None:
+            return [(None, v) for v in values]
+        pre_values = self.pre_values.unflatten(0, (self.n_layers, -1)).unbind(0)
+        return list(zip(pre_values, values, strict=True))
 
 
 class Shuffle:
@@ -56,7 +69,7 @@ class Shuffle:
 class Memory(nn.Module):
     """One memory layer ``[B, S, h] -> [B, S, h]``; its rows live in the model's ``ValueTables``.
 
-    ``table`` is the index of the layer's own table in the pool. ``usage``, when set to an int64 tensor
+    ``table`` is the index of the layer's table in the pool. ``usage``, when set to an int64 tensor
     ``[n_values]``, counts the rows that forward passes read. ``backend`` chooses the kernels.
     """
 
@@ -67,7 +80,7 @@ class Memory(nn.Module):
         super().__init__()
         r, k, n = memory.tucker_rank, memory.d_key, memory.n_keys
         self.spec = memory
-        self.offset = table * memory.n_values
+        self.table = table
         self.shuffle = Shuffle(memory.n_values, derive_seed(seed, f"shuffle/{table}"), memory.shuffle)
         self.query = nn.Linear(d_model, 2 * r * k, bias=False)
         self.keys = nn.Parameter(torch.empty(memory.heads, 2 * r, n, k))
@@ -93,7 +106,7 @@ class Memory(nn.Module):
         self.v.copy_(v)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows of the pool, int64 ``[T, heads m]``, and per-core scores, fp32 ``[T, heads m, c]``."""
+        """Return rows of the layer's table, int64 ``[T, heads m]``, and per-core scores, fp32 ``[T, heads m, c]``."""
         memory, T = self.spec, y.shape[0]
         q = self.query(y).float().view(T, -1, memory.d_key)  # [T, 2r, k]
         q = self.query_norm(q).transpose(0, 1)  # [2r, T, k]
@@ -113,13 +126,13 @@ class Memory(nn.Module):
         scores = picked.s.transpose(0, 1).reshape(T, rows.shape[1], memory.n_cores)
         if self.usage is not None:
             self.usage += count_rows(rows, memory.n_values)
-        return rows + self.offset, scores
+        return rows, scores
 
-    def forward(self, y: Tensor, tables: ValueTables) -> Tensor:
+    def forward(self, y: Tensor, pre_values: Tensor | None, values: Tensor) -> Tensor:
         flat = y.reshape(-1, y.shape[-1])  # [T, h]
         rows, scores = self.retrieve(flat)
         p = None if self.pre_value is None else self.pre_value(flat).float()  # [T, Dp]
-        pooled = lookup(p, scores, rows, tables.pre_values, tables.values, backend=self.backend)  # [T, Dv]
+        pooled = lookup(p, scores, rows, pre_values, values, backend=self.backend)  # [T, Dv]
         return self.out(pooled).view(y.shape)
 
     @torch.no_grad()

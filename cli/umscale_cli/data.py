@@ -1,0 +1,227 @@
+"""``umscale data``: prepare corpora, and see which there are."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umscale_cli.console import JsonFlag, count, err, note, out, print_json
+
+if TYPE_CHECKING:
+    from umscale.data.corpus import Corpus
+
+app = typer.Typer(help="Prepare and inspect corpora.", no_args_is_help=True)
+
+PLAIN_SECONDS = 10.0
+STAGES = {
+    "checksums": "hashing sources",
+    "sample": "sampling text for the tokenizer",
+    "tokens": "writing tokens",
+    "verify": "checking files",
+}
+
+
+@app.callback()
+def group() -> None:
+    """Prepare and inspect corpora."""
+
+
+@app.command("prepare")
+def prepare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...", help="Text, JSONL or Parquet files (also .gz .xz .zst .bz2), or folders."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Of the corpus; default: the first file's name.", show_default=False)
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="bytes, bpe:VOCAB (trained on this text) or a tokenizer.json.")
+    ] = "bytes",
+    documents: Annotated[
+        str,
+        typer.Option(
+            help="What a document is in plain text: auto, file, page (a MediaWiki dump), blank:BYTES (cut at a "
+            r"blank line after BYTES), or the text that separates documents (\n, \f, \t are understood)."
+        ),
+    ] = "auto",
+    text_field: Annotated[str, typer.Option(help="Field or column with the text (JSONL, Parquet).")] = "text",
+    validation_fraction: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Replace a corpus of that name.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Turn text into a named corpus: token shards, a train/validation split, a manifest."""
+    from umscale.data.prepare import prepare as prepare_corpus
+
+    with _progress() as progress:
+        corpus = prepare_corpus(
+            paths,
+            name=name,
+            tokenizer=tokenizer,
+            documents=documents,
+            text_field=text_field,
+            validation_fraction=validation_fraction,
+            force=force,
+            progress=progress,
+        )
+    manifest = corpus.manifest
+    if manifest.skipped_files:
+        note(f"passed over {manifest.skipped_files} binary file(s)")
+    if manifest.undecodable_documents:
+        note(
+            f"warning: {manifest.undecodable_documents} document(s) are not UTF-8; what could not be read became "
+            "U+FFFD (the bytes tokenizer keeps everything)"
+        )
+    if json_:
+        print_json(_tree(corpus))
+        return
+    _print_corpus(corpus)
+    note(f"use it in a study with --set data.corpus={corpus.name}")
+
+
+@app.command("list")
+def list_(json_: JsonFlag = False) -> None:
+    """List the prepared corpora and the embedded one."""
+    from rich.table import Table
+
+    from umscale.data.corpus import EMBEDDED, list_corpora
+
+    corpora, problems = list_corpora()
+    if json_:
+        print_json({"corpora": [_tree(corpus) for corpus in corpora], "problems": problems})
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("corpus", "train tokens", "validation", "documents", "vocabulary", "tokenizer", "hash"):
+        right = column in ("train tokens", "validation", "documents", "vocabulary")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for corpus in corpora:
+        train, validation = corpus.manifest.train, corpus.manifest.validation
+        table.add_row(
+            corpus.name,
+            count(train.tokens),
+            count(validation.tokens),
+            count(train.documents + validation.documents),
+            count(corpus.vocab_size),
+            _tokenizer(corpus),
+            corpus.hash[:12],
+        )
+    if EMBEDDED not in {corpus.name for corpus in corpora}:
+        table.add_row(EMBEDDED, *["–"] * 4, "comes with umscale", "prepared on first use")
+    out().print(table)
+    for problem in problems:
+        note(f"warning: {problem}")
+
+
+@app.command("info")
+def info(
+    name: Annotated[str, typer.Argument(help="Name of a corpus, or the path of one.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of every file.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Show what a corpus holds and where it came from."""
+    from umscale.data.corpus import open_corpus, verify_corpus
+
+    corpus = open_corpus(name)
+    if verify:
+        with _progress() as progress:
+            verify_corpus(corpus, lambda done, total: progress("verify", done, total))
+        note("every file is as it was written")
+    if json_:
+        print_json(_tree(corpus))
+        return
+    _print_corpus(corpus)
+
+
+def _print_corpus(corpus: "Corpus") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    m = corpus.manifest
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [("corpus", corpus.name), ("folder", str(corpus.path)), ("hash", corpus.hash)]
+    for title, split in (("training", m.train), ("validation", m.validation)):
+        rows.append(
+            (
+                title,
+                f"{split.tokens:,} tokens, {split.n_bytes:,} bytes in {split.documents:,} document(s)",
+            )
+        )
+    trained = f", trained on {m.tokenizer.sample_bytes:,} bytes" if m.tokenizer.sample_bytes else ""
+    rows.append(
+        (
+            "tokenizer",
+            f"{_tokenizer(corpus)}: {corpus.vocab_size:,} ids, {corpus.bytes_per_token:.2f} bytes a token{trained}",
+        )
+    )
+    for i, source in enumerate(m.sources[:5]):
+        rows.append(
+            (
+                "" if i else "sources",
+                f"{source.name} ({source.kind}, {source.n_bytes:,} bytes, documents: {source.documents})",
+            )
+        )
+    if len(m.sources) > 5:
+        rows.append(("", f"and {len(m.sources) - 5} more (--json lists all)"))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out().print(table)
+
+
+def _tokenizer(corpus: "Corpus") -> str:
+    tokenizer = corpus.manifest.recipe.tokenizer
+    return "BPE from a file" if tokenizer.startswith("file:") else tokenizer
+
+
+def _tree(corpus: "Corpus") -> dict[str, Any]:
+    from umscale.data.corpus import to_tree
+
+    return {"path": str(corpus.path), **to_tree(corpus.manifest)}
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a progress callback: a live bar on a terminal, else a line now and then, both on stderr."""
+    console = err()
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def line(stage: str, done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PLAIN_SECONDS:
+                last = time.monotonic()
+                note(f"{STAGES[stage]}: {done / max(1, total):.0%}")
+
+        yield line
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def bar(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(STAGES[stage], total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield bar

@@ -21,7 +21,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def source_paths() -> str:
     """Return the PYTHONPATH of the source tree, for subprocesses."""
     return os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "studies", "cli"))

@@ -1,0 +1,179 @@
+"""``umscale fit``: laws with intervals, and the verdict on density over size."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umscale_cli.console import JsonFlag, count, number, out, print_json
+from umscale_cli.runs import StudyArgument, open_store, warn_damaged
+
+if TYPE_CHECKING:
+    from umscale.laws.report import Section, StudyReport
+    from umscale.laws.uncertainty import Estimate
+    from umscale.laws.verdict import Contrasts, Verdict
+    from umscale.store import Store
+
+LOSS_NAMES = {"loss": "raw weights", "loss_ema": "averaged weights"}
+
+
+def fit(
+    study: StudyArgument,
+    law: Annotated[
+        str, typer.Option(help="Laws to fit, comma-separated; `umscale laws` lists them.")
+    ] = "null,additive,interaction",
+    loss: Annotated[
+        str, typer.Option(help="Detail for loss (raw weights), loss_ema (averaged weights) or both.")
+    ] = "loss",
+    stage: Annotated[str | None, typer.Option(help="annealed or stable; default both.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Fit scaling laws to a study's results and answer whether density beats size."""
+    from umscale.errors import UserError
+    from umscale.laws.report import to_json
+
+    store = open_store(study)
+    if loss not in (*LOSS_NAMES, "both"):
+        raise UserError(f"--loss {loss!r} must be loss, loss_ema or both")
+    found = fit_store(store, law.split(","), stage, seed)
+    if json_:
+        print_json(to_json(found))
+    else:
+        print_fit(found, out(), details=LOSS_NAMES if loss == "both" else (loss,))
+    warn_damaged(store)
+
+
+def laws() -> None:
+    """List the laws that `umscale fit --law` knows, with formula and source."""
+    from rich.table import Table
+
+    from umscale.laws.forms import LAWS
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("law", "loss in nats", "source"):
+        table.add_column(name, no_wrap=name == "law")
+    for law in LAWS.values():
+        table.add_row(law.name, law.formula, law.source)
+    out().print(table)
+
+
+def fit_store(
+    store: "Store", laws: "list[str] | None" = None, stage: str | None = None, seed: int = 0
+) -> "StudyReport":
+    """Fit what a store holds; see ``umscale.laws.report.report``."""
+    from umscale.laws.forms import FIRST_LAWS
+    from umscale.laws.report import report
+
+    return report(store.columns(), laws or FIRST_LAWS, stage=stage, seed=seed)
+
+
+def print_fit(found: "StudyReport", console: Any, details: "Iterable[str]" = ("loss",)) -> None:
+    """Print laws and verdicts of the losses in ``details`` in full, and a line for every other verdict."""
+    for section in found.sections:
+        if section.loss not in details:
+            continue
+        console.print()
+        console.print(_law_table(section))
+        console.print(f"Law to use: {section.comparison.recommended} ({section.comparison.reason})")
+    for line in found.skipped:
+        console.print(f"not fitted: {line}")
+    for verdict in found.verdicts:
+        if verdict.loss in details:
+            console.print()
+            _print_verdict(verdict, console)
+    console.print()
+    for verdict in found.verdicts:
+        if verdict.loss not in details:
+            heading = _heading(verdict.stage, verdict.compensation, verdict.loss)
+            difference = verdict.from_law.difference if verdict.from_law else None
+            console.print(f"{heading}: {verdict.answer}, difference {estimate_text(difference)}")
+
+
+def _heading(stage: str | None, compensation: str | None, loss: str) -> str:
+    parts = [stage or "", LOSS_NAMES.get(loss, loss)]
+    if compensation not in (None, "", "none"):
+        parts.append(str(compensation))
+    return ", ".join(p for p in parts if p)
+
+
+def _law_table(section: "Section") -> Any:
+    from rich.table import Table
+
+    first = section.comparison.laws[0].fit
+    table = Table(
+        title=f"Laws: {_heading(section.stage, section.compensation, section.loss)} ({first.n_rows} records)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_column("law", no_wrap=True)
+    table.add_column("coefficients, 95% interval")
+    for name in ("parameters", "RMSE nats", "R²", "AICc", "held out: largest", "sparsest", "future"):
+        table.add_column(name, justify="right")
+    for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
+        fit = compared.fit
+        lines = []
+        for name, value in uncertainty.coefficients().items():
+            loose = "  not identified" if name in fit.unidentified else ""
+            lines.append(f"{name} {estimate_text(value)}{loose}")
+        errors = {h.edge: number(h.rmse_nats) for h in compared.holdouts}
+        table.add_row(
+            fit.law.name,
+            "\n".join(lines),
+            str(compared.n_parameters),
+            number(fit.rmse_nats),
+            number(fit.r_squared, 3),
+            number(compared.aicc, 1),
+            errors["largest"],
+            errors["sparsest"],
+            errors["future"],
+        )
+    return table
+
+
+def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
+    """Return ``0.0123 [0.0101, 0.0145]``; without the interval where there is none."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate.value:+.{digits}f}"
+    if not estimate.has_interval:
+        return f"{value} [no interval]"
+    return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+
+
+def _print_verdict(verdict: "Verdict", console: Any) -> None:
+    from rich.table import Table
+
+    heading = _heading(verdict.stage, verdict.compensation, verdict.loss)
+    console.print(f"Density over size: {verdict.answer.upper()}  ({heading})", style="bold")
+    console.print(f"  {verdict.reason}")
+    if verdict.from_law is not None or verdict.from_pairs is not None:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+        table.add_column("nats per token")
+        table.add_column("from the law")
+        table.add_column("from paired cells")
+        rows = (
+            ("doubling top_m buys", "delta_m"),
+            ("doubling N_s buys", "delta_n"),
+            ("difference", "difference"),
+            ("(m, 2 N_s) minus (3 m, N_s)", "paper"),
+        )
+        for title, name in rows:
+            table.add_row(title, _contrast(verdict.from_law, name), _contrast(verdict.from_pairs, name))
+        console.print(table)
+    if verdict.reference:
+        at = ", ".join(f"{column} {count(value)}" for column, value in verdict.reference.items())
+        console.print(f"  at {at}; {verdict.n_runs} runs, {verdict.n_cells} cells, {verdict.n_seeds} seeds")
+    rate = verdict.exchange_rate
+    if rate is not None and rate.has_interval:
+        console.print(f"  a doubling of top_m buys as much as N_s times {rate.value:.3g} [{rate.low:.3g}, {rate.high:.3g}]")
+    if verdict.further_runs is not None:
+        console.print(f"  about {verdict.further_runs} more runs like these would settle it (80% power)")
+    for line in (*verdict.extrapolated, *verdict.warnings):
+        console.print(f"  note: {line}")
+
+
+def _contrast(contrasts: "Contrasts | None", name: str) -> str:
+    return "–" if contrasts is None else estimate_text(getattr(contrasts, name))

@@ -1,0 +1,191 @@
+"""``umscale runs`` lists what a store holds; ``umscale show`` explains one run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umscale_cli.console import JsonFlag, count, duration, note, number, out, print_json
+
+if TYPE_CHECKING:
+    from umscale.store import Store
+
+StudyArgument = Annotated[str, typer.Argument(help="A results store, or the name of a study swept here.")]
+
+
+def open_store(where: str) -> "Store":
+    """Open a store given by folder, or by the name of a study in ./umscale-runs."""
+    from umscale.errors import UserError, nearest
+    from umscale.store import Store
+    from umscale_cli.sweep import DEFAULT_ROOT
+
+    for root in (Path(where), DEFAULT_ROOT / where):
+        if (root / "store.json").exists():
+            return Store.open(root)
+    known = [p.parent.name for p in DEFAULT_ROOT.glob("*/store.json")]
+    hint = nearest(where, known) if known else "; `umscale sweep quickstart` makes one"
+    raise UserError(f"no results store at {where!r}{hint}")
+
+
+def warn_damaged(store: "Store") -> None:
+    """Name the files that could not be read."""
+    for path in store.damaged:
+        note(
+            f"warning: {path} is damaged and left out; `umscale sweep` with the same study trains its run again"
+        )
+
+
+def runs(
+    study: StudyArgument,
+    status: Annotated[
+        str | None, typer.Option(help="Only runs with this status (finished, diverged, ...).")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """List the runs of a store: sizes, losses before and after the decay, status."""
+    store = open_store(study)
+    if json_:
+        columns = store.columns(status=status)
+        names = [n for n in columns if n != "spec"]
+        rows = [{n: columns[n][i] for n in names} for i in range(len(columns["run_id"]))]
+        print_json(rows)
+    else:
+        print_runs(store, out(), status)
+    warn_damaged(store)
+
+
+def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
+    """Print a row per run and budget."""
+    from rich.table import Table
+
+    columns = store.columns(status=status)
+    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for i in range(len(columns["run_id"])):
+        record = {name: column[i] for name, column in columns.items()}
+        key = (record["run_id"], record["compensation"] or "", record["budget"])
+        row = rows.setdefault(key, record)
+        row[f"loss_{record['stage']}"] = record["loss"]
+        row[f"ema_{record['stage']}"] = record["loss_ema"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in (
+        "run",
+        "cell",
+        "N_s",
+        "rho",
+        "MCP",
+        "budget",
+        "stable",
+        "annealed",
+        "averaged",
+        "tokens/s",
+        "status",
+    ):
+        justify: Any = "left" if name in ("run", "cell", "status") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for row in rows.values():
+        table.add_row(
+            row["run_id"][:8],
+            row["label"] or "",
+            count(row["sparse_params"]),
+            f"{row['density']:.2e}" if row["density"] == row["density"] else "–",
+            f"{row['mcp']:.1%}" if row["mcp"] == row["mcp"] else "–",
+            count(row["budget"]),
+            number(row.get("loss_stable")),
+            number(row.get("loss_annealed")),
+            number(row.get("ema_annealed")),
+            f"{row['tokens_per_second']:,.0f}"
+            if row["tokens_per_second"] == row["tokens_per_second"]
+            else "–",
+            row["status"],
+        )
+    console.print(table)
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
+    study: Annotated[
+        str, typer.Option("--study", help="The store that holds it; default: every store here.")
+    ] = "",
+    json_: JsonFlag = False,
+) -> None:
+    """Explain one run: its spec, cost, results and provenance."""
+    import pyarrow.compute as pc
+
+    from umscale.errors import UserError
+    from umscale.store import Store
+    from umscale_cli.sweep import DEFAULT_ROOT
+
+    if study:
+        stores = [open_store(study)]
+    else:
+        stores = [Store.open(p.parent) for p in sorted(DEFAULT_ROOT.glob("*/store.json"))]
+    found = []
+    for store in stores:
+        table = store.read("runs")
+        table = table.filter(pc.starts_with(table["run_id"], run))
+        cells = {c["run_id"]: c for c in store.read("cells").to_pylist()}
+        found += [(store, cells.get(row["run_id"], {}), row) for row in table.to_pylist()]
+    ids = {(store.root, row["run_id"]) for store, _, row in found}
+    if not ids:
+        raise UserError(f"no run {run!r} here; `umscale runs STUDY` lists them")
+    if len(ids) > 1:
+        raise UserError(f"run {run!r} is ambiguous: {', '.join(sorted(i for _, i in ids))}; give more digits")
+    store, cell, first = found[0]
+    records = [row for _, _, row in found]
+    if json_:
+        for record in records:
+            for name in ("spec", "versions"):
+                record[name] = json.loads(record[name]) if record[name] else None
+        print_json({"store": str(store.root), "cell": cell, "records": records})
+        return
+    _print_run(store, cell, first, records)
+
+
+def _print_run(
+    store: "Store", cell: dict[str, Any], first: dict[str, Any], records: list[dict[str, Any]]
+) -> None:
+    console = out()
+    console.print(
+        f"run {first['run_id']}   {cell.get('label', '')}   {first['status']}   (study {first['study']})"
+    )
+    if first["reason"]:
+        console.print(f"reason: {first['reason']}")
+    for name, target in json.loads(cell.get("wanted") or "{}").items():
+        got = json.loads(cell["achieved"])[name]
+        console.print(f"  {name}: target {target:.6g}, achieved {got:.6g} ({got / target - 1:+.2%})")
+    if first["spec"] is None:
+        return
+    console.print(
+        f"cost: {count(first['total_params'])} parameters ({count(first['active_params'])} active, no embeddings); "
+        f"{count(first['sparse_params'])} sparse, {count(first['active_sparse_params'])} of them active; "
+        f"{count(first['flops_per_token'])} FLOPs per token forward; MCP {first['mcp']:.1%}"
+    )
+    for record in records:
+        if record["loss"] is None:
+            continue
+        console.print(
+            f"  {count(record['budget'])} tokens, {record['stage']} (at {count(record['tokens'])}): "
+            f"loss {record['loss']:.4f} nats/token, averaged weights {record['loss_ema']:.4f}, "
+            f"{record['bits_per_byte']:.4f} bits/byte"
+        )
+        if record["value_use"]:
+            use = ", ".join(f"{share:.0%}" for share in record["value_use"])
+            entropy = ", ".join(f"{share:.2f}" for share in record["value_entropy"])
+            console.print(f"    values used by layer: {use}; entropy relative to uniform: {entropy}")
+    last = records[-1]
+    if last["train_seconds"] is not None:
+        console.print(
+            f"time: {duration(last['train_seconds'])} training, {duration(last['eval_seconds'])} evaluating, "
+            f"{last['tokens_per_second']:,.0f} tokens/s, peak memory {last['peak_memory_bytes'] / 2**20:.0f} MiB"
+        )
+    versions = ", ".join(f"{k} {v}" for k, v in json.loads(first["versions"] or "{}").items() if v)
+    console.print(
+        f"made with: {versions}; revision {first['git_revision'] or 'not a git checkout'}; {first['precision']} matrix "
+        f"products, {first['kernels']} kernels on {first['device']} ({first['machine']})"
+    )
+    console.print(f"data: {first['corpus']} {first['data_hash'][:16]}")
+    console.print("spec (save as TOML to reproduce):")
+    from umscale.spec import to_toml
+
+    console.print(to_toml(json.loads(first["spec"])), markup=False)

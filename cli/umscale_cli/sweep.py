@@ -1,0 +1,406 @@
+"""``umscale sweep``: train a study's cells, store every result, then fit and draw what they say."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umscale_cli.console import (
+    EXIT_PARTLY,
+    JsonFlag,
+    SetOption,
+    StoreOption,
+    count,
+    duration,
+    err,
+    note,
+    out,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from umscale.design.study import Cell, Study
+    from umscale.execute.plan import Plan
+    from umscale.store import Store
+
+PLAIN_SECONDS = 20.0
+DEFAULT_ROOT = Path("umscale-runs")
+
+
+def sweep(
+    study: Annotated[
+        str, typer.Argument(help="A study that ships with umscale (quickstart) or a .toml file.")
+    ],
+    store: StoreOption = None,
+    set_: SetOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Worker processes; default: physical cores, one thread each.", show_default=False
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and what they cost; write nothing.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the study after overrides.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Train failed and diverged runs again.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train every run again, replacing its results.")
+    ] = False,
+    report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True,
+    json_: JsonFlag = False,
+) -> None:
+    """Train a grid of proxy language models and store every result.
+
+    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep.
+    """
+    from umscale.design.study import expand, load_study
+    from umscale.machine import physical_cores, resolve_precision
+    from umscale.store import Store
+
+    plan_study = load_study(study, set_ or ())
+    if print_config:
+        print(plan_study.to_toml(), end="")
+        return
+    _check_device(device)
+    root = Path(store) if store else DEFAULT_ROOT / plan_study.name
+    known = Store.open(root) if (root / "store.json").exists() else None
+    precision = (known.pinned_precision() if known else None) or resolve_precision(
+        plan_study.reference.train.precision
+    )
+    cells = expand(plan_study, precision)
+    n_workers = workers or physical_cores()
+    if dry_run:
+        _dry_run(plan_study, cells, n_workers, json_)
+        return
+    opened = Store.create(root)
+    if opened.pinned_precision() is None:
+        opened.pin_precision(precision)
+    _clear(opened, cells, retry_failed, force)
+    opened.write_design(plan_study, cells)
+    began = time.monotonic()
+    _train(opened, plan_study, cells, n_workers, threads, device)
+    summary = _summary(opened, cells, time.monotonic() - began)
+    if json_:
+        print_json(summary)
+    else:
+        _print_results(opened, plan_study, cells, summary)
+        if report:
+            _report(opened, plan_study)
+    if summary["failed"] or summary["diverged"] or summary["infeasible"]:
+        raise typer.Exit(EXIT_PARTLY)
+
+
+def _check_device(device: str) -> None:
+    from umscale.errors import UserError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device!r} must be auto, cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+
+
+def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool) -> None:
+    """Remove the stored results that the user asked to redo."""
+    if not (retry_failed or force):
+        return
+    statuses = store.statuses()
+    for run_id in {cell.run_id for cell in cells}:
+        status = statuses.get(run_id)
+        if status is not None and (force or status in ("failed", "diverged")):
+            store.forget(run_id)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Dry run
+
+
+def _dry_run(study: "Study", cells: "list[Cell]", n_workers: int, json_: bool) -> None:
+    from umscale.design.conditioning import condition
+    from umscale.design.study import design_columns
+    from umscale.execute.estimate import run_seconds, seconds_per_step
+
+    runs = {cell.run_id: cell.run for cell in cells if cell.run is not None}
+    note(f"measuring a few steps of up to 6 shapes ({len(runs)} runs) ...")
+    per_step = seconds_per_step(list(runs.values()), lambda done, total: None) if runs else []
+    seconds = {
+        run_id: run_seconds(run, step) for (run_id, run), step in zip(runs.items(), per_step, strict=True)
+    }
+    total = sum(seconds.values()) / n_workers
+    design = condition(design_columns(study, cells))
+    if json_:
+        print_json(
+            {
+                "study": study.name,
+                "cells": [_cell_row(cell) | {"seconds": seconds.get(cell.run_id)} for cell in cells],
+                "seconds": total,
+                "workers": n_workers,
+                "conditioning": {
+                    "condition": design.condition,
+                    "rank": design.rank,
+                    "correlations": {f"{a}~{b}": r for (a, b), r in design.correlations.items()},
+                    "statements": list(design.statements),
+                },
+            }
+        )
+        return
+    console = out()
+    console.print(_cell_table(study, cells, seconds))
+    for cell in cells:
+        if cell.run is None:
+            console.print(f"infeasible: {cell.label}: {cell.reason}")
+    console.print("\nDesign")
+    for statement in design.statements:
+        console.print(f"  {statement}")
+    console.print(
+        f"\n{len(runs)} runs, about {duration(total)} with {n_workers} workers "
+        f"({duration(sum(seconds.values()))} of one core). Nothing was written."
+    )
+
+
+def _cell_row(cell: "Cell") -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "run_id": cell.run_id,
+        "cell": cell.label,
+        "targets": dict(cell.targets),
+        "seed": cell.seed,
+        "compensation": cell.compensation,
+        "feasible": cell.run is not None,
+        "reason": cell.reason,
+    }
+    if cell.solved is not None:
+        row |= {"wanted": dict(cell.solved.targets), "achieved": dict(cell.solved.achieved)}
+        row |= {"cost": cell.solved.cost.to_dict()}
+    return row
+
+
+def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{study.name}: {len(cells)} cells", title_justify="left", box=None, pad_edge=False)
+    for name in (
+        "cell",
+        "n_keys",
+        "top_m",
+        "d_ffn",
+        "N_s",
+        "A_s",
+        "rho",
+        "MCP",
+        "active",
+        "FLOPs/token",
+        "time",
+    ):
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
+    for cell in cells:
+        if cell.solved is None:
+            table.add_row(cell.label, *["–"] * 9, "infeasible")
+            continue
+        cost, model = cell.solved.cost, cell.solved.model
+        memory = model.memory
+        table.add_row(
+            cell.label,
+            str(memory.n_keys) if memory else "–",
+            str(memory.top_m) if memory else "–",
+            str(model.ffn.d_ffn),
+            count(cost.sparse_params),
+            count(cost.active_sparse_params),
+            f"{cost.density:.2e}" if cost.sparse_params else "–",
+            f"{cost.mcp:.1%}",
+            count(cost.active_params),
+            count(cost.flops_per_token),
+            duration(seconds[cell.run_id]),
+        )
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Training, live
+
+
+def _train(
+    store: "Store", study: "Study", cells: "list[Cell]", n_workers: int, threads: int, device: str
+) -> None:
+    from umscale.execute.local import LocalExecutor
+    from umscale.execute.plan import make_plan
+
+    plan = make_plan(study.name, cells)
+    with LocalExecutor(store, plan, n_workers, threads, device) as executor:
+        remaining = executor.remaining()
+        done = len(plan.runs) - len(remaining)
+        note(
+            f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers; results in {store.root}"
+        )
+        if not remaining:
+            return
+        view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining))
+        try:
+            with view:
+                executor.run(view.handle)
+        except KeyboardInterrupt:
+            note("stopping: workers write their checkpoints ... (the same command continues)")
+            raise
+
+
+class View:
+    """Shows a sweep: a live table on a terminal, plain lines elsewhere."""
+
+    def __init__(self, plan: "Plan", labels: dict[str, str], remaining: set[str]) -> None:
+        from umscale.execute.plan import run_weight
+
+        self.labels = labels
+        self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}
+        self.progress: dict[str, dict[str, Any]] = {}
+        self.first: dict[str, float] = {}
+        self.share: dict[str, float] = {}
+        self.finished = 0
+        self.began = time.monotonic()
+        self.last_line = self.began
+        self.console = err()
+        self.live: Any = None
+
+    def __enter__(self) -> "View":
+        if self.console.is_terminal:
+            from rich.live import Live
+
+            self.live = Live(
+                self._render(), console=self.console, refresh_per_second=4, get_renderable=self._render
+            )
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def handle(self, worker: int, event: dict[str, Any]) -> None:
+        """Take an executor's event."""
+        kind, run_id = event["event"], event.get("run", "")
+        label = self.labels.get(run_id, run_id)
+        if kind == "progress":
+            share = event["steps_done"] / event["total_steps"]
+            self.first.setdefault(run_id, share)
+            self.share[run_id] = share
+            self.progress[run_id] = event
+        elif kind == "record":
+            self._line(
+                f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
+            )
+        elif kind == "end":
+            self.progress.pop(run_id, None)
+            self.share[run_id] = 1.0
+            self.finished += 1
+            if event["status"] != "finished":
+                self._line(f"{label}: {event['status']}: {event['reason']}")
+        elif kind == "exit" and event["code"] != 0:
+            self.progress = {k: v for k, v in self.progress.items() if v.get("worker") != worker}
+            self._line(f"a worker died (exit {event['code']}); its run continues from its checkpoint")
+        if kind == "progress" and self.live is None and time.monotonic() - self.last_line > PLAIN_SECONDS:
+            self._line(self._overall())
+
+    def _line(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        if self.live is not None:
+            self.console.print(text)
+        else:
+            note(text)
+
+    def _fraction(self) -> tuple[float, float]:
+        """Return the share of this sweep's work that is done, and the share done since it started."""
+        total = sum(self.weight.values()) or 1.0
+        done = sum(w * self.share.get(run_id, 0.0) for run_id, w in self.weight.items())
+        before = sum(w * self.first.get(run_id, 0.0) for run_id, w in self.weight.items())
+        return done / total, (done - before) / total
+
+    def _overall(self) -> str:
+        done, since = self._fraction()
+        elapsed = time.monotonic() - self.began
+        left = f"about {duration(elapsed * (1 - done) / since)} left" if since > 0.01 else "estimating"
+        return f"{self.finished} of {len(self.weight)} runs, {done:.0%} of the work, {duration(elapsed)} so far, {left}"
+
+    def _render(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("run", "", "phase", "loss", "tokens/s"):
+            table.add_column(name, justify="right" if name in ("loss", "tokens/s") else "left", no_wrap=True)
+        for run_id, event in self.progress.items():
+            bar = ProgressBar(total=event["total_steps"], completed=event["steps_done"], width=24)
+            table.add_row(
+                self.labels.get(run_id, run_id),
+                bar,
+                event["phase"],
+                f"{event['loss']:.3f}",
+                f"{event['tokens_per_second']:,.0f}",
+            )
+        done, _ = self._fraction()
+        overall = Table.grid(padding=(0, 2))
+        overall.add_row(ProgressBar(total=1.0, completed=done, width=40), Text(self._overall()))
+        return Group(table, overall)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Afterwards
+
+
+def _summary(store: "Store", cells: "list[Cell]", seconds: float) -> dict[str, Any]:
+    statuses = store.statuses()
+    mine = [statuses.get(run_id, "missing") for run_id in dict.fromkeys(cell.run_id for cell in cells)]
+    return {
+        "store": str(store.root),
+        "runs": len(mine),
+        "seconds": seconds,
+        **{status: mine.count(status) for status in ("finished", "diverged", "failed", "infeasible")},
+    }
+
+
+def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary: dict[str, Any]) -> None:
+    from umscale_cli.runs import print_runs
+
+    console = out()
+    print_runs(store, console)
+    other = ", ".join(f"{summary[s]} {s}" for s in ("diverged", "failed", "infeasible") if summary[s])
+    console.print(
+        f"\n{summary['finished']} of {summary['runs']} runs finished in {duration(summary['seconds'])}"
+        + (f"; {other}" if other else "")
+    )
+
+
+def _report(store: "Store", study: "Study") -> None:
+    """Fit the first laws, draw the first figure, and say what to do next."""
+    from umscale.errors import UserError
+    from umscale_cli.fit import fit_store, print_fit
+    from umscale_cli.plot import plot_store
+
+    console = out()
+    try:
+        result = fit_store(store)
+    except UserError as error:
+        console.print(f"\nNo fit yet: {error}")
+        return
+    print_fit(result, console)
+    figures = plot_store(store, ["density"], store.root / "figures", ["png"])
+    console.print(
+        f"\nResults   {store.root / 'runs'} (Parquet: pandas, Polars, DuckDB and pyarrow read it as it is)"
+    )
+    for figure in figures:
+        console.print(f"Figure    {figure}")
+    where = str(store.root)
+    console.print(f"Next      umscale fit {where}        the laws and the verdict again, --json for machines")
+    console.print(f"          umscale plot {where}       more figures, PNG, SVG or PDF")
+    console.print(
+        f"          umscale sweep {study.name} --set axes.seed=[0,1,2]   more seeds: narrower intervals"
+    )

@@ -165,6 +165,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(store, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="disk .* is full"):
+    with pytest.raises(UserError, match=r"disk .* is full"):
         store.write_run(RUN, "t", status="finished", records=records())
     assert not list((store.root / "runs").iterdir())

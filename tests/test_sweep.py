@@ -253,7 +253,8 @@ def test_show_runs_fit_and_plot_speak_json(undisturbed, umscale, tmp_path):
 
 
 def test_help_is_quick_and_imports_no_torch(source_paths):
-    code = "import sys, umscale_cli.main; print('torch' in sys.modules, 'pyarrow' in sys.modules, 'scipy' in sys.modules)"
+    heavy = ("torch", "pyarrow", "scipy")
+    code = f"import sys, umscale_cli.main; print(*[m in sys.modules for m in {heavy}])"
     out = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": source_paths}, capture_output=True, text=True,
         check=True,

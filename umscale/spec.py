@@ -329,7 +329,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(typing.cast(type, hint), value, path)
+        spec = typing.cast(type, hint)
+        return value if isinstance(value, spec) else from_dict(spec, value, path)
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and not isinstance(value, bool):

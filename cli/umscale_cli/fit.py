@@ -168,7 +168,8 @@ def _print_verdict(verdict: "Verdict", console: Any) -> None:
         console.print(f"  at {at}; {verdict.n_runs} runs, {verdict.n_cells} cells, {verdict.n_seeds} seeds")
     rate = verdict.exchange_rate
     if rate is not None and rate.has_interval:
-        console.print(f"  a doubling of top_m buys as much as N_s times {rate.value:.3g} [{rate.low:.3g}, {rate.high:.3g}]")
+        bounds = f"[{rate.low:.3g}, {rate.high:.3g}]"
+        console.print(f"  a doubling of top_m buys as much as N_s times {rate.value:.3g} {bounds}")
     if verdict.further_runs is not None:
         console.print(f"  about {verdict.further_runs} more runs like these would settle it (80% power)")
     for line in (*verdict.extrapolated, *verdict.warnings):

@@ -11,19 +11,23 @@ from umscale_cli.console import JsonFlag, count, duration, note, number, out, pr
 if TYPE_CHECKING:
     from umscale.store import Store
 
-StudyArgument = Annotated[str, typer.Argument(help="A results store, or the name of a study swept here.")]
+StudyArgument = Annotated[
+    str, typer.Argument(help="A results store, or the name of a study swept here or recorded with umscale.")
+]
 
 
 def open_store(where: str) -> "Store":
-    """Open a store given by folder, or by the name of a study in ./umscale-runs."""
+    """Open a store given by folder, by a study's name in ./umscale-runs, or among the recorded ones, in that order."""
+    import umscale_studies
     from umscale.errors import UserError, nearest
     from umscale.store import Store
     from umscale_cli.sweep import DEFAULT_ROOT
 
-    for root in (Path(where), DEFAULT_ROOT / where):
-        if (root / "store.json").exists():
+    shipped = umscale_studies.recorded()
+    for root in (Path(where), DEFAULT_ROOT / where, shipped.get(where)):
+        if root is not None and (root / "store.json").exists():
             return Store.open(root)
-    known = [p.parent.name for p in DEFAULT_ROOT.glob("*/store.json")]
+    known = [*(p.parent.name for p in DEFAULT_ROOT.glob("*/store.json")), *shipped]
     hint = nearest(where, known) if known else "; `umscale sweep quickstart` makes one"
     raise UserError(f"no results store at {where!r}{hint}")
 

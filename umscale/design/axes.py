@@ -111,7 +111,7 @@ def solve(
     model = reference
     if "d_model" in targets:
         model = scale_width(model, int(targets["d_model"]))
-    direct = {k: int(targets[k]) for k in DIRECT_MODEL if k in targets}
+    direct: dict[str, Any] = {k: int(targets[k]) for k in DIRECT_MODEL if k in targets}
     if "d_ffn" in targets:
         direct["ffn"] = FfnSpec(d_ffn=int(targets["d_ffn"]))
     if direct:

@@ -4,7 +4,7 @@ Works on the base-2 logarithms of each axis, standardised, with an intercept: th
 the condition number of the design matrix, whose smallest singular direction names what is confounded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ class Conditioning:
     """Plain sentences for the user."""
 
 
-def condition(columns: Mapping[str, np.ndarray]) -> Conditioning:
+def condition(columns: Mapping[str, Sequence[float]]) -> Conditioning:
     """Judge a design.
 
     Args:

@@ -171,7 +171,8 @@ def _python_path() -> str:
     import umscale_kernels
     import umscale_studies
 
-    roots = [Path(p.__file__).resolve().parents[1] for p in (umscale, umscale_kernels, umscale_studies)]
+    packages = (umscale, umscale_kernels, umscale_studies)
+    roots = [Path(package.__path__[0]).resolve().parent for package in packages]
     paths = [str(root) for root in dict.fromkeys(roots)]
     if os.environ.get("PYTHONPATH"):
         paths.append(os.environ["PYTHONPATH"])

@@ -45,8 +45,9 @@ class Schedule:
         if branch is not None:
             start, end = self.branches[branch], self.ends[branch]
             factor *= (end - step) / (end - start + 1)
+        final = train.value_lr if train.value_lr_final is None else train.value_lr_final
         progress = min(1.0, step / (train.value_lr_fraction * self.ends[-1]))
-        value = train.value_lr + (train.value_lr_final - train.value_lr) * progress
+        value = train.value_lr + (final - train.value_lr) * progress
         return train.lr * factor, value * factor
 
 

@@ -180,8 +180,8 @@ class TrainSpec:
     lr: float = 4e-3
     value_lr: float = 4e-3
     """Initial learning rate of the value tables (pre-values and values), a schedule of its own."""
-    value_lr_final: float = 4e-3
-    """Reached linearly at ``value_lr_fraction`` of the largest budget; the paper's 4x -> 1x is a choice here."""
+    value_lr_final: float | None = None
+    """Reached linearly at ``value_lr_fraction`` of the largest budget (the paper's 4x -> 1x); None: constant."""
     value_lr_fraction: float = 1.0
     warmup_tokens: int = 50_000
     decay_fraction: float = 0.2
@@ -208,12 +208,13 @@ class TrainSpec:
             "batch_size",
             "lr",
             "value_lr",
-            "value_lr_final",
             "value_lr_fraction",
             "eps",
             "grad_clip",
         ):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, not {getattr(self, name)}")
+        final = self.value_lr_final
+        _require(final is None or final > 0, f"train.value_lr_final must be positive, not {final}")
         _require(0 < self.decay_fraction < 1, "train.decay_fraction must lie strictly between 0 and 1")
         _require(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "train.beta1 and train.beta2 must lie in [0, 1)"

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umscale.init import initialise
-from umscale.layers.attention import NORM_EPS, Attention, rotary_table
+from umscale.layers.attention import Attention, rotary_table
 from umscale.layers.ffn import SwiGlu
 from umscale.layers.memory import Memory, ValueTables
+from umscale.layers.norm import RmsNorm
 from umscale.spec import ModelSpec
 
 
@@ -16,9 +17,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec, index: int, seed: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(spec.d_model, eps=NORM_EPS)
+        self.attention_norm = RmsNorm(spec.d_model)
         self.attention = Attention(spec.d_model, spec.n_heads)
-        self.ffn_norm = nn.RMSNorm(spec.d_model, eps=NORM_EPS)
+        self.ffn_norm = RmsNorm(spec.d_model)
         self.ffn = SwiGlu(spec.d_model, spec.ffn.d_ffn)
         self.memory = None
         if spec.memory is not None and index in spec.memory_layers:
@@ -43,7 +44,7 @@ class Decoder(nn.Module):
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         self.blocks = nn.ModuleList(Block(spec, i, seed) for i in range(spec.n_layers))
-        self.final_norm = nn.RMSNorm(spec.d_model, eps=NORM_EPS)
+        self.final_norm = RmsNorm(spec.d_model)
         self.head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         self.tables = None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers))
         rotary = rotary_table(max_seq_len, spec.d_model // spec.n_heads, spec.rope_theta)

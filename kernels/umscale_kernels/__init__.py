@@ -7,7 +7,9 @@ its `__init__.py` holds the one function that dispatches.
 from umscale_kernels.backends import available_backends, default_backend
 from umscale_kernels.lookup import lookup
 from umscale_kernels.rank1 import rank1_vectors
+from umscale_kernels.rms_norm import rms_norm
 from umscale_kernels.select import Selection, select
+from umscale_kernels.swiglu import swiglu
 from umscale_kernels.usage import count_rows
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "default_backend",
     "lookup",
     "rank1_vectors",
+    "rms_norm",
     "select",
+    "swiglu",
 ]

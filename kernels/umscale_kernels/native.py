@@ -27,6 +27,8 @@ _BUILD_TIMEOUT_S = 300
 _SOURCES = {
     "select": ("select/select.cpp", "-ffp-contract=off"),
     "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
+    "rms_norm": ("rms_norm/rms_norm.cpp", "-ffp-contract=fast", "-fopenmp-simd"),
+    "swiglu": ("swiglu/swiglu.cpp", "-ffp-contract=fast"),
 }
 
 

@@ -4,22 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-5
+from umscale.layers.norm import RmsNorm
 
 
-def rotary_table(seq_len: int, d_head: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """Return cosines and sines, fp32 ``[2, seq_len, d_head]`` (RoPE, arXiv 2104.09864; halves convention)."""
-    frequency = theta ** (-torch.arange(0, d_head, 2, device=device, dtype=torch.float64) / d_head)
-    angle = torch.arange(seq_len, device=device, dtype=torch.float64)[:, None] * frequency
-    angle = torch.cat((angle, angle), dim=-1)
-    return torch.stack((angle.cos(), angle.sin())).float()
+def rotary_table(seq_len: int, d_head: int, theta: float) -> Tensor:
+    """Return the rotations of each position and channel pair as cosine and sine, fp32 ``[S, d_head / 2, 2]``."""
+    frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    angle = torch.arange(seq_len, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float()
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Apply rotary positions to ``x [..., S, d_head]``."""
-    cos, sin = rotary[:, : x.shape[-2]].to(x.dtype)
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    """Apply rotary positions (RoPE, arXiv 2104.09864) to ``x [B, S, heads, d_head]``; fp32.
+
+    Neighbouring channels form a pair, turned as one complex product: a single pass over memory.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, heads, d_head / 2]
+    turn = torch.view_as_complex(rotary[: x.shape[1]]).unsqueeze(1)  # [S, 1, d_head / 2]
+    return torch.view_as_real(pairs * turn).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -30,14 +32,14 @@ class Attention(nn.Module):
         self.n_heads = n_heads
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
-        self.q_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
-        self.k_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.q_norm = RmsNorm(d_model)
+        self.k_norm = RmsNorm(d_model)
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         B, S, h = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (t.view(B, S, self.n_heads, -1).transpose(1, 2) for t in (q, k, v))  # [B, heads, S, d]
-        q, k = rotate(q, rotary), rotate(k, rotary)
-        mixed = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+        q, k = (norm(t).view(B, S, self.n_heads, -1) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v.view(B, S, self.n_heads, -1)))  # [B, heads, S, d]
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).reshape(B, S, h))

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from umscale.layers.attention import NORM_EPS
+from umscale.layers.norm import RmsNorm
 from umscale.rng import derive_seed
 from umscale.spec import MemorySpec
 from umscale_kernels import count_rows, lookup, rank1_vectors, select
@@ -84,8 +84,8 @@ class Memory(nn.Module):
         self.shuffle = Shuffle(memory.n_values, derive_seed(seed, f"shuffle/{table}"), memory.shuffle)
         self.query = nn.Linear(d_model, 2 * r * k, bias=False)
         self.keys = nn.Parameter(torch.empty(memory.heads, 2 * r, n, k))
-        self.query_norm = nn.RMSNorm(k, eps=NORM_EPS)
-        self.key_norm = nn.RMSNorm(k, eps=NORM_EPS)
+        self.query_norm = RmsNorm(k)
+        self.key_norm = RmsNorm(k)
         self.cores = nn.Parameter(torch.empty(memory.heads, memory.n_cores, r, r))
         self.pre_value = nn.Linear(d_model, memory.d_pre_value, bias=False) if memory.d_pre_value else None
         self.out = nn.Linear(memory.d_value, d_model, bias=False)

@@ -1,0 +1,91 @@
+"""rms_norm and swiglu against float64, outputs and gradients, with and without the C++ path."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from umscale_kernels import native, rms_norm, swiglu
+
+SHAPES = [(1, 2), (63, 60), (5, 7, 34), (300, 128), (2, 4)]
+
+
+def both(function, reference, *inputs):
+    """Outputs and gradients of `function` in float32 and of `reference` in float64."""
+    results = []
+    for f, dtype in ((function, torch.float32), (reference, torch.float64)):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = f(*leaves)
+        cotangent = torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape).sin()
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, cotangent)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.fixture(params=["native", "stock"])
+def path(request, monkeypatch):
+    if request.param == "stock":
+        monkeypatch.setenv("UMSCALE_NATIVE", "0")
+    elif native.library("rms_norm") is None:
+        pytest.skip("no C++ compiler")
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(shape):
+    x, weight = torch.randn(shape) * 3, torch.rand(shape[-1]) + 0.5
+    both(
+        lambda a, w: rms_norm(a, w, 1e-5),
+        lambda a, w: a / (a.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w,
+        x,
+        weight,
+    )
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_swiglu(shape, scale):
+    def reference(a):
+        gate, up = a.chunk(2, -1)
+        return F.silu(gate) * up
+
+    both(swiglu, reference, torch.randn(shape) * scale)
+
+
+@pytest.mark.usefixtures("path")
+def test_views_and_extremes():
+    x = torch.randn(8, 6, 20).transpose(0, 1)
+    torch.testing.assert_close(rms_norm(x, torch.ones(20), 1e-5), F.rms_norm(x, (20,), torch.ones(20), 1e-5))
+    far = torch.tensor([[-1e4, 1e4, -200.0, 200.0, 1.0, 1.0, 1.0, 1.0]])
+    torch.testing.assert_close(swiglu(far), torch.tensor([[0.0, 1e4, 0.0, 200.0]]))
+    with pytest.raises(ValueError, match="must be even"):
+        swiglu(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_take_the_stock_path(dtype):
+    x = torch.randn(5, 8).to(dtype)
+    assert rms_norm(x, torch.ones(8, dtype=dtype), 1e-5).dtype == dtype
+    assert swiglu(x).dtype == dtype
+
+
+def test_gradients_do_not_depend_on_threads():
+    if native.library("rms_norm") is None:
+        pytest.skip("no C++ compiler")
+    x = torch.randn(1000, 48)
+    grads = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        weight = torch.ones(48, requires_grad=True)
+        rms_norm(x, weight, 1e-5).square().sum().backward()
+        grads.append(weight.grad)
+    torch.set_num_threads(1)
+    assert torch.equal(*grads)
+
+
+def test_registered_operators_pass_opcheck():
+    if native.library("rms_norm") is None:
+        pytest.skip("no C++ compiler")
+    x, w = torch.randn(4, 8, requires_grad=True), torch.ones(8, requires_grad=True)
+    torch.library.opcheck(torch.ops.umscale.rms_norm.default, (x, w, 1e-5))
+    torch.library.opcheck(torch.ops.umscale.swiglu.default, (x,))

@@ -156,13 +156,13 @@ def _hold_out(fit: FitResult, edge: Edge) -> HoldOut:
     if refit.dropped or refit.unidentified:
         lost = ", ".join([*refit.dropped, *refit.unidentified])
         return _skipped(fit, edge, n_test, f"the rows that remain do not determine {lost}")
-    error = refit.predict(test.values) - test.loss
+    gap = refit.predict(test.values) - test.loss
     return HoldOut(
         edge=edge,
         n_train=train.size,
         n_test=n_test,
-        rmse_nats=float(np.sqrt(np.mean(error**2))),
-        mean_percent=float(100 * np.mean(np.abs(error / test.loss))),
+        rmse_nats=float(np.sqrt(np.mean(gap**2))),
+        mean_percent=float(100 * np.mean(np.abs(gap / test.loss))),
         skipped="",
     )
 

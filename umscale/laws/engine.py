@@ -16,6 +16,7 @@ import numpy as np
 from umscale.laws.forms import Array, Factor, PowerLaw, Residual, power_features
 
 _DECREMENT = 1e-13  # Newton decrement relative to the objective at which a start has arrived
+_EXACT = 1e-24  # decrement per row below which the residuals are rounding errors
 _STALLED = 1e8  # damping beyond which no step the arithmetic can resolve goes down
 _GRID_BUDGET = 320  # starts laid out over the exponents
 _REFINED = 16  # starts handed to Newton
@@ -104,13 +105,14 @@ def minimise(
     damping = np.full(len(theta), 1e-3)
     decrement = np.full(len(theta), np.inf)
     active = np.arange(len(theta))
+    exact = _EXACT * target.shape[1]
     for _ in range(max_steps):
         scale = np.sqrt(np.einsum("spp->sp", gauss[active])) + 1e-150
         curvature, axes = np.linalg.eigh(hessian[active] / (scale[:, :, None] * scale[:, None, :]))
         slope = np.einsum("spk,sp->sk", axes, gradient[active] / scale)
         bend = np.abs(curvature)
         decrement[active] = 0.5 * (slope**2 / np.maximum(bend, 1e-12)).sum(axis=1)
-        unfinished = (decrement[active] > _DECREMENT * value[active]) & (damping[active] < _STALLED)
+        unfinished = (decrement[active] > _DECREMENT * value[active] + exact) & (damping[active] < _STALLED)
         if not unfinished.any():
             break
         step = -np.einsum("spk,sk->sp", axes, slope / (bend + damping[active][:, None])) / scale

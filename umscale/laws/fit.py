@@ -282,7 +282,9 @@ def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array, delt
     for _ in range(200 if np.isfinite(delta) else 1):
         root = np.sqrt(weight)
         previous = solution
-        solution = np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0]
+        solution = np.asarray(
+            np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0], dtype=np.float64
+        )
         size = np.abs(rows.loss - design @ solution)
         weight = np.minimum(1.0, delta / np.maximum(size, 1e-300))
         if np.abs(solution - previous).max() < 1e-12 * np.abs(solution).max():

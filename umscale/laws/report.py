@@ -77,7 +77,11 @@ def report(
                 draws = tuple(bootstrap(fit, seed=seed) for fit in fits)
                 sections.append(
                     Section(
-                        stage=one, compensation=compensation, loss=loss, comparison=comparison, uncertainty=draws
+                        stage=one,
+                        compensation=compensation,
+                        loss=loss,
+                        comparison=comparison,
+                        uncertainty=draws,
                     )
                 )
     if not sections:
@@ -120,7 +124,12 @@ def _fit(section: Section, index: int) -> dict[str, Any]:
         "compensation": section.compensation,
         "loss": section.loss,
         "rows": fit.n_rows,
-        "objective": {"name": fit.objective_name, "value": fit.objective, "residual": fit.residual, "delta": fit.delta},
+        "objective": {
+            "name": fit.objective_name,
+            "value": fit.objective,
+            "residual": fit.residual,
+            "delta": fit.delta,
+        },
         "reference": dict(fit.reference),
         "columns": dict(fit.columns),
         "coefficients": {
@@ -140,7 +149,12 @@ def _fit(section: Section, index: int) -> dict[str, Any]:
         "condition_number": fit.condition_number,
         "starts_at_optimum": fit.starts_at_optimum,
         "holdout": {
-            h.edge: {"rmse_nats": h.rmse_nats, "mean_percent": h.mean_percent, "rows": h.n_test, "skipped": h.skipped}
+            h.edge: {
+                "rmse_nats": h.rmse_nats,
+                "mean_percent": h.mean_percent,
+                "rows": h.n_test,
+                "skipped": h.skipped,
+            }
             for h in compared.holdouts
         },
         "dropped": list(fit.dropped),

@@ -274,7 +274,7 @@ class _Leverage:
 
 def _leverage(fit: FitResult, codes: Codes) -> _Leverage:
     design = design_matrix(fit)
-    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True).astype(np.float64)
     members = tuple(np.flatnonzero(codes == g) for g in range(int(codes.max()) + 1))
     adjust = []
     for rows in members:

@@ -1,6 +1,7 @@
 """SwiGLU feed-forward layer (arXiv 2002.05202)."""
 
 from torch import Tensor, nn
+
 from umscale_kernels import swiglu
 
 

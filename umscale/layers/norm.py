@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+
 from umscale_kernels import rms_norm
 
 NORM_EPS = 1e-5

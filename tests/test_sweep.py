@@ -35,7 +35,7 @@ corpus = "kjv"
 seq_len = 32
 validation_tokens = 3000
 [train]
-budgets = [20000, 40000]
+budgets = [8000, 16000]
 batch_size = 4
 warmup_tokens = 1000
 checkpoint_seconds = 0.2

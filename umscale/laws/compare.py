@@ -12,7 +12,7 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, Objective, fit_rows
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, Array, Law, law_named
+from umscale.laws.forms import COLUMNS, FIRST_LAWS, Array, Law, PowerLaw, law_named
 from umscale.laws.table import Rows, Table, levels, select_rows, where
 
 Edge = Literal["largest", "sparsest", "future"]
@@ -72,7 +72,10 @@ def fit_laws(
     columns: Mapping[str, str] | None = None,
     objective: Objective | None = None,
 ) -> tuple[FitResult, ...]:
-    """Fit several laws to the rows on which every one can be evaluated; raises as ``fit_law`` does."""
+    """Fit several laws to the rows on which every one can be evaluated; raises as ``fit_law`` does.
+
+    ``objective`` applies to power laws.
+    """
     chosen = [law_named(law) if isinstance(law, str) else law for law in laws]
     part = where(table, stage=stage, compensation=compensation)
     rows = select_rows(part, chosen, loss=loss, columns=columns, extra=("m", "N_s", "D", "rho"))
@@ -84,7 +87,8 @@ def fit_laws(
             loss=loss,
             stage=stage or next(iter(levels(part, "stage")), None),
             compensation=compensation or next(iter(levels(part, "compensation")), None),
-            objective=objective,
+            # Local laws are linear: least squares whatever the others are fitted with.
+            objective=objective if isinstance(law, PowerLaw) else None,
         )
         for law in chosen
     )

@@ -91,21 +91,19 @@ def starting_points(law: PowerLaw, problem: Problem, loss: Array) -> Array:
 def minimise(
     problem: Problem, theta: Array, loss: Array, *, weights: Array | None = None, max_steps: int = 300
 ) -> Solution:
-    """Damped Newton from centred starts ``theta`` [S, P] to targets ``loss`` [N] or [S, N].
+    """Damped Newton from centred starts ``theta`` [S, P] to the observed ``loss`` [N].
 
-    ``weights`` [N] or [S, N] multiply the rows' terms of the objective. Directions of negative curvature are
+    ``weights`` [S, N] multiply the rows' terms of the objective. Directions of negative curvature are
     followed downhill (absolute eigenvalues), so no start converges to a saddle.
     """
     theta = np.array(theta)
-    target = np.broadcast_to(
-        np.log(loss) if problem.residual == "log" else loss, (len(theta), loss.shape[-1])
-    )
-    weight = np.broadcast_to(1.0 if weights is None else weights, target.shape)
+    target = np.log(loss) if problem.residual == "log" else loss
+    weight = np.ones((len(theta), len(loss))) if weights is None else weights
     value, gradient, hessian, gauss = _derivatives(problem, theta, target, weight)
     damping = np.full(len(theta), 1e-3)
     decrement = np.full(len(theta), np.inf)
     active = np.arange(len(theta))
-    exact = _EXACT * target.shape[1]
+    exact = _EXACT * len(target)
     for _ in range(max_steps):
         scale = np.sqrt(np.einsum("spp->sp", gauss[active])) + 1e-150
         curvature, axes = np.linalg.eigh(hessian[active] / (scale[:, :, None] * scale[:, None, :]))
@@ -118,7 +116,7 @@ def minimise(
         step = -np.einsum("spk,sk->sp", axes, slope / (bend + damping[active][:, None])) / scale
         active, step = active[unfinished], step[unfinished]
         trial = theta[active] + step
-        t_value, t_gradient, t_hessian, t_gauss = _derivatives(problem, trial, target[active], weight[active])
+        t_value, t_gradient, t_hessian, t_gauss = _derivatives(problem, trial, target, weight[active])
         better = t_value < value[active]
         moved = active[better]
         theta[moved], value[moved] = trial[better], t_value[better]

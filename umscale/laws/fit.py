@@ -19,9 +19,9 @@ from umscale.laws.forms import (
     from_theta,
     law_named,
     local_features,
-    to_theta,
     without_axes,
 )
+from umscale.laws.pairs import run_noise, run_variance
 from umscale.laws.table import Rows, Table, levels, select_rows, where
 
 Objective = Literal["huber", "least_squares", "least_absolute"]
@@ -157,15 +157,15 @@ def fit_rows(
         )
     residual = residual or law.residual
     objective = objective or ("huber" if isinstance(law, PowerLaw) else "least_squares")
-    if isinstance(law, LocalLaw) and residual != "raw":
-        raise UserError(f"law {law.name!r} is linear in the loss: fit it on raw residuals")
+    if isinstance(law, LocalLaw) and (residual, objective) != ("raw", "least_squares"):
+        raise UserError(f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals")
     delta = _threshold(objective, delta)
     reference = {s: float(np.exp(np.log(rows.values[s]).mean())) for s in rows.values}
 
     if isinstance(law, LocalLaw):
         features = local_features(law, rows.values, reference)
         blocks = _block_intercepts(rows, features)
-        solved = _solve_local(rows, law, features, blocks, delta)
+        solved = _solve_local(rows, law, features, blocks)
     else:
         blocks = np.zeros((rows.size, 0))
         solved = _solve_power(rows, law, residual, objective, delta)
@@ -202,18 +202,6 @@ def fit_rows(
         residuals=np.log(rows.loss / solved.fitted) if residual == "log" else -error,
         blocks=blocks,
     )
-
-
-def design_matrix(fit: FitResult) -> Array:
-    """Derivatives of the prediction in residual space at the optimum [rows, coefficients + blocks].
-
-    A power law's are with respect to θ: logarithms of scales, exponents as they are.
-    """
-    if isinstance(fit.law, LocalLaw):
-        return np.hstack([local_features(fit.law, fit.rows.values, fit.reference), fit.blocks])
-    problem = engine.make_problem(fit.law, fit.rows.values, residual=fit.residual, delta=fit.delta)
-    _, derivative = engine.jacobian(problem, problem.centred(to_theta(fit.law, fit.vector)))
-    return derivative @ problem.centring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,31 +263,41 @@ def _solve_power(
     )
 
 
-def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array, delta: float) -> _Solved:
+def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _Solved:
     design = np.hstack([features, blocks])
-    weight = np.ones(rows.size)
-    solution = np.zeros(design.shape[1])
-    for _ in range(200 if np.isfinite(delta) else 1):
-        root = np.sqrt(weight)
-        previous = solution
-        solution = np.asarray(
-            np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0], dtype=np.float64
-        )
-        size = np.abs(rows.loss - design @ solution)
-        weight = np.minimum(1.0, delta / np.maximum(size, 1e-300))
-        if np.abs(solution - previous).max() < 1e-12 * np.abs(solution).max():
-            break
+    solution = np.linalg.lstsq(design, rows.loss, rcond=_SINGULAR)[0]
     fitted = design @ solution
-    within = features if not blocks.shape[1] else features - blocks @ np.linalg.lstsq(blocks, features)[0]
+    within = features
+    if blocks.shape[1]:
+        within = features - blocks @ np.linalg.lstsq(blocks, features, rcond=_SINGULAR)[0]
     rank, condition, loose, warnings = _identify(within, law)
+    between = rank + blocks.shape[1] - ("d" in law.coefficients and "d" not in loose)
     return _Solved(
         coefficients=solution[: len(law.coefficients)],
         fitted=fitted,
-        objective=float(engine.huber(rows.loss - fitted, delta).sum()),
+        objective=0.5 * float((rows.loss - fitted) @ (rows.loss - fitted)),
         condition_number=condition,
         rank=rank,
         unidentified=loose,
-        warnings=warnings,
+        warnings=(*warnings, *_lack_of_fit(rows, rows.loss - fitted, between)),
+    )
+
+
+def _lack_of_fit(rows: Rows, residuals: Array, between: int) -> tuple[str, ...]:
+    """A warning when cells lie further from the law than runs of a cell lie from each other (F test, 1%)."""
+    noise, freedom = run_noise(rows)
+    spare = len(np.unique(rows.run)) - between - freedom
+    if freedom < 1 or spare < 1 or noise <= 0:
+        return ()
+    from scipy.special import fdtrc
+
+    left = len(np.unique(rows.run)) - between
+    missed = (run_variance(rows, residuals, left) * left - noise * freedom) / spare
+    if missed <= 0 or fdtrc(spare, freedom, missed / noise) > 0.01:
+        return ()
+    return (
+        f"the law misses cells by more than their runs differ (F = {missed / noise:.1f}): "
+        "its form is too simple for these rows",
     )
 
 

@@ -1,18 +1,17 @@
 """How far a fit would move if the study were run again: bootstrap by cell, run or seed block, never by row.
 
-Two schemes, chosen by the number of groups and stated in the result.
+Local laws, *wild*: the design stays as it is, so a small grid stays identified; each group's residuals,
+enlarged for their leverage (CR2: (1 − H_gg)^-½), are multiplied by one random number per draw. A dozen groups
+underestimate their own spread, so the draws are widened by Student's factor for the Bell–McCaffrey degrees
+of freedom.
 
-*Wild* (local laws, and power laws with few groups): the design stays as it is, so it stays identified; each
-group's residuals, enlarged for their leverage (CR2: (1 − H_gg)^-½), are multiplied by one random number per
-draw. A dozen groups underestimate their own spread, so local laws' draws are widened by Student's factor for
-the Bell–McCaffrey degrees of freedom, and power laws' percentiles are expanded likewise (Hesterberg 2015).
-
-*Pairs* (power laws with many groups): whole groups are drawn with replacement and the law is refitted.
+Power laws, *pairs*: whole groups are drawn with replacement and the law is refitted; percentiles are expanded
+by Student's factor for groups minus coefficients (Hesterberg 2015).
 
 What a group is. With one seed per cell, a run. With several seeds, a cell with all its runs when there are
 cells enough: what a law misses in a cell is then shared by its seeds and does not average away. With too few
-cells for that, a run. Offsets that a seed block shares are fitted beside the law, not resampled; a slope that
-differs between seed blocks is visible only with ``group="seed"`` and many blocks.
+cells for that, a run. Offsets that a seed block shares are fitted beside a local law, not resampled; a slope
+that differs between seed blocks is visible only with ``group="seed"`` and many blocks.
 """
 
 import itertools
@@ -22,19 +21,15 @@ from typing import Literal
 
 import numpy as np
 
-from umscale.errors import UserError
 from umscale.laws import engine
-from umscale.laws.fit import FitResult, design_matrix
-from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, from_theta, to_theta
+from umscale.laws.fit import FitResult
+from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, from_theta, local_features, to_theta
 from umscale.laws.table import Codes
 
 Group = Literal["auto", "cell", "run", "seed"]
-Method = Literal["auto", "wild", "pairs"]
 
 LEVEL = 0.95
 _SPARE_CELLS = 6  # cells beyond the law's coefficients from which cells are the groups
-_MANY_GROUPS = 40  # groups from which drawing them with replacement is safe
-_WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 _EXACT = 1e-9  # eigenvalues of 1 − H_gg below this: the group alone fixes that direction
 
 
@@ -106,30 +101,17 @@ class Uncertainty:
 
 
 def bootstrap(
-    fit: FitResult,
-    *,
-    n_draws: int | None = None,
-    group: Group = "auto",
-    method: Method = "auto",
-    seed: int = 0,
+    fit: FitResult, *, n_draws: int | None = None, group: Group = "auto", seed: int = 0
 ) -> Uncertainty:
     """Uncertainty of ``fit`` by resampling groups of its rows; the same ``seed`` gives the same draws.
 
-    Local laws are always resampled wild (20 000 draws cost milliseconds), power laws wild below 40 groups
-    and by pairs from there (1000 refits). Raises ``UserError`` for pairs on a local law.
+    ``n_draws`` defaults to 20 000 for local laws, whose draws are linear, and to 1000 refits for power laws.
     """
     codes, resampled = _groups(fit, group)
-    n_groups = len(np.unique(codes))
     rng = np.random.Generator(np.random.PCG64(seed))
     if isinstance(fit.law, LocalLaw):
-        if method == "pairs":
-            raise UserError(
-                "local laws are resampled wild: drawing cells of a small grid with replacement loses axes"
-            )
-        return _wild_local(fit, codes, resampled, n_draws or 20_000, rng, seed)
-    if method == "auto":
-        method = "wild" if n_groups < _MANY_GROUPS else "pairs"
-    return _refitted(fit, fit.law, codes, resampled, n_draws or 1000, method, rng, seed)
+        return _wild(fit, fit.law, codes, resampled, n_draws or 20_000, rng, seed)
+    return _pairs(fit, fit.law, codes, resampled, n_draws or 1000, rng, seed)
 
 
 def _groups(fit: FitResult, group: Group) -> tuple[Codes, str]:
@@ -156,24 +138,29 @@ def _coefficients_between_cells(law: Law) -> int:
     return len(law.coefficients)
 
 
-def _wild_local(
-    fit: FitResult, codes: Codes, resampled: str, n_draws: int, rng: np.random.Generator, seed: int
+def _wild(
+    fit: FitResult,
+    law: LocalLaw,
+    codes: Codes,
+    resampled: str,
+    n_draws: int,
+    rng: np.random.Generator,
+    seed: int,
 ) -> Uncertainty:
     """θ* = θ̂ + √(ν/χ²_ν) Σ_g z_g s_g, s_g = (X'X)^-1 X_g'(1 − H_gg)^-½ u_g, z_g standard normal.
 
     Given the data the draws are multivariate t with the CR2 covariance, so a linear function's percentile
     interval is the cluster-robust t interval and a ratio's is close to Fieller's.
     """
-    n_coefficients = len(fit.law.coefficients)
-    leverage = _leverage(fit, codes)
-    residuals = fit.residuals * np.minimum(1.0, fit.delta / np.maximum(np.abs(fit.residuals), 1e-300))
+    n_coefficients = len(law.coefficients)
+    leverage = _leverage(fit, law, codes)
     scores = np.stack(
         [
-            (leverage.bread @ leverage.design[rows].T @ adjust @ residuals[rows])[:n_coefficients]
+            (leverage.bread @ leverage.design[rows].T @ adjust @ fit.residuals[rows])[:n_coefficients]
             for rows, adjust in zip(leverage.members, leverage.adjust, strict=True)
         ]
     )
-    freedom = _degrees_of_freedom(fit, leverage)
+    freedom = _degrees_of_freedom(fit, law, leverage)
     warnings: list[str] = []
     if freedom < 0.5:
         moves = np.zeros((0, n_coefficients))
@@ -198,62 +185,44 @@ def _wild_local(
     )
 
 
-def _refitted(
+def _pairs(
     fit: FitResult,
     law: PowerLaw,
     codes: Codes,
     resampled: str,
     n_draws: int,
-    method: Method,
     rng: np.random.Generator,
     seed: int,
 ) -> Uncertainty:
-    """Refits from the optimum, all as one batch: to reweighted rows (pairs) or to remade losses (wild)."""
-    problem = engine.make_problem(law, fit.rows.values, residual=fit.residual, delta=fit.delta)
-    start = np.repeat(problem.centred(to_theta(law, fit.vector))[None], n_draws, axis=0)
+    """Refits from the optimum to groups drawn with replacement, all as one batch."""
     n_groups = int(codes.max()) + 1
     freedom = float(n_groups - len(law.coefficients))
+    draws = np.zeros((0, len(law.coefficients)))
+    method, expansion = "none", 1.0
+    warnings: tuple[str, ...] = ()
     if freedom < 1:
-        return Uncertainty(
-            fit=fit,
-            draws=np.zeros((0, len(law.coefficients))),
-            method="none",
-            resampled=resampled,
-            n_groups=n_groups,
-            degrees_of_freedom=0.0,
-            expansion=1.0,
-            seed=seed,
-            warnings=("the law has as many coefficients as there are groups: no interval can be given",),
-        )
-    if method == "pairs":
+        warnings = ("the law has as many coefficients as there are groups: no interval can be given",)
+    else:
+        problem = engine.make_problem(law, fit.rows.values, residual=fit.residual, delta=fit.delta)
+        start = np.repeat(problem.centred(to_theta(law, fit.vector))[None], n_draws, axis=0)
         counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
         solution = engine.minimise(problem, start, fit.rows.loss, weights=counts[:, codes].astype(np.float64))
-        words = "pairs cluster bootstrap"
-        expansion = _student_over_normal(freedom) * np.sqrt(n_groups / (n_groups - 1))
-    else:
-        leverage = _leverage(fit, codes)
-        enlarged = np.zeros(fit.n_rows)
-        for rows, adjust in zip(leverage.members, leverage.adjust, strict=True):
-            enlarged[rows] = adjust @ fit.residuals[rows]
-        flips = rng.choice(_WEBB, size=(n_draws, n_groups))[:, codes]
-        if fit.residual == "log":
-            losses = fit.rows.loss * np.exp(flips * enlarged - fit.residuals)
-        else:
-            losses = fit.rows.loss - fit.residuals + flips * enlarged
-        solution = engine.minimise(problem, start, losses)
-        words = "wild cluster bootstrap, CR2 residuals, Webb's weights"
-        expansion = _student_over_normal(freedom)
-    draws = from_theta(law, problem.restored(solution.theta))
+        draws = from_theta(law, problem.restored(solution.theta))
+        method = (
+            f"pairs cluster bootstrap, {n_draws} refits, percentiles expanded for t with {freedom:.0f} "
+            "degrees of freedom"
+        )
+        expansion = _student_over_normal(freedom) * float(np.sqrt(n_groups / (n_groups - 1)))
     return Uncertainty(
         fit=fit,
-        draws=draws[np.isfinite(draws).all(axis=1)],
-        method=f"{words}, {n_draws} refits, percentiles expanded for t with {freedom:.0f} degrees of freedom",
+        draws=draws,
+        method=method,
         resampled=resampled,
         n_groups=n_groups,
-        degrees_of_freedom=freedom,
-        expansion=float(expansion),
+        degrees_of_freedom=max(freedom, 0.0),
+        expansion=expansion,
         seed=seed,
-        warnings=fit.warnings if fit.unidentified else (),
+        warnings=warnings,
     )
 
 
@@ -272,8 +241,8 @@ class _Leverage:
     adjust: tuple[Array, ...]  # (1 − H_gg)^-½ of each group
 
 
-def _leverage(fit: FitResult, codes: Codes) -> _Leverage:
-    design = design_matrix(fit)
+def _leverage(fit: FitResult, law: LocalLaw, codes: Codes) -> _Leverage:
+    design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks])
     bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True).astype(np.float64)
     members = tuple(np.flatnonzero(codes == g) for g in range(int(codes.max()) + 1))
     adjust = []
@@ -285,18 +254,18 @@ def _leverage(fit: FitResult, codes: Codes) -> _Leverage:
     return _Leverage(design=design, bread=bread, members=members, adjust=tuple(adjust))
 
 
-def _degrees_of_freedom(fit: FitResult, leverage: _Leverage) -> float:
+def _degrees_of_freedom(fit: FitResult, law: LocalLaw, leverage: _Leverage) -> float:
     """Bell–McCaffrey degrees of freedom, the least over the law's slopes between cells and their differences.
 
     The CR2 variance of a contrast c is Σ_g (q_g·ε)² for independent errors ε, with
     q_g = (1 − H)_g' A_g X_g (X'X)^-1 c; matching two moments gives ν = (Σ λ)²/Σ λ², λ eigenvalues of Q'Q.
     """
-    law, design, bread = fit.law, leverage.design, leverage.bread
+    design, bread = leverage.design, leverage.bread
     unit = np.eye(design.shape[1])[: len(law.coefficients)]
     slopes = [k for k, name in enumerate(law.coefficients) if name not in {"c0", "d", *fit.unidentified}]
     contrasts = [unit[k] for k in slopes or range(len(law.coefficients))]
     # δ_m − δ_N decides a verdict; slopes of products are in another unit and never compared with them.
-    simple = [s.coefficient for s in law.slopes if len(s.symbols) == 1] if isinstance(law, LocalLaw) else []
+    simple = [s.coefficient for s in law.slopes if len(s.symbols) == 1]
     pairs = itertools.combinations([k for k in slopes if law.coefficients[k] in simple], 2)
     contrasts += [unit[j] - unit[k] for j, k in pairs]
     residual_maker = np.eye(len(design)) - design @ bread @ design.T

@@ -6,6 +6,7 @@ takes the stock operation.
 """
 
 from ctypes import c_float, c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,14 +67,14 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tens
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, weight, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(
-    ctx: torch.autograd.function.FunctionCtx, dy: Tensor, d_rstd: Tensor | None
+    ctx: Any, dy: Tensor, d_rstd: Tensor | None
 ) -> tuple[Tensor, Tensor, None]:
     dx, dw = _rms_norm_backward(dy, *ctx.saved_tensors)
     return dx, dw, None

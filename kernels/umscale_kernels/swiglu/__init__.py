@@ -5,6 +5,7 @@ operations.
 """
 
 from ctypes import c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +63,11 @@ def _(dy: Tensor, x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> Tensor:
+def _backward(ctx: Any, dy: Tensor) -> Tensor:
     dx: Tensor = _swiglu_backward(dy, *ctx.saved_tensors)
     return dx
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,7 +232,7 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(umscale, study, tmp_pat
 
 
 def test_show_runs_fit_and_plot_speak_json(undisturbed, umscale, tmp_path):
-    root, _ = undisturbed
+    root = shutil.copytree(undisturbed[0], tmp_path / "copy")
     code, out, err = finish(umscale("runs", root, "--json"))
     assert code == 0, err
     rows = json.loads(out)
@@ -239,6 +240,12 @@ def test_show_runs_fit_and_plot_speak_json(undisturbed, umscale, tmp_path):
     code, out, err = finish(umscale("show", rows[0]["run_id"][:10], "--study", root, "--json"))
     assert code == 0, err
     assert {r["run_id"] for r in json.loads(out)["records"]} == {rows[0]["run_id"]}
+    (tmp_path / "again.toml").write_text(json.loads(out)["study_toml"])
+    code, out, err = finish(umscale("sweep", "again.toml", "--store", root, "--json"))
+    assert (code, json.loads(out)["seconds"] < 5) == (0, True), (
+        "the printed study is the very run, already done"
+    )
+    assert json.loads(out)["finished"] == 1
     code, out, err = finish(umscale("fit", root, "--json"))
     assert code == 0, err
     fitted = json.loads(out)

@@ -18,10 +18,11 @@ BATCH, SEQ_LEN = 16, 256
 
 # What the profiler calls the operations, by what they do for the model.
 _GROUPS = (
-    ("memory: selection", ("umscale::select",)),
-    ("memory: value lookup", ("umscale::lookup",)),
+    ("memory: selection", ("umscale::select", "umscale_select")),
+    ("memory: value lookup", ("umscale::lookup", "umscale_lookup")),
     ("attention scores", ("flash_attention", "scaled_dot")),
     ("matrix products", ("aten::mm", "aten::bmm", "aten::addmm", "mkldnn")),
+    ("norms and gates", ("rms_norm", "swiglu")),
     ("optimiser and clipping", ("_fused_adamw_", "linalg_vector_norm", "_foreach")),
     ("loss", ("log_softmax", "nll_loss")),
 )

@@ -25,7 +25,9 @@ def fit(
     loss: Annotated[
         str, typer.Option(help="Detail for loss (raw weights), loss_ema (averaged weights) or both.")
     ] = "loss",
-    stage: Annotated[str | None, typer.Option(help="annealed or stable; default both.", show_default=False)] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     json_: JsonFlag = False,
 ) -> None:

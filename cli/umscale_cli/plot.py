@@ -24,7 +24,9 @@ def plot(
     figures: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(FIGURES)}; or all.")] = "all",
     out_dir: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder to write to; default STORE/figures.", show_default=False),
+        typer.Option(
+            "--out", metavar="DIR", help="Folder to write to; default STORE/figures.", show_default=False
+        ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="Comma-separated: png, svg, pdf.")] = "png",
     loss: Annotated[str, typer.Option(help="loss (raw weights) or loss_ema (averaged weights).")] = "loss",

@@ -141,7 +141,8 @@ def show(
         for record in records:
             for name in ("spec", "versions"):
                 record[name] = json.loads(record[name]) if record[name] else None
-        print_json({"store": str(store.root), "cell": cell, "records": records})
+        study_toml = as_study(first | {"spec": json.dumps(first["spec"])}) if first["spec"] else None
+        print_json({"store": str(store.root), "cell": cell, "records": records, "study_toml": study_toml})
         return
     _print_run(store, cell, first, records)
 
@@ -189,7 +190,14 @@ def _print_run(
         f"products, {first['kernels']} kernels on {first['device']} ({first['machine']})"
     )
     console.print(f"data: {first['corpus']} {first['data_hash'][:16]}")
-    console.print("spec (save as TOML to reproduce):")
+    console.print("to train it again, save this as a .toml file and give it to umscale sweep:\n")
+    console.print(as_study(first), markup=False)
+
+
+def as_study(record: dict[str, Any]) -> str:
+    """Return a record's run as the TOML text of a study with that run alone."""
     from umscale.spec import to_toml
 
-    console.print(to_toml(json.loads(first["spec"])), markup=False)
+    tree = json.loads(record["spec"])
+    seed = tree.pop("seed")
+    return to_toml({"name": f"run-{record['run_id'][:8]}", "axes": {"seed": [seed]}, **tree})

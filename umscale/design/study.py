@@ -239,6 +239,11 @@ def _cells(
     base = from_dict(RunSpec, tree)
     corpus = corpus if corpus is not None and base.data.corpus == study.reference.data.corpus else None
     corpus = corpus or open_corpus(base.data.corpus)
+    if base.data.hash not in ("", corpus.hash):
+        raise UserError(
+            f"corpus {corpus.name!r} has hash {corpus.hash[:12]}, the study wants {base.data.hash[:12]}; prepare the "
+            "corpus it was made with, or leave data.hash out"
+        )
     data = dataclasses.replace(base.data, hash=corpus.hash)
     train = base.train
     if train.precision == "auto":

@@ -28,4 +28,5 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite; arguments after -- go to pytest."""
     session.install(".[dev]")
-    session.run("pytest", *(session.posargs or ["-n", "2", "--dist", "loadfile", "--durations=15"]), env={"OMP_NUM_THREADS": "1"})
+    arguments = session.posargs or ["-n", "2", "--dist", "loadfile", "--durations=15"]
+    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1"})

@@ -13,7 +13,12 @@ from umscale.store import STAGES, Store, schema
 
 RUN = RunSpec(
     model=ModelSpec(
-        d_model=32, n_layers=1, n_heads=2, vocab_size=257, ffn=FfnSpec(d_ffn=32), memory=MemorySpec(n_keys=8, top_m=4)
+        d_model=32,
+        n_layers=1,
+        n_heads=2,
+        vocab_size=257,
+        ffn=FfnSpec(d_ffn=32),
+        memory=MemorySpec(n_keys=8, top_m=4),
     ),
     train=TrainSpec(budgets=(100_000, 200_000)),
 )
@@ -66,7 +71,9 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(store, damage):
     content = bytearray((store.root / "runs" / f"{RUN.run_id}.parquet").read_bytes())
     if damage == "flip":
         content[-6] ^= 0xFF
-    bad.write_bytes({"truncate": bytes(content[: len(content) // 2]), "flip": bytes(content), "empty": b""}[damage])
+    bad.write_bytes(
+        {"truncate": bytes(content[: len(content) // 2]), "flip": bytes(content), "empty": b""}[damage]
+    )
     table = store.read("runs")
     assert table.num_rows == 4
     assert store.damaged == [bad]

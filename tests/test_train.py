@@ -68,7 +68,9 @@ def test_two_records_a_budget(undisturbed, spec):
 def test_documents_add_up_to_the_loss(undisturbed):
     for record in undisturbed.records:
         mine = [
-            d for d in undisturbed.documents if (d["budget"], d["stage"]) == (record["budget"], record["stage"])
+            d
+            for d in undisturbed.documents
+            if (d["budget"], d["stage"]) == (record["budget"], record["stage"])
         ]
         nats, tokens = sum(d["nats"] for d in mine), sum(d["n_tokens"] for d in mine)
         assert nats / tokens == pytest.approx(record["loss"], rel=1e-9)

@@ -357,7 +357,9 @@ class Store:
         """Return the training curves of all runs as columns of NumPy arrays, with the cells' labels."""
         curves = self.read("curves")
         damaged = self.damaged
-        cells = self.read("cells").select(["run_id", "label"]).group_by("run_id").aggregate([("label", "min")])
+        cells = (
+            self.read("cells").select(["run_id", "label"]).group_by("run_id").aggregate([("label", "min")])
+        )
         self.damaged += damaged
         joined = curves.join(cells.rename_columns(["run_id", "label"]), keys="run_id", join_type="left outer")
         joined = joined.sort_by([("run_id", "ascending"), ("train_seconds", "ascending")])

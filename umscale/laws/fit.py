@@ -265,7 +265,7 @@ def _solve_power(
 
 def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _Solved:
     design = np.hstack([features, blocks])
-    solution = np.linalg.lstsq(design, rows.loss, rcond=_SINGULAR)[0]
+    solution = np.linalg.lstsq(design, rows.loss, rcond=_SINGULAR)[0].astype(np.float64)
     fitted = design @ solution
     within = features
     if blocks.shape[1]:

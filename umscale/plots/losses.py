@@ -114,7 +114,7 @@ def _draw(series: _Series, fits: Fits) -> "Figure":
                 continue
             seen = [
                 _points(ax, series, here & (series.level == k), k, colours[k])
-                for k in set(series.level[here])
+                for k in sorted(set(series.level[here].tolist()))
             ]
             for number, fit in enumerate(_drawable(fits, stage, series)):
                 seen += _lines(ax, fit, series, here, colours, _DASHES[number % len(_DASHES)])
@@ -199,6 +199,7 @@ def _ticks(axes: "Sequence[Axes]", x: Array) -> None:
     for level in (present[0], present[-1], *present[1:-1]):
         if all(abs(np.log(level / other)) > gap for other in chosen):
             chosen.append(level)
+    chosen.sort()
     for ax in axes:
         ax.set_xticks(chosen, [human(level) for level in chosen])
         ax.xaxis.set_minor_locator(NullLocator())

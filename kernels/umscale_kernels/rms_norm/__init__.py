@@ -73,9 +73,7 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(
-    ctx: Any, dy: Tensor, d_rstd: Tensor | None
-) -> tuple[Tensor, Tensor, None]:
+def _backward(ctx: Any, dy: Tensor, d_rstd: Tensor | None) -> tuple[Tensor, Tensor, None]:
     dx, dw = _rms_norm_backward(dy, *ctx.saved_tensors)
     return dx, dw, None
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from umscale.data.corpus import open_corpus
+from umscale.design.study import expand, parse
 from umscale.errors import UserError
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store import STAGES, Store, schema
@@ -47,6 +49,21 @@ def test_finished_run_reads_back(store):
     columns = store.columns()
     assert columns["loss"].tolist() == sorted(columns["loss"].tolist(), reverse=True)
     assert set(columns["stage"]) == set(STAGES)
+
+
+def test_a_study_swept_again_with_other_seeds_keeps_its_earlier_cells(store):
+    corpus = open_corpus("kjv")
+    model = {"d_model": 32, "n_heads": 2, "memory": {"n_keys": 8, "top_m": 2}}
+    for seed in (0, 1):
+        study = parse({"name": "t", "axes": {"top_m": [2, 4], "seed": [seed]}, "model": model}, "t.toml")
+        cells = expand(study, "float32", corpus)
+        store.write_design(study, cells)
+        for cell in cells:
+            store.write_run(cell.run, "t", status="diverged")
+    columns = store.columns(status=None)
+    assert set(columns["compensation"]) == {"none"}
+    assert set(columns["label"]) == {f"top_m={m} seed={s}" for m in (2, 4) for s in (0, 1)}
+    assert len(columns["run_id"]) == 4 * 2
 
 
 def test_partial_run_keeps_its_records_and_shows_the_gap(store):

@@ -3,7 +3,7 @@
     STORE/
       store.json               format version, pinned precision
       study.toml               the study that was last run here
-      cells/<id>.parquet       the design: a row per cell, with its targets and its run
+      cells/<id>.parquet       a design: a row per cell, with its targets and its run
       runs/<run_id>.parquet    a row per (run, budget, stage)
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
@@ -17,6 +17,7 @@ DuckDB (``runs/*.parquet``).
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -228,7 +229,9 @@ class Store:
             if cell.run is None:
                 row = {"run_id": cell.run_id, "study": study.name, "seed": cell.seed}
                 self.write_rows("runs", cell.run_id, [row | {"status": "infeasible", "reason": cell.reason}])
-        self.write_rows("cells", study.name, rows)
+        # A file for every design, so that a study swept again with other axes keeps its earlier cells too.
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+        self.write_rows("cells", digest, rows)
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -335,7 +338,7 @@ class Store:
 
         runs = self.read("runs")
         damaged = self.damaged
-        cells = self.read("cells").select(["run_id", "label", "compensation"])
+        cells = self._labels(["run_id", "compensation"])
         self.damaged += damaged
         if status is not None:
             runs = runs.filter(pc.equal(runs["status"], status))
@@ -353,15 +356,18 @@ class Store:
                 out[field.name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return out
 
+    def _labels(self, keys: list[str]) -> "pa.Table":
+        """Return a label for each distinct combination of ``keys`` in all designs."""
+        cells = self.read("cells").group_by(keys).aggregate([("label", "min")])
+        return cells.select([*keys, "label_min"]).rename_columns([*keys, "label"])
+
     def curves(self) -> "dict[str, np.ndarray]":
         """Return the training curves of all runs as columns of NumPy arrays, with the cells' labels."""
         curves = self.read("curves")
         damaged = self.damaged
-        cells = (
-            self.read("cells").select(["run_id", "label"]).group_by("run_id").aggregate([("label", "min")])
-        )
+        cells = self._labels(["run_id"])
         self.damaged += damaged
-        joined = curves.join(cells.rename_columns(["run_id", "label"]), keys="run_id", join_type="left outer")
+        joined = curves.join(cells, keys="run_id", join_type="left outer")
         joined = joined.sort_by([("run_id", "ascending"), ("train_seconds", "ascending")])
         return {name: joined[name].to_numpy(zero_copy_only=False) for name in joined.column_names}
 

@@ -96,7 +96,9 @@ def _draw(store: "Store", name: str, loss: str) -> dict[str, Any]:
         try:
             for section in report(part, losses=(loss,)).sections:
                 laws = [c.fit.law.name for c in section.comparison.laws]
-                fits.append(section.uncertainty[laws.index(section.comparison.recommended)])
+                # A flat line says nothing of how flat: the band of the additive law does.
+                best = section.comparison.recommended
+                fits.append(section.uncertainty[laws.index("additive" if best == "null" else best)])
         except UserError as error:
             note(f"no law drawn: {error}")
         figure = (loss_vs_density if name == "density" else loss_vs_size)(part, fits, loss=loss)

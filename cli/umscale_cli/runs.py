@@ -1,6 +1,7 @@
 """``umscale runs`` lists what a store holds; ``umscale show`` explains one run."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +88,10 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     ):
         justify: Any = "left" if name in ("run", "cell", "status") else "right"
         table.add_column(name, justify=justify, no_wrap=True)
-    for row in rows.values():
+    order = ("seed", "sparse_params", "top_m", "lr", "value_lr", "budget")
+    for row in sorted(
+        rows.values(), key=lambda r: [r["compensation"] or "", *(_last(r[name]) for name in order)]
+    ):
         table.add_row(
             row["run_id"][:8],
             row["label"] or "",
@@ -104,6 +108,11 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
             row["status"],
         )
     console.print(table)
+
+
+def _last(value: float) -> float:
+    """Sort missing numbers last."""
+    return math.inf if math.isnan(value) else value
 
 
 def show(

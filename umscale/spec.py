@@ -195,7 +195,7 @@ class TrainSpec:
     """Relative width of the weight average that is evaluated beside the raw weights (power-function profile)."""
     precision: Precision = "auto"
     """Of matrix products; ``auto`` measures both once per store and keeps the faster."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = 60.0
     """At most this much work is repeated after a crash; does not affect results."""
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umscale_cli.console import JsonFlag, note, print_json
-from umscale_cli.runs import StudyArgument, open_store, warn_damaged
+from umscale_cli.runs import DEFAULT_ROOT, StudyArgument, is_recorded, open_store, warn_damaged
 
 if TYPE_CHECKING:
     from umscale.store import Store
@@ -25,7 +25,10 @@ def plot(
     out_dir: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder to write to; default STORE/figures.", show_default=False
+            "--out",
+            metavar="DIR",
+            help="Folder to write to; default figures/ in the store.",
+            show_default=False,
         ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="Comma-separated: png, svg, pdf.")] = "png",
@@ -34,8 +37,9 @@ def plot(
 ) -> None:
     """Draw a study's figures; prints the paths it wrote."""
     store = open_store(study)
+    folder = out_dir or (DEFAULT_ROOT / study if is_recorded(store) else store.root) / "figures"
     names = list(FIGURES) if figures == "all" else figures.split(",")
-    paths = plot_store(store, names, out_dir or store.root / "figures", format_.split(","), loss)
+    paths = plot_store(store, names, folder, format_.split(","), loss)
     if json_:
         print_json([str(path) for path in paths])
     else:

@@ -12,6 +12,9 @@ from umscale_cli.console import JsonFlag, count, duration, note, number, out, pr
 if TYPE_CHECKING:
     from umscale.store import Store
 
+DEFAULT_ROOT = Path("umscale-runs")
+"""Where sweeps write unless told otherwise: a folder a study."""
+
 StudyArgument = Annotated[
     str, typer.Argument(help="A results store, or the name of a study swept here or recorded with umscale.")
 ]
@@ -22,7 +25,6 @@ def open_store(where: str) -> "Store":
     import umscale_studies
     from umscale.errors import UserError, nearest
     from umscale.store import Store
-    from umscale_cli.sweep import DEFAULT_ROOT
 
     shipped = umscale_studies.recorded()
     for root in (Path(where), DEFAULT_ROOT / where, shipped.get(where)):
@@ -31,6 +33,13 @@ def open_store(where: str) -> "Store":
     known = [*(p.parent.name for p in DEFAULT_ROOT.glob("*/store.json")), *shipped]
     hint = nearest(where, known) if known else "; `umscale sweep quickstart` makes one"
     raise UserError(f"no results store at {where!r}{hint}")
+
+
+def is_recorded(store: "Store") -> bool:
+    """Whether a store ships with umscale, and so is not a place to write to."""
+    import umscale_studies
+
+    return store.root in umscale_studies.recorded().values()
 
 
 def warn_damaged(store: "Store") -> None:
@@ -127,7 +136,6 @@ def show(
 
     from umscale.errors import UserError
     from umscale.store import Store
-    from umscale_cli.sweep import DEFAULT_ROOT
 
     if study:
         stores = [open_store(study)]

@@ -18,6 +18,7 @@ from umscale_cli.console import (
     out,
     print_json,
 )
+from umscale_cli.runs import DEFAULT_ROOT, print_runs
 
 if TYPE_CHECKING:
     from umscale.design.study import Cell, Study
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from umscale.store import Store
 
 PLAIN_SECONDS = 20.0
-DEFAULT_ROOT = Path("umscale-runs")
 
 
 def sweep(
@@ -368,8 +368,6 @@ def _summary(store: "Store", cells: "list[Cell]", seconds: float) -> dict[str, A
 
 
 def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary: dict[str, Any]) -> None:
-    from umscale_cli.runs import print_runs
-
     console = out()
     print_runs(store, console)
     other = ", ".join(f"{summary[s]} {s}" for s in ("diverged", "failed", "infeasible") if summary[s])

@@ -93,7 +93,7 @@ def sweep(
     else:
         _print_results(opened, plan_study, cells, summary)
         if report:
-            _report(opened, plan_study)
+            _report(opened, plan_study, study)
     if summary["failed"] or summary["diverged"] or summary["infeasible"]:
         raise typer.Exit(EXIT_PARTLY)
 
@@ -377,7 +377,7 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
     )
 
 
-def _report(store: "Store", study: "Study") -> None:
+def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
     from umscale_cli.fit import fit_store, print_fit
@@ -399,6 +399,6 @@ def _report(store: "Store", study: "Study") -> None:
     where = str(store.root)
     console.print(f"Next      umscale fit {where}        the laws and the verdict again, --json for machines")
     console.print(f"          umscale plot {where}       more figures, PNG, SVG or PDF")
-    console.print(
-        f"          umscale sweep {study.name} --set axes.seed=[0,1,2]   more seeds: narrower intervals"
-    )
+    same = "" if store.root == DEFAULT_ROOT / study.name else f" --store {where}"
+    more = f"umscale sweep {source}{same} --set 'axes.seed=[0,1,2]'"
+    console.print(f"          {more}   more seeds, narrower intervals", soft_wrap=True)

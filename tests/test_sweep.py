@@ -65,7 +65,7 @@ def umscale(source_paths, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             # A suite started in the background inherits an ignored SIGINT; a user's terminal does not.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             **options,
         )
 

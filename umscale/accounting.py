@@ -3,16 +3,18 @@
 Conventions
     Parameters are counted with and without the token embedding (and untied head); the paper's tables leave it
     out of totals, but add the tied one to active parameters at the 227M scale.
+    The sparse part of a model is its value tables and its routed experts; routers and shared experts are dense.
     One multiply-accumulate (MAC) is 2 FLOPs; figures are per token, forward. Training costs three times that.
     Causal attention scores count the mean context of ``(seq_len + 1) / 2`` positions.
     MCP, the memory computational proportion, is memory MACs / (memory + FFN MACs): this reproduces 17.0% for
     UltraMemV2-227M (arXiv 2508.18756, Table 10). The memory-to-FFN ratio is MCP / (1 - MCP).
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from umscale.spec import MemorySpec, ModelSpec
+from umscale.spec import ADDITIVE_KINDS, FfnSpec, MemorySpec, ModelSpec
 
 ACCESS_BATCHES = (1, 16, 64, 256, 1024, 4096)
 """Tokens decoded together for which memory access is tabulated."""
@@ -27,8 +29,10 @@ class Macs:
     attention_scores: float
     """Query-key and attention-value products over the mean causal context."""
     ffn: float
+    """Dense FFNs, or the experts a token activates."""
+    router: float
     memory_projections: float
-    """Query, pre-value and value projections of the memory layers."""
+    """Query, pre-value, gate and value projections of the memory layers."""
     memory_keys: float
     """Query-key matching and the selection of the memory layers."""
     memory_values: float
@@ -41,7 +45,7 @@ class Macs:
 
     @property
     def total(self) -> float:
-        return self.attention + self.attention_scores + self.ffn + self.memory + self.head
+        return self.attention + self.attention_scores + self.ffn + self.router + self.memory + self.head
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +60,13 @@ class Cost:
     active_params_with_embedding: int
     embedding_params: int
     sparse_params: int
-    """N_s: all rows of all value tables; a shared table counts once."""
+    """N_s: all rows of all value tables (a shared table counts once) and all routed experts."""
     active_sparse_params: int
-    """A_s: rows that one token reads."""
+    """A_s: rows that one token reads and experts that it activates."""
     density: float
     """rho = A_s / N_s; NaN for a dense model."""
+    visible_density: float
+    """heads top_m over the values a memory layer can address; NaN without memory layers."""
     activated_values: int
     """heads x top_m, per memory layer."""
     macs: Macs
@@ -77,43 +83,74 @@ class Cost:
 
 def memory_dense_params(d_model: int, memory: MemorySpec) -> int:
     """Parameters of one memory layer outside its tables: queries, keys, norms, cores, projections."""
-    h, r, k = d_model, memory.tucker_rank, memory.d_key
-    queries = 2 * r * k * h
-    keys = 2 * memory.heads * r * memory.n_keys * k
-    projections = h * memory.d_pre_value + h * memory.d_value
-    return queries + keys + projections + 2 * k + memory.n_cores * memory.heads * r * r
+    return _query_params(d_model, memory) + _key_params(memory) + _projection_params(d_model, memory)
+
+
+def _query_params(d_model: int, memory: MemorySpec) -> int:
+    return d_model * memory.query_width
+
+
+def _key_params(memory: MemorySpec) -> int:
+    """Keys, norm gains and Tucker cores; sharing tables and expanding keys make more keys."""
+    keys = 2 * memory.heads * memory.tucker_rank * memory.keys_per_side * memory.d_key
+    norms = memory.d_key if memory.kind in ("pkm", "peer") else 2 * memory.d_key
+    cores = 0 if memory.kind in ADDITIVE_KINDS else memory.n_cores * memory.heads * memory.tucker_rank**2
+    return keys + norms + cores
+
+
+def _projection_params(d_model: int, memory: MemorySpec) -> int:
+    if memory.kind == "peer":
+        return 0
+    gate = memory.d_value if memory.kind == "memory_plus" else 0
+    return d_model * (memory.d_pre_value + gate + memory.value_expansion * memory.d_value)
+
+
+def expert_params(d_model: int, ffn: FfnSpec) -> int:
+    """Parameters of one SwiGLU expert (or of a dense FFN)."""
+    return 3 * d_model * ffn.d_ffn
 
 
 def memory_macs(d_model: int, memory: MemorySpec) -> tuple[float, float, float]:
     """MACs per token of one memory layer: (projections, keys and selection, values)."""
-    h, r, heads, m = d_model, memory.tucker_rank, memory.heads, memory.top_m
-    row_width = memory.d_pre_value + memory.d_value
-    projections = 2 * r * h * memory.d_key + h * row_width
-    matching = 2 * heads * r * memory.n_keys * memory.d_key
-    preselection = 2 * heads * r * memory.n_keys
-    grid = heads * (m * r**2 + memory.candidates**2 * r) + heads * m * memory.n_cores * r**2
-    return float(projections), float(matching + preselection + grid), float(heads * m * row_width)
+    r, heads, m, keys = memory.tucker_rank, memory.heads, memory.top_m, memory.keys_per_side
+    projections = _query_params(d_model, memory) + _projection_params(d_model, memory)
+    matching = 2 * heads * r * keys * memory.d_key
+    selection = 0
+    if memory.kind not in ADDITIVE_KINDS:  # preselection, grid, kept scores by core
+        selection = 2 * heads * r * keys
+        selection += heads * (m * r**2 + memory.candidates**2 * r) + heads * m * memory.n_cores * r**2
+    return float(projections), float(matching + selection), float(heads * m * memory.row_width)
 
 
 def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
     """Return the cost of ``model``; ``seq_len`` matters to the attention scores alone."""
-    h, layers, vocab = model.d_model, model.n_layers, model.vocab_size
+    h, layers, vocab, ffn = model.d_model, model.n_layers, model.vocab_size, model.ffn
     n_memory = len(model.memory_layers)
-    dense = layers * (4 * h * h + 3 * h * model.ffn.d_ffn + 4 * h) + h
+    dense = layers * (4 * h * h + 4 * h) + h
     sparse = active_sparse = activated = 0
+    router, expert = 0, expert_params(h, ffn)
+    if ffn.kind == "moe":
+        router = h * ffn.n_experts
+        dense += layers * (router + ffn.n_shared_experts * expert)
+        sparse += layers * ffn.n_experts * expert
+        active_sparse += layers * ffn.top_k * expert
+    else:
+        dense += layers * expert
     macs = {"memory_projections": 0.0, "memory_keys": 0.0, "memory_values": 0.0}
+    visible = float("nan")
     if model.memory is not None:
         memory = model.memory
-        row_width = memory.d_pre_value + memory.d_value
         dense += n_memory * memory_dense_params(h, memory)
         activated = memory.heads * memory.top_m
-        sparse = n_memory * memory.n_values * row_width
-        active_sparse = n_memory * activated * row_width
+        visible = activated / memory.visible_values
+        sparse += memory.n_tables(n_memory) * memory.n_values * memory.row_width
+        active_sparse += n_memory * activated * memory.row_width
         macs = {part: n_memory * value for part, value in zip(macs, memory_macs(h, memory), strict=True)}
     parts = Macs(
         attention=layers * 4.0 * h * h,
         attention_scores=layers * 2.0 * h * (seq_len + 1) / 2,
-        ffn=layers * 3.0 * h * model.ffn.d_ffn,
+        ffn=layers * 3.0 * h * ffn.active_width,
+        router=float(layers * router),
         head=float(h * vocab),
         **macs,
     )
@@ -128,6 +165,7 @@ def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
         sparse_params=sparse,
         active_sparse_params=active_sparse,
         density=active_sparse / sparse if sparse else float("nan"),
+        visible_density=visible,
         activated_values=activated,
         macs=parts,
         flops_per_token=2 * parts.total,
@@ -138,11 +176,14 @@ def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
 
 def distinct_rows(n_rows: int, draws: float) -> float:
     """Expected distinct rows among ``draws`` uniform draws from ``n_rows``: N (1 - (1 - 1/N)^draws)."""
-    import math
-
     if n_rows == 1:
         return 1.0 if draws else 0.0
     return -n_rows * math.expm1(draws * math.log1p(-1 / n_rows))
+
+
+def distinct_experts(n_experts: int, top_k: int, batch: int) -> float:
+    """Expected distinct experts of ``batch`` tokens that choose ``top_k`` each: E (1 - (1 - k/E)^B)."""
+    return n_experts * (1 - (1 - top_k / n_experts) ** batch)
 
 
 def memory_access_bytes(model: ModelSpec, batch: int, bytes_per_param: float = 2.0) -> float:
@@ -151,13 +192,17 @@ def memory_access_bytes(model: ModelSpec, batch: int, bytes_per_param: float = 2
     Attention, embedding and head are left out: they are the same for every architecture compared. Real use of
     rows is skewed, so this is an upper bound; a run's record holds the figure measured from its own usage.
     """
-    h = model.d_model
-    params = float(model.n_layers * 3 * h * model.ffn.d_ffn)
+    h, ffn = model.d_model, model.ffn
+    experts: float = ffn.n_shared_experts + 1
+    if ffn.kind == "moe":
+        experts = ffn.n_shared_experts + distinct_experts(ffn.n_experts, ffn.top_k, batch)
+    params = model.n_layers * experts * expert_params(h, ffn)
+    if ffn.kind == "moe":
+        params += model.n_layers * h * ffn.n_experts
     if model.memory is not None:
         memory = model.memory
-        row_width = memory.d_pre_value + memory.d_value
-        rows = distinct_rows(memory.n_values, batch * memory.heads * memory.top_m)
-        queries = 2 * memory.tucker_rank * h * memory.d_key
-        keys = 2 * memory.heads * memory.tucker_rank * memory.n_keys * memory.d_key
-        params += len(model.memory_layers) * (rows * row_width + queries + keys + h * row_width)
+        rows = distinct_rows(memory.visible_values, batch * memory.heads * memory.top_m)
+        keys = 2 * memory.heads * memory.tucker_rank * memory.keys_per_side * memory.d_key
+        dense = _query_params(h, memory) + keys + _projection_params(h, memory)
+        params += len(model.memory_layers) * (rows * memory.row_width + dense)
     return params * bytes_per_param

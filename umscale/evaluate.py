@@ -69,31 +69,29 @@ def evaluate(
 
 
 def start_counting(model: Decoder) -> None:
-    """Make memory layers count the values they read from now on."""
-    for memory in model.memories:
-        memory.usage = torch.zeros(memory.spec.n_values, dtype=torch.int64)
+    """Make memory layers count the values, and mixtures the experts, that they use from now on."""
+    for part in model.sparse_parts:
+        part.module.usage = torch.zeros(part.n_units, dtype=torch.int64, device=model.rotary.device)
 
 
 def stop_counting(model: Decoder, batches: tuple[int, ...]) -> Usage | None:
-    """Return the usage since ``start_counting`` and stop; None for a model without memory.
+    """Return the usage since ``start_counting`` and stop; None for a dense model.
 
     Memory access at batch B takes tokens as independent draws from the measured histogram: a value read by a
     share f of tokens is fetched with probability 1 - (1 - f)^B per step.
     """
     distinct, entropy, access = [], [], dict.fromkeys(batches, 0.0)
-    for memory in model.memories:
-        assert memory.usage is not None
-        counts = memory.usage.numpy().astype(np.float64)
-        memory.usage = None
-        spec = memory.spec
+    for part in model.sparse_parts:
+        assert part.module.usage is not None
+        counts = part.module.usage.cpu().numpy().astype(np.float64)
+        part.module.usage = None
         share = counts[counts > 0] / max(1.0, counts.sum())
         distinct.append(float((counts > 0).mean()))
         entropy.append(
-            float(-(share * np.log(share)).sum() / math.log(spec.n_values)) if spec.n_values > 1 else 1.0
+            float(-(share * np.log(share)).sum() / math.log(part.n_units)) if part.n_units > 1 else 1.0
         )
-        per_token = np.minimum(1.0, share * spec.heads * spec.top_m)
-        row_bytes = 2.0 * (spec.d_pre_value + spec.d_value)
+        per_token = np.minimum(1.0, share * part.per_token)
         for batch in batches:
             fetched = -np.expm1(batch * np.log1p(-np.minimum(per_token, 1 - 1e-12))).sum()
-            access[batch] += row_bytes * float(fetched) / batch
+            access[batch] += 2.0 * part.unit_params * float(fetched) / batch
     return Usage(distinct=distinct, entropy=entropy, access_bytes=access) if distinct else None

@@ -34,11 +34,30 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+MemoryKind = Literal["ultramem_v2", "ultramem", "pkm", "memory_plus", "peer"]
+ADDITIVE_KINDS = ("pkm", "memory_plus", "peer")
+"""Kinds that score a (row, column) pair by the sum of two product-key scores, not by a Tucker form."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemorySpec:
-    """A sparse memory layer (UltraMemV2, arXiv 2508.18756 section 3)."""
+    """A sparse memory layer beside the FFN of a block, by architecture.
 
-    kind: Literal["ultramem_v2"] = "ultramem_v2"
+    ============  =========================  ==========================================================
+    kind          source                     pair score; value path
+    ============  =========================  ==========================================================
+    ultramem_v2   arXiv 2508.18756           Tucker, a query for every rank; pre-values, one projection
+    ultramem      arXiv 2411.12364           Tucker, one query a side; virtual values, a projection each
+    pkm           arXiv 1907.05242           sum, softmax over top_m; projection
+    memory_plus   arXiv 2412.09764           sum, softmax; one table for all layers, SiLU gate, projection
+    peer          arXiv 2407.04153           sum, softmax; GELU of pre-values, rows as wide as the model
+    ============  =========================  ==========================================================
+
+    What an architecture does not have is set to the only value it can take (``d_pre_value`` is 0 for ``pkm``,
+    both row widths are ``d_model`` for ``peer``), and asking for it otherwise is an error.
+    """
+
+    kind: MemoryKind = "ultramem_v2"
     n_keys: int = 128
     """Keys per side: ``n_keys`` row keys and as many column keys address ``n_keys**2`` values."""
     top_m: int = 32
@@ -48,27 +67,70 @@ class MemorySpec:
     d_pre_value: int = 32
     """Width of a pre-value row (PEER-style gate of its value); 0 leaves pre-values out."""
     d_value: int = 32
-    """Width of a value row, before the single value projection."""
+    """Width of a value row, before the value projection."""
     heads: int = 1
     tucker_rank: int = 2
     n_cores: int = 2
     """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
     preselect_m: int | None = None
-    """Row and column candidates kept before the grid; None means ``min(top_m, n_keys)``."""
+    """Row and column candidates kept before the grid; None means ``min(top_m, keys per side)``."""
     layers: tuple[int, ...] | None = None
     """Blocks that carry a memory layer; None means every block (the paper's choice)."""
+    skip: int = 0
+    """Blocks between the one whose FFN input the memory reads and the one after which it is added."""
+    key_expansion: int = 1
+    """Key sets per side; ``key_expansion**2`` virtual addresses share each value (paper section 3.3)."""
+    value_expansion: int = 1
+    """Value projections: 1, or ``key_expansion**2`` for one per virtual block (UltraMem)."""
+    sharing: Literal["none", "ring", "no_ring", "block", "all"] = "none"
+    """Which tables a layer addresses: its own, a window of ``share_layers`` of them (paper Table 7), or one for all."""
+    share_layers: int = 1
+    """Tables in a window; keys per side grow with its square root."""
     init: Init = "paper"
     """``paper``: calibrated scores and eq. 26 value init; ``official``: the constants of the released code."""
     shuffle: bool = True
     """Scatter neighbouring (row, column) addresses over the table."""
+    quadrants: Literal[1, 2] = 1
+    """2 also searches the rows and columns of most negative score (an experiment; not in the paper)."""
+    balance_loss: float = 0.0
+    """Coefficient of the paper's eq. 19 (it uses 1e-3); 0 leaves it out."""
+    tucker_penalty: float = 0.0
+    """Coefficient of the penalty on all but the largest singular value of the cores; 0 leaves it out."""
 
     def __post_init__(self) -> None:
-        for name in ("n_keys", "top_m", "d_key", "d_value", "heads", "tucker_rank", "n_cores"):
+        additive = self.kind in ADDITIVE_KINDS
+        if additive:
+            for name in ("tucker_rank", "n_cores"):
+                self._settle(name, 1, unset=2)
+            for name, unset in (("tucker_penalty", 0.0), ("balance_loss", 0.0), ("quadrants", 1)):
+                self._settle(name, unset, unset)
+        if self.kind in ("ultramem", "pkm", "memory_plus"):
+            self._settle("d_pre_value", 0, unset=32)
+        if self.kind == "ultramem":
+            self._settle("key_expansion", 2, unset=1)
+            self._settle("value_expansion", 4, unset=1)
+        if self.kind == "memory_plus":
+            self._settle("sharing", "all", unset="none")
+        for name in (
+            "n_keys", "top_m", "d_key", "d_value", "heads", "tucker_rank", "n_cores", "key_expansion", "share_layers",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"memory.{name} must be at least 1, not {getattr(self, name)}")
-        _require(self.d_pre_value >= 0, f"memory.d_pre_value must not be negative, not {self.d_pre_value}")
+        for name in ("d_pre_value", "skip", "balance_loss", "tucker_penalty"):
+            _require(
+                getattr(self, name) >= 0, f"memory.{name} must not be negative, not {getattr(self, name)}"
+            )
         _require(
-            self.top_m <= self.n_values,
-            f"memory.top_m = {self.top_m} exceeds n_keys² = {self.n_values} (n_keys = {self.n_keys}); "
+            (self.share_layers > 1) == (self.sharing in ("ring", "no_ring", "block")),
+            f"memory.share_layers = {self.share_layers} does not go with sharing = {self.sharing!r}: ring, no_ring and "
+            "block need 2 or more, none and all take 1",
+        )
+        _require(
+            self.value_expansion in (1, self.key_expansion**2),
+            f"memory.value_expansion = {self.value_expansion} must be 1 or key_expansion² = {self.key_expansion**2}",
+        )
+        _require(
+            self.top_m <= self.keys_per_side**2,
+            f"memory.top_m = {self.top_m} exceeds n_keys² = {self.keys_per_side**2} (n_keys = {self.n_keys}); "
             "lower top_m or raise n_keys",
         )
         _require(
@@ -77,32 +139,101 @@ class MemorySpec:
         )
         if self.preselect_m is not None:
             _require(
-                1 <= self.preselect_m <= self.n_keys and self.preselect_m**2 >= self.top_m,
-                f"memory.preselect_m = {self.preselect_m} must be at most n_keys = {self.n_keys} and its square "
+                1 <= self.preselect_m <= self.keys_per_side and self.preselect_m**2 >= self.top_m,
+                f"memory.preselect_m = {self.preselect_m} must be at most n_keys = {self.keys_per_side} and its square "
                 f"at least top_m = {self.top_m}",
             )
 
+    def _settle(self, name: str, value: Any, unset: Any) -> None:
+        """Give a field the only value this kind allows; raise if it was set to something else."""
+        given = getattr(self, name)
+        _require(
+            given in (unset, value),
+            f"memory.{name} = {given} is not an option of kind {self.kind!r}; leave it out",
+        )
+        object.__setattr__(self, name, value)
+
     @property
     def n_values(self) -> int:
-        """Values of one layer's table."""
+        """Values of one table."""
         return self.n_keys**2
+
+    @property
+    def side(self) -> int:
+        """n': edge of the square of values that one key set addresses, ``floor(n_keys sqrt(share_layers))``."""
+        return math.isqrt(self.n_keys**2 * self.share_layers)
+
+    @property
+    def visible_values(self) -> int:
+        """Values that one layer can address."""
+        return self.side**2
+
+    @property
+    def keys_per_side(self) -> int:
+        """Keys that a query is matched with on each side: all key sets."""
+        return self.side * self.key_expansion
 
     @property
     def candidates(self) -> int:
         """Row (and column) candidates that form the grid the final ``top_m`` are chosen from."""
-        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.n_keys)
+        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.keys_per_side)
+
+    @property
+    def row_width(self) -> int:
+        """Parameters of one row: its pre-value and its value."""
+        return self.d_pre_value + self.d_value
+
+    @property
+    def query_width(self) -> int:
+        """Outputs of the query projection of one layer, all sides, ranks and heads."""
+        if self.kind in ADDITIVE_KINDS:
+            return 2 * self.heads * self.d_key
+        return 2 * self.d_key * (self.tucker_rank if self.kind == "ultramem_v2" else 1)
+
+    def n_tables(self, n_memory_layers: int) -> int:
+        """Tables in the pool of a model with that many memory layers."""
+        return 1 if self.sharing == "all" else n_memory_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FfnSpec:
-    """The feed-forward layer of a block."""
+    """The feed-forward layer of a block: dense SwiGLU, or a mixture of SwiGLU experts."""
 
-    kind: Literal["swiglu"] = "swiglu"
+    kind: Literal["swiglu", "moe"] = "swiglu"
     d_ffn: int = 256
-    """Inner width (of the gate and of the up projection each)."""
+    """Inner width (of the gate and of the up projection each); of one expert for ``moe``."""
+    n_experts: int = 1
+    """Routed experts; granularity is the inner width one would give a dense FFN over ``d_ffn``."""
+    top_k: int = 1
+    """Routed experts a token activates."""
+    n_shared_experts: int = 0
+    """Experts of the same width that every token passes."""
+    normalize_gates: bool = False
+    """Divide the gates of the chosen experts by their sum (Mixtral does, OLMoE does not)."""
+    balance_loss: float = 0.01
+    """Coefficient of the load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4)."""
+    z_loss: float = 0.001
+    """Coefficient of the router z-loss (ST-MoE, arXiv 2202.08906, eq. 5)."""
 
     def __post_init__(self) -> None:
-        _require(self.d_ffn >= 1, f"ffn.d_ffn must be at least 1, not {self.d_ffn}")
+        for name in ("d_ffn", "n_experts", "top_k"):
+            _require(getattr(self, name) >= 1, f"ffn.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("n_shared_experts", "balance_loss", "z_loss"):
+            _require(getattr(self, name) >= 0, f"ffn.{name} must not be negative, not {getattr(self, name)}")
+        _require(
+            self.top_k <= self.n_experts,
+            f"ffn.top_k = {self.top_k} exceeds n_experts = {self.n_experts}; lower top_k or raise n_experts",
+        )
+        if self.kind == "swiglu":
+            _require(
+                self.n_experts == 1 and self.n_shared_experts == 0,
+                'ffn.n_experts needs kind = "moe" under [model.ffn]',
+            )
+
+    @property
+    def active_width(self) -> int:
+        """Inner width that one token passes, over all experts it activates."""
+        return self.d_ffn * (self.top_k + self.n_shared_experts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +265,49 @@ class ModelSpec:
             f"model.d_model / n_heads = {self.d_model // self.n_heads} must be even (rotary embedding)",
         )
         _require(self.rope_theta > 1, "model.rope_theta must exceed 1")
-        if self.memory is not None and self.memory.layers is not None:
-            blocks = self.memory.layers
-            _require(
-                len(set(blocks)) == len(blocks) > 0 and all(0 <= b < self.n_layers for b in blocks),
-                f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {self.n_layers - 1}",
-            )
+        if self.memory is not None:
+            self._check_memory(self.memory)
+
+    def _check_memory(self, memory: MemorySpec) -> None:
+        if memory.kind == "peer":
+            for name in ("d_pre_value", "d_value"):
+                _require(
+                    getattr(memory, name) in (32, self.d_model),
+                    f"memory.{name} = {getattr(memory, name)} is not an option of kind 'peer', whose rows are as wide "
+                    f"as the model ({self.d_model}); leave it out",
+                )
+            rows = dataclasses.replace(memory, d_pre_value=self.d_model, d_value=self.d_model)
+            object.__setattr__(self, "memory", rows)
+        blocks = self.memory_layers
+        last = self.n_layers - 1
+        _require(
+            len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+            f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
+        )
+        _require(
+            max(blocks) + memory.skip <= last,
+            f"memory.skip = {memory.skip} puts the output of the memory that reads block {max(blocks)} after the last "
+            f"block ({last}); list earlier blocks in memory.layers",
+        )
+        _require(
+            memory.share_layers <= len(blocks),
+            f"memory.share_layers = {memory.share_layers} exceeds the {len(blocks)} memory layers",
+        )
+        _require(
+            memory.sharing != "block" or len(blocks) % memory.share_layers == 0,
+            f"memory.share_layers = {memory.share_layers} must divide the {len(blocks)} memory layers (block)",
+        )
+
+    @property
+    def architecture(self) -> str:
+        """Short name: ``dense``, a memory kind, ``moe-8of64`` (``moe-8of64+1`` with a shared expert), or a sum."""
+        ffn, parts = self.ffn, []
+        if ffn.kind == "moe":
+            shared = f"+{ffn.n_shared_experts}" if ffn.n_shared_experts else ""
+            parts.append(f"moe-{ffn.top_k}of{ffn.n_experts}{shared}")
+        if self.memory is not None:
+            parts.append(self.memory.kind)
+        return " & ".join(parts) or "dense"
 
     @property
     def memory_layers(self) -> tuple[int, ...]:
@@ -190,6 +358,11 @@ class TrainSpec:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    table_gradient: Literal["dense", "rows"] = "dense"
+    """``rows``: table gradients and updates touch only the rows read (lazy AdamW: moments and decay of the others
+    stand still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
+    table_second_moment: Literal["full", "row"] = "full"
+    """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     grad_clip: float = 1.0
     ema_width: float = 0.1
     """Relative width of the weight average that is evaluated beside the raw weights (power-function profile)."""

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umscale.accounting import cost
-from umscale.design.study import Cell, Study
+from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import atomic_path, write_error, write_text
-from umscale.spec import RunSpec, to_dict
+from umscale.spec import RunSpec, read_toml, to_dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,8 @@ _SPEC_COLUMNS = {
     "d_key": "i",
     "d_pre_value": "i",
     "d_value": "i",
+    "n_experts": "i",
+    "top_k": "i",
     "batch_size": "i",
     "lr": "f",
     "value_lr": "f",
@@ -232,6 +234,15 @@ class Store:
         # A file for every design, so that a study swept again with other axes keeps its earlier cells too.
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
         self.write_rows("cells", digest, rows)
+
+    def question(self) -> str:
+        """Return the question of the study that was last run here; the default one when that is not known."""
+        try:
+            tree = read_toml(self.root / "study.toml")
+        except UserError:
+            tree = {}
+        question = tree.get("question")
+        return question if question in QUESTIONS else QUESTIONS[0]
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -422,7 +433,7 @@ def spec_row(run: RunSpec) -> Row:
     row: Row = {
         "run_id": run.run_id,
         "seed": run.seed,
-        "architecture": memory.kind if memory else "dense",
+        "architecture": model.architecture,
         "d_model": model.d_model,
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
@@ -440,5 +451,7 @@ def spec_row(run: RunSpec) -> Row:
     if memory is not None:
         names = ("n_keys", "n_values", "top_m", "heads", "d_key", "d_pre_value", "d_value")
         row |= {name: getattr(memory, name) for name in names}
+    if model.ffn.kind == "moe":
+        row |= {"n_experts": model.ffn.n_experts, "top_k": model.ffn.top_k}
     row |= {name: value for name, value in sizes.items() if name in _SPEC_COLUMNS}
     return row

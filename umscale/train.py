@@ -25,7 +25,7 @@ from umscale.data.corpus import Corpus
 from umscale.evaluate import Evaluation, evaluate, start_counting, stop_counting
 from umscale.machine import peak_memory_bytes
 from umscale.model import Decoder, mean_loss
-from umscale.optim import Schedule, WeightAverage, make_optimizer, set_rates
+from umscale.optim import Schedule, WeightAverage, clip_gradients, make_optimizer, set_rates
 from umscale.spec import RunSpec
 
 Row = dict[str, Any]
@@ -101,6 +101,7 @@ class Run:
 
     def _build(self) -> None:
         self.model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len).to(self.device)
+        self.model.use_row_gradients(self.spec.train.table_gradient == "rows")
         self.optimizer = make_optimizer(self.model, self.spec.train)
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
 
@@ -119,9 +120,10 @@ class Run:
         with self.precision():
             logits = self.model(window[:, :-1])
         loss = mean_loss(logits, window[:, 1:])
+        auxiliary = self.model.auxiliary_loss()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.train.grad_clip)
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip)
         value = loss.item()
         if not math.isfinite(value) or not math.isfinite(norm.item()):
             raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")

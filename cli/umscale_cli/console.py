@@ -62,13 +62,13 @@ def finite(value: Any) -> Any:
     return value
 
 
-def count(value: float | None) -> str:
+def count(value: float | None, digits: int = 3) -> str:
     """Return a count with a unit: ``1.18B``, ``262k``, ``96``; a dash for a missing one."""
     if value is None or math.isnan(value):
         return "–"
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
+            return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
     return f"{value:.0f}"
 
 

@@ -1,17 +1,25 @@
-"""``umscale cost``: parameters, FLOPs and memory access of a model, without training anything."""
+"""``umscale cost``: parameters, FLOPs and memory access of models, without training anything."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umscale_cli.console import JsonFlag, SetOption, count, out, print_json
 
+if TYPE_CHECKING:
+    from umscale.spec import ModelSpec
+
 
 def cost(
-    model: Annotated[
-        str, typer.Argument(help="A preset (ultramem_v2-227m) or a .toml file with a [model] table.")
-    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...",
+            help="Presets (ultramem_v2-227m) or .toml files with a [model] table; none lists the presets.",
+        ),
+    ] = None,
     batch: Annotated[
         str, typer.Option(help="Tokens decoded together, for memory access.")
     ] = "1,16,64,256,1024,4096",
@@ -19,7 +27,10 @@ def cost(
     set_: SetOption = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Count a model's parameters, FLOPs and memory access per token."""
+    """Count parameters, FLOPs and memory access per token; of two models or more, side by side.
+
+    Total and active parameters leave the token embedding (and an untied head) out; the lines below add it.
+    """
     from umscale.accounting import cost as count_cost
     from umscale.accounting import memory_access_bytes
     from umscale.errors import UserError
@@ -30,69 +41,119 @@ def cost(
         batches = []
     if not batches or min(batches) < 1:
         raise UserError(f"--batch {batch!r} must be whole numbers such as 1,16,64")
-    spec, source, remark = _load(model, set_ or [])
-    found = count_cost(spec, seq_len)
-    access = {b: memory_access_bytes(spec, b) for b in batches}
-    if json_:
-        print_json(
+    if not models:
+        _list_presets(json_)
+        return
+    entries = []
+    for model in models:
+        spec, source, remark = _load(model, set_ or [])
+        entries.append(
             {
                 "model": model,
+                "architecture": spec.architecture,
                 "source": source,
                 "note": remark,
                 "seq_len": seq_len,
-                "cost": found.to_dict(),
-                "memory_access_bytes_per_step": access,
+                "cost": count_cost(spec, seq_len).to_dict(),
+                "memory_access_bytes_per_step": {b: memory_access_bytes(spec, b) for b in batches},
             }
         )
+    if json_:
+        print_json(entries[0] if len(entries) == 1 else entries)
         return
+    _print(entries, seq_len)
+
+
+def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
     from rich.table import Table
 
-    table = Table(
-        title=f"{model}  {source}", title_justify="left", box=None, show_header=False, pad_edge=False
-    )
-    whole, active = found.total_params_with_embedding, found.active_params_with_embedding
-    rows: list[tuple[str, str, str]] = [
-        (
-            "total parameters",
-            count(found.total_params),
-            f"{count(whole)} with embedding",
-        ),
-        (
-            "active parameters",
-            count(found.active_params),
-            f"{count(active)} with embedding",
-        ),
-        ("sparse parameters N_s", count(found.sparse_params), "all rows of the value tables"),
-        (
-            "active sparse A_s",
-            count(found.active_sparse_params),
-            f"{found.activated_values} values a layer and token",
-        ),
-        ("density rho", f"{found.density:.3e}" if found.sparse_params else "–", "A_s / N_s"),
-        ("MCP", f"{found.mcp:.2%}", "memory / (memory + FFN) work"),
-        ("memory-to-FFN ratio", f"{found.memory_to_ffn:.3f}", "MCP / (1 - MCP)"),
-        ("forward FLOPs per token", count(found.flops_per_token), f"at context {seq_len}, head included"),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    parts = found.to_dict()["flops_by_part"]
-    for part, flops in parts.items():
-        table.add_row(f"  {part.replace('_', ' ')}", count(flops), f"{flops / found.flops_per_token:.1%}")
-    for b, bytes_ in access.items():
-        table.add_row(f"weights read, batch {b}", f"{bytes_ / 1e6:.4g} MB", "bf16, FFN and memory, per step")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for entry in entries:
+        table.add_column(entry["model"], justify="right", no_wrap=True)
+    table.add_column("")
+
+    def row(title: str, values: list[str], remark: str = "") -> None:
+        table.add_row(title, *values, remark)
+
+    costs = [entry["cost"] for entry in entries]
+    row("architecture", [entry["architecture"] for entry in entries])
+    for title, name, remark in (
+        ("total parameters", "total_params", "without embeddings"),
+        ("  with embeddings", "total_params_with_embedding", "token embedding, and head if untied"),
+        ("active parameters", "active_params", "read by one token, without embeddings"),
+        ("  with embeddings", "active_params_with_embedding", ""),
+        ("sparse parameters N_s", "sparse_params", "rows of value tables, routed experts"),
+        ("active sparse A_s", "active_sparse_params", "of them, read by one token"),
+    ):
+        row(title, [count(c[name], 4) for c in costs], remark)
+    row("values a layer and token", [count(c["activated_values"]) for c in costs], "heads x top_m")
+    row("density rho", [_small(c["density"]) for c in costs], "A_s / N_s")
+    row("visible density", [_small(c["visible_density"]) for c in costs], "of what a layer can address")
+    row("MCP", [f"{c['mcp']:.2%}" for c in costs], "memory / (memory + FFN) work")
+    row("memory-to-FFN ratio", [f"{c['memory_to_ffn']:.3f}" for c in costs], "MCP / (1 - MCP)")
+    row("forward FLOPs per token", [count(c["flops_per_token"]) for c in costs], f"at context {seq_len}")
+    for part in costs[0]["flops_by_part"]:
+        shares = [
+            f"{count(c['flops_by_part'][part])} {c['flops_by_part'][part] / c['flops_per_token']:6.1%}"
+            for c in costs
+        ]
+        row(f"  {part.replace('_', ' ')}", shares)
+    access = [entry["memory_access_bytes_per_step"] for entry in entries]
+    for b in access[0]:
+        ratios = ", ".join(f"{a[b] / access[-1][b]:.3g}" for a in access[:-1])
+        remark = "FFN and memory weights, bf16, a step" if b == next(iter(access[0])) else ""
+        if ratios:
+            remark = f"{ratios} x {entries[-1]['model']}"
+        row(f"weights read, batch {b}", [f"{a[b] / 1e6:.4g} MB" for a in access], remark)
     out().print(table)
-    if remark:
-        out().print(f"note: {remark}")
+    for entry in entries:
+        if entry["note"]:
+            out().print(f"{entry['model']} ({entry['source']}): {entry['note']}", soft_wrap=True)
 
 
-def _load(model: str, overrides: list[str]) -> tuple[Any, str, str]:
+def _small(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3e}"
+
+
+def _list_presets(json_: bool) -> None:
+    from rich.table import Table
+
+    from umscale.accounting import cost as count_cost
+    from umscale.presets import PRESETS
+
+    costs = {name: count_cost(found.model) for name, found in PRESETS.items()}
+    if json_:
+        print_json({name: {"source": PRESETS[name].source, "cost": c.to_dict()} for name, c in costs.items()})
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("preset", "architecture", "total", "active", "source"):
+        table.add_column(title, justify="right" if title in ("total", "active") else "left")
+    for name, found in PRESETS.items():
+        sizes = costs[name]
+        table.add_row(
+            name,
+            found.model.architecture,
+            count(sizes.total_params),
+            count(sizes.active_params),
+            found.source,
+        )
+    out().print(table)
+
+
+def _load(model: str, overrides: list[str]) -> "tuple[ModelSpec, str, str]":
+    from umscale.errors import UserError
     from umscale.presets import preset
     from umscale.spec import ModelSpec, apply_overrides, from_dict, read_toml, to_dict
 
     path = Path(model)
     if path.suffix == ".toml":
         tree = apply_overrides(read_toml(path), overrides)
-        return from_dict(ModelSpec, tree.get("model", {}), "model"), f"({path.name})", ""
+        if "model" not in tree:
+            raise UserError(f"{model}: no [model] table in it")
+        spec = from_dict(ModelSpec, tree["model"], "model")
+        remark = "" if spec.vocab_size else "vocab_size is not set: embeddings and head count nothing"
+        return spec, path.name, remark
     found = preset(model)
     tree = apply_overrides({"model": to_dict(found.model)}, overrides)
-    return from_dict(ModelSpec, tree["model"], "model"), f"({found.source})", found.note
+    return from_dict(ModelSpec, tree["model"], "model"), found.source, found.note

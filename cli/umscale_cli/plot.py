@@ -15,13 +15,16 @@ FIGURES = {
     "density": "loss against top_m by sparse parameters, with the recommended law",
     "size": "loss against sparse parameters by top_m, with the recommended law",
     "curves": "training loss along trunk and branches",
+    "architectures": "loss of every architecture beside the baseline",
 }
 FORMATS = ("png", "svg", "pdf")
 
 
 def plot(
     study: StudyArgument,
-    figures: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(FIGURES)}; or all.")] = "all",
+    figures: Annotated[
+        str, typer.Option(help=f"Comma-separated: {', '.join(FIGURES)}; default all that fit the question.")
+    ] = "all",
     out_dir: Annotated[
         Path | None,
         typer.Option(
@@ -38,7 +41,10 @@ def plot(
     """Draw a study's figures; prints the paths it wrote."""
     store = open_store(study)
     folder = out_dir or (DEFAULT_ROOT / study if is_recorded(store) else store.root) / "figures"
-    names = list(FIGURES) if figures == "all" else figures.split(",")
+    fitting = (
+        ["architectures", "curves"] if store.question() == "architectures" else ["density", "size", "curves"]
+    )
+    names = fitting if figures == "all" else figures.split(",")
     paths = plot_store(store, names, folder, format_.split(","), loss)
     if json_:
         print_json([str(path) for path in paths])
@@ -85,13 +91,15 @@ def _draw(store: "Store", name: str, loss: str) -> dict[str, Any]:
     from umscale.errors import UserError
     from umscale.laws.report import report
     from umscale.laws.table import levels, where
-    from umscale.plots import curves, loss_vs_density, loss_vs_size
+    from umscale.plots import architectures, curves, loss_vs_density, loss_vs_size
 
     if name == "curves":
         return {"": curves(store.curves())}
     table = store.columns()
     if not len(table["run_id"]):
         raise UserError("the store holds no finished runs yet; `umscale runs` shows what there is")
+    if name == "architectures":
+        return {"": architectures(table, loss=loss)}
     modes = levels(table, "compensation")
     out = {}
     for mode in modes or (None,):

@@ -160,12 +160,28 @@ def _dry_run(study: "Study", cells: "list[Cell]", n_workers: int, json_: bool) -
         if cell.run is None:
             console.print(f"infeasible: {cell.label}: {cell.reason}")
     console.print("\nDesign")
-    for statement in design.statements:
+    for statement in _held_equal(cells) if study.question == "architectures" else design.statements:
         console.print(f"  {statement}")
     console.print(
         f"\n{len(runs)} runs, about {duration(total)} with {n_workers} workers "
         f"({duration(sum(seconds.values()))} of one core). Nothing was written."
     )
+
+
+def _held_equal(cells: "list[Cell]") -> list[str]:
+    """Say how nearly equal the architectures are in what a comparison should hold constant."""
+    costs = [cell.solved.cost for cell in cells if cell.solved is not None]
+    out = []
+    for name, words in (
+        ("flops_per_token", "forward FLOPs per token"),
+        ("active_params", "active parameters"),
+    ):
+        values = [getattr(c, name) for c in costs]
+        out.append(f"{words} differ by at most {max(values) / min(values) - 1:.1%}")
+    sparse = [c.total_params for c in costs if c.sparse_params]
+    if sparse:
+        out.append(f"total parameters, dense models apart, by at most {max(sparse) / min(sparse) - 1:.1%}")
+    return out
 
 
 def _cell_row(cell: "Cell") -> dict[str, Any]:
@@ -190,13 +206,14 @@ def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) 
     table = Table(title=f"{study.name}: {len(cells)} cells", title_justify="left", box=None, pad_edge=False)
     for name in (
         "cell",
-        "n_keys",
-        "top_m",
+        "n_keys/experts",
+        "top_m/k",
         "d_ffn",
         "N_s",
         "A_s",
         "rho",
         "MCP",
+        "total",
         "active",
         "FLOPs/token",
         "time",
@@ -204,19 +221,21 @@ def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) 
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
     for cell in cells:
         if cell.solved is None:
-            table.add_row(cell.label, *["–"] * 9, "infeasible")
+            table.add_row(cell.label, *["–"] * 10, "infeasible")
             continue
         cost, model = cell.solved.cost, cell.solved.model
-        memory = model.memory
+        memory, ffn = model.memory, model.ffn
+        experts = (str(ffn.n_experts), str(ffn.top_k)) if ffn.kind == "moe" else ("–", "–")
         table.add_row(
             cell.label,
-            str(memory.n_keys) if memory else "–",
-            str(memory.top_m) if memory else "–",
+            str(memory.n_keys) if memory else experts[0],
+            str(memory.heads * memory.top_m) if memory else experts[1],
             str(model.ffn.d_ffn),
             count(cost.sparse_params),
             count(cost.active_sparse_params),
             f"{cost.density:.2e}" if cost.sparse_params else "–",
             f"{cost.mcp:.1%}",
+            count(cost.total_params),
             count(cost.active_params),
             count(cost.flops_per_token),
             duration(seconds[cell.run_id]),
@@ -380,17 +399,20 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
 def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
-    from umscale_cli.fit import fit_store, print_fit
+    from umscale_cli.fit import compare_store, fit_store, print_architectures, print_fit
     from umscale_cli.plot import plot_store
 
     console = out()
     try:
-        result = fit_store(store)
+        if study.question == "architectures":
+            print_architectures(compare_store(store), "loss", console)
+        else:
+            print_fit(fit_store(store), console)
     except UserError as error:
         console.print(f"\nNo fit yet: {error}")
         return
-    print_fit(result, console)
-    figures = plot_store(store, ["density"], store.root / "figures", ["png"])
+    kinds = ["architectures"] if study.question == "architectures" else ["density"]
+    figures = plot_store(store, kinds, store.root / "figures", ["png"])
     console.print(
         f"\nResults   {store.root / 'runs'} (Parquet: pandas, Polars, DuckDB and pyarrow read it as it is)"
     )

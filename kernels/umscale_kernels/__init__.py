@@ -5,11 +5,14 @@ its `__init__.py` holds the one function that dispatches.
 """
 
 from umscale_kernels.backends import available_backends, default_backend
+from umscale_kernels.grouped_mm import grouped_mm
+from umscale_kernels.grouped_mm.ffn import expert_ffn
 from umscale_kernels.lookup import lookup
 from umscale_kernels.rank1 import rank1_vectors
 from umscale_kernels.rms_norm import rms_norm
 from umscale_kernels.select import Selection, select
 from umscale_kernels.swiglu import swiglu
+from umscale_kernels.table_adamw import table_adamw
 from umscale_kernels.usage import count_rows
 
 __all__ = [
@@ -17,9 +20,12 @@ __all__ = [
     "available_backends",
     "count_rows",
     "default_backend",
+    "expert_ffn",
+    "grouped_mm",
     "lookup",
     "rank1_vectors",
     "rms_norm",
     "select",
     "swiglu",
+    "table_adamw",
 ]

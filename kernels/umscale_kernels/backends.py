@@ -1,40 +1,81 @@
-"""Which implementation of an operation runs: `reference`, `aten` (stock PyTorch) or `native` (C++ on the CPU)."""
+"""Which implementation of an operation runs.
+
+    reference   readable PyTorch, any dtype; what the others are tested against
+    aten        stock PyTorch operations without large intermediates, any device
+    native      C++ on the CPU, compiled at first use
+    triton      CUDA GPUs from Ampere on; on a CPU only through Triton's interpreter (`TRITON_INTERPRET=1`), for tests
+"""
+
+import functools
+import importlib.util
+import os
 
 import torch
 
 from umscale_kernels import native
 
-OPS = ("select", "lookup")
+OPS = ("select", "lookup", "table_adamw")
+NAMES = ("reference", "aten", "native", "triton")
 
 
 def available_backends(op: str) -> tuple[str, ...]:
     """Backends of `op` that can run on this machine, slowest first. May compile. Raises ValueError."""
     if op not in OPS:
         raise ValueError(f"op must be one of {OPS}, not {op!r}")
-    return ("reference", "aten", *(("native",) if native.library(op) is not None else ()))
+    compiled = ("native",) if native.library(op) is not None else ()
+    return ("reference", "aten", *compiled, *(("triton",) if triton_runs() else ()))
 
 
 def default_backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """What `backend="auto"` runs for both operations on tensors of this device and activation dtype."""
-    return min(_auto(op, device_type, dtype) for op in OPS)  # "aten" < "native": the path of the slower one
+    found = {_auto(op, device_type, dtype, True, True) for op in ("select", "lookup")}
+    return found.pop() if len(found) == 1 else "aten"  # the path of the slower one
 
 
 def resolve(
-    op: str, backend: str, device_type: str, dtype: torch.dtype, native_supported: bool = True
+    op: str,
+    backend: str,
+    device_type: str,
+    dtype: torch.dtype,
+    native_supported: bool = True,
+    triton_supported: bool = True,
 ) -> str:
     """Name of the backend to run. Raises ValueError for an unknown one or one that cannot take such tensors."""
     if backend == "auto":
-        return _auto(op, device_type, dtype) if native_supported else "aten"
-    if backend == "native" and not (native_supported and device_type == "cpu" and dtype == torch.float32):
+        return _auto(op, device_type, dtype, native_supported, triton_supported)
+    if backend not in NAMES:
+        raise ValueError(f"backend of {op} must be auto or one of {', '.join(NAMES)}, not {backend!r}")
+    fits = {
+        "native": native_supported and device_type == "cpu" and dtype == torch.float32,
+        "triton": triton_supported and (device_type == "cuda" or interpreted()) and dtype != torch.float64,
+    }
+    if not fits.get(backend, True):
         raise ValueError(
-            f"backend 'native' of {op} does not take {dtype} tensors of these shapes on {device_type}"
+            f"backend {backend!r} of {op} does not take {dtype} tensors of these shapes on {device_type}"
         )
-    if backend not in ("aten", "native"):
-        raise ValueError(f"backend of {op} must be auto, reference, aten or native, not {backend!r}")
     return backend
 
 
-def _auto(op: str, device_type: str, dtype: torch.dtype) -> str:
-    if device_type == "cpu" and dtype == torch.float32 and native.library(op) is not None:
+def interpreted() -> bool:
+    """Whether Triton kernels run through the interpreter, on CPU tensors; read when they are first used."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_runs() -> bool:
+    """Whether Triton kernels can run here: on a GPU of compute capability 8.0 or more, or interpreted."""
+    if not triton_installed():
+        return False
+    return interpreted() or (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0))
+
+
+def _auto(op: str, device_type: str, dtype: torch.dtype, native_ok: bool, triton_ok: bool) -> str:
+    if device_type == "cpu" and dtype == torch.float32 and native_ok and native.library(op) is not None:
         return "native"
+    if device_type == "cuda" and triton_ok and dtype != torch.float64 and triton_runs():
+        return "triton"
     return "aten"

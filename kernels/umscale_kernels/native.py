@@ -29,6 +29,7 @@ _SOURCES = {
     "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
     "rms_norm": ("rms_norm/rms_norm.cpp", "-ffp-contract=fast", "-fopenmp-simd"),
     "swiglu": ("swiglu/swiglu.cpp", "-ffp-contract=fast"),
+    "table_adamw": ("table_adamw/table_adamw.cpp", "-ffp-contract=off", "-fno-math-errno"),
 }
 
 

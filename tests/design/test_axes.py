@@ -107,3 +107,45 @@ def test_width_scales_everything_in_proportion():
     wide = scale_width(BASE, 256)
     assert (wide.n_heads, wide.ffn.d_ffn, wide.memory.d_key, wide.memory.d_value) == (8, 768, 48, 48)
     assert wide.memory.n_keys == BASE.memory.n_keys
+
+
+MIXTURE = dataclasses.replace(BASE, memory=None, ffn=FfnSpec(kind="moe", d_ffn=48, n_experts=64, top_k=8))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        BASE,
+        MIXTURE,
+        dataclasses.replace(
+            BASE, memory=MemorySpec(kind="ultramem", n_keys=96, top_m=16, d_key=24, d_value=24)
+        ),
+        dataclasses.replace(
+            BASE, memory=MemorySpec(kind="memory_plus", n_keys=96, top_m=16, d_key=24, d_value=96)
+        ),
+    ],
+    ids=lambda model: model.architecture,
+)
+def test_equal_compute_and_total_parameters_together(model):
+    dense = dataclasses.replace(BASE, memory=None, ffn=FfnSpec(d_ffn=640))
+    solved = solve(model, {"total_params": 6e6}, "iso_flops", SEQ, reference=dense)
+    assert cost(solved.model, SEQ).total_params == pytest.approx(6e6, rel=0.01)
+    assert solved.cost.flops_per_token == pytest.approx(cost(dense, SEQ).flops_per_token, rel=0.01)
+
+
+def test_mixture_axes():
+    sized = solve(MIXTURE, {"sparse_params": 4 * 3 * 128 * 48 * 100, "density": 0.1}, "none", SEQ)
+    assert (sized.model.ffn.n_experts, sized.model.ffn.top_k) == (100, 10)
+    fine = solve(MIXTURE, {"granularity": 2}, "none", SEQ)
+    assert (fine.model.ffn.d_ffn, fine.model.ffn.n_experts, fine.model.ffn.top_k) == (24, 128, 16)
+    assert fine.cost.sparse_params == cost(MIXTURE).sparse_params
+    assert solve(MIXTURE, {"top_k": 2}, "none", SEQ).model.ffn.top_k == 2
+    with pytest.raises(UserError, match="needs experts"):
+        solve(BASE, {"granularity": 2}, "none", SEQ)
+
+
+def test_sizes_say_nothing_about_a_dense_model():
+    dense = dataclasses.replace(BASE, memory=None)
+    assert solve(dense, {"total_params": 1e9}, "none", SEQ).model == dense
+    with pytest.raises(UserError, match="needs a memory layer"):
+        solve(dense, {"top_m": 4}, "none", SEQ)

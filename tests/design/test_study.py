@@ -136,3 +136,30 @@ def test_conditioning_of_nothing_and_of_dependent_axes():
     design = condition({"top_m": x, "sparse_params": z, "d_model": x * z})
     assert design.rank == 2
     assert design.condition == float("inf")
+
+
+def test_architectures_are_laid_over_the_reference():
+    study = load_study("enwik8_architectures", ["data.corpus=kjv", "data.validation_tokens=4k"])
+    assert study.question == "architectures"
+    assert parse(study.to_dict(), "again").to_dict() == study.to_dict()
+    cells = expand(study, "float32")
+    by_name = {cell.targets["architecture"]: cell for cell in cells}
+    assert all(cell.run is not None for cell in cells), [cell.reason for cell in cells]
+    names = ["dense", "moe_top2", "moe_top8", "ultramem", "ultramem_v2"]
+    assert list(by_name) == names
+    models = {name: cell.run.model for name, cell in by_name.items()}
+    assert models["dense"].architecture == "dense"
+    assert (models["moe_top2"].ffn.top_k, models["moe_top8"].ffn.top_k) == (2, 8)
+    assert models["ultramem"].memory.kind == "ultramem"
+    flops = [cell.solved.cost.flops_per_token for cell in by_name.values()]
+    assert max(flops) / min(flops) < 1.02
+    totals = [by_name[name].solved.cost.total_params for name in names[1:]]
+    assert max(totals) / min(totals) < 1.02
+
+
+def test_unknown_architectures_are_named():
+    tree = {"name": "x", "architectures": {"moe": {"model": {}}}, "axes": {"architecture": ["mow"]}}
+    with pytest.raises(UserError, match="did you mean 'moe'"):
+        parse(tree, "x.toml")
+    with pytest.raises(UserError, match="may hold model and train"):
+        parse({"name": "x", "architectures": {"moe": {"ffn": {}}}}, "x.toml")

@@ -1,12 +1,16 @@
 """The memory layer against a float64 brute-force rendering of the paper's equations, and its init."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from umscale.errors import UserError
 from umscale.init import initialise
-from umscale.layers.memory import Memory, Shuffle, value_std
+from umscale.layers.memory import Memory, value_std
+from umscale.layers.tables import Shuffle, first_table
+from umscale.layers.tucker import TuckerMemory, balance_loss
 from umscale.model import Decoder, mean_loss
 from umscale.rng import generator
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
@@ -16,7 +20,19 @@ SPECS = [
     MemorySpec(n_keys=8, top_m=7, d_key=4, d_pre_value=6, d_value=10, heads=2),
     MemorySpec(n_keys=10, top_m=6, d_key=4, d_pre_value=0, d_value=6, n_cores=1),
     MemorySpec(n_keys=8, top_m=11, d_key=4, d_pre_value=4, d_value=8, preselect_m=4, tucker_rank=3),
+    MemorySpec(n_keys=6, top_m=6, d_key=4, d_pre_value=4, d_value=8, key_expansion=2),
+    MemorySpec(n_keys=6, top_m=6, d_key=4, d_pre_value=4, d_value=8, sharing="ring", share_layers=2),
+    MemorySpec(n_keys=6, top_m=6, d_key=4, d_pre_value=4, d_value=8, sharing="all"),
+    MemorySpec(n_keys=9, top_m=6, d_key=4, d_pre_value=4, d_value=8, quadrants=2, preselect_m=3),
+    MemorySpec(kind="ultramem", n_keys=6, top_m=7, d_key=5, d_value=8),
+    MemorySpec(
+        kind="ultramem", n_keys=6, top_m=7, d_key=5, d_value=8, heads=2, sharing="block", share_layers=2
+    ),
+    MemorySpec(kind="pkm", n_keys=9, top_m=5, d_key=6, d_value=12, heads=2),
+    MemorySpec(kind="memory_plus", n_keys=9, top_m=5, d_key=6, d_value=12, heads=2),
+    MemorySpec(kind="peer", n_keys=9, top_m=5, d_key=6, heads=3),
 ]
+IDS = [f"{s.kind}-{i}" for i, s in enumerate(SPECS)]
 
 
 def layer(memory: MemorySpec, h: int = 16) -> tuple[Memory, tuple[torch.Tensor | None, torch.Tensor]]:
@@ -25,45 +41,88 @@ def layer(memory: MemorySpec, h: int = 16) -> tuple[Memory, tuple[torch.Tensor |
     return model.blocks[1].memory, model.tables.per_layer()[1]
 
 
+def rms(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * gain.double()
+
+
+def tucker_pairs(module: Memory, token: torch.Tensor) -> list[list[tuple[int, int, torch.Tensor]]]:
+    """Kept (row, col, scores by core) of every head."""
+    spec = module.spec
+    r, n, k = spec.tucker_rank, spec.keys_per_side, spec.d_key
+    wq = module.query.weight.double().view(2, -1, k, len(token))
+    wq = wq.expand(2, r, k, -1) if wq.shape[1] < r else wq  # UltraMem: one query a side
+    keys = rms(module.keys.double(), module.key_norm.weight).view(spec.heads, 2, r, n, k)
+    q = rms(torch.einsum("srkh,h->srk", wq, token), module.query_norm.weight)
+    heads = []
+    for head in range(spec.heads):
+        S = torch.einsum("srk,srnk->srn", q, keys[head])
+        cores = module.cores[head].double()
+        left, _, right = torch.linalg.svd(cores.sum(0))
+        u, v = left[:, 0], right[0]
+        if (u + v).sum() < 0:
+            u, v = -u, -v
+        cells = set()
+        for sign in (1, -1)[: spec.quadrants]:
+            rows = (sign * u @ S[0]).topk(spec.candidates).indices.tolist()
+            cols = (sign * v @ S[1]).topk(spec.candidates).indices.tolist()
+            cells |= {(i, j) for i in rows for j in cols}
+        pairs = [(i, j, S[0, :, i] @ cores @ S[1, :, j]) for i, j in cells]
+        heads.append(sorted(pairs, key=lambda pair: -pair[2].sum().item())[: spec.top_m])
+    return heads
+
+
+def additive_pairs(module: Memory, token: torch.Tensor) -> list[list[tuple[int, int, torch.Tensor]]]:
+    spec = module.spec
+    q = (module.query.weight.double() @ token).view(spec.heads, 2, spec.d_key)
+    q = rms(q, module.query_norm.weight)
+    keys = module.keys.double()
+    if spec.kind == "memory_plus":
+        keys = rms(keys, module.key_norm.weight)
+    heads = []
+    for head in range(spec.heads):
+        a, b = (keys[head, side] @ q[head, side] for side in range(2))
+        total = a[:, None] + b  # every pair: the candidate grid must not lose any of the best
+        best = total.flatten().topk(spec.top_m)
+        weights = best.values.softmax(0)
+        n = spec.keys_per_side
+        heads.append(
+            [(int(f) // n, int(f) % n, w.view(1)) for f, w in zip(best.indices, weights, strict=True)]
+        )
+    return heads
+
+
 def brute_force(module: Memory, pre_values, values, y: torch.Tensor) -> torch.Tensor:
     """The equations token by token, in float64, with every pair of candidates written out."""
     spec = module.spec
-    r, n, k, c = spec.tucker_rank, spec.n_keys, spec.d_key, spec.n_cores
-
-    def rms(x, gain):
-        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * gain
-
-    wq = module.query.weight.double().view(2, r, k, -1)
-    keys = rms(module.keys.double(), module.key_norm.weight.double()).view(spec.heads, 2, r, n, k)
-    width = spec.d_value // c
+    width = spec.d_value // spec.n_cores
+    additive = spec.kind in ("pkm", "memory_plus", "peer")
     out = []
     for token in y.double():
-        q = rms(torch.einsum("srkh,h->srk", wq, token), module.query_norm.weight.double())
-        p = module.pre_value.weight.double() @ token if module.pre_value is not None else None
-        pooled = torch.zeros(spec.d_value, dtype=torch.float64)
-        for head in range(spec.heads):
-            S = torch.einsum("srk,srnk->srn", q, keys[head])
-            cores = module.cores[head].double()
-            left, _, right = torch.linalg.svd(cores.sum(0))
-            u, v = left[:, 0], right[0]
-            if (u + v).sum() < 0:
-                u, v = -u, -v
-            rows = sorted((u @ S[0]).topk(spec.candidates).indices.tolist())
-            cols = sorted((v @ S[1]).topk(spec.candidates).indices.tolist())
-            pairs = [(i, j, S[0, :, i] @ cores @ S[1, :, j]) for i in rows for j in cols]
-            pairs.sort(key=lambda pair: -pair[2].sum().item())
-            for i, j, s in pairs[: spec.top_m]:
-                row = int(module.shuffle(torch.tensor(i * n + j)))
-                z = p @ pre_values[row].double() if p is not None else 1.0
-                value = values[row].double()
-                pooled += torch.cat([s[q] * z * value[q * width : (q + 1) * width] for q in range(c)])
-        out.append(module.out.weight.double() @ pooled)
+        p = token if module.pre_value is None else module.pre_value.weight.double() @ token
+        pooled = torch.zeros(spec.value_expansion, spec.d_value, dtype=torch.float64)
+        heads = (additive_pairs if additive else tucker_pairs)(module, token)
+        for i, j, s in (pair for pairs in heads for pair in pairs):
+            address = int(module.shuffle(torch.tensor(i * spec.keys_per_side + j)))
+            block, row = divmod(address, spec.visible_values)
+            if spec.sharing != "none":
+                row = (row + module.first_row) % len(values)
+            z = p @ pre_values[row].double() if pre_values is not None else torch.tensor(1.0).double()
+            z = torch.nn.functional.gelu(z) if spec.kind == "peer" else z
+            value = values[row].double()
+            slices = [s[q] * z * value[q * width : (q + 1) * width] for q in range(spec.n_cores)]
+            pooled[block if spec.value_expansion > 1 else 0] += torch.cat(slices)
+        total = pooled.flatten()
+        if module.gate is not None:
+            total = total * torch.nn.functional.silu(module.gate.weight.double() @ token)
+        out.append(total if module.out is None else module.out.weight.double() @ total)
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("memory", SPECS)
+@pytest.mark.parametrize("memory", SPECS, ids=IDS)
 @pytest.mark.parametrize("backend", ["auto", "aten", "reference"])
 def test_layer_computes_the_papers_equations(memory, backend):
+    if memory.quadrants == 2 and backend == "auto":
+        backend = "aten"  # what auto falls back to
     module, tables = layer(memory)
     module.backend = backend
     y = torch.randn(1, 13, 16, generator=generator(int(torch.randint(2**31, (1,))), "y"))
@@ -72,11 +131,12 @@ def test_layer_computes_the_papers_equations(memory, backend):
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
 
 
-def test_every_part_of_the_query_learns():
-    module, tables = layer(SPECS[0])
+@pytest.mark.parametrize("memory", SPECS, ids=IDS)
+def test_every_part_of_the_layer_learns(memory):
+    module, tables = layer(memory)
     module(torch.randn(1, 64, 16), *tables).square().sum().backward()
-    blocks = module.query.weight.grad.view(4, -1).norm(dim=1)
-    assert (blocks > 0).all(), "a rank or side shares another's query"
+    blocks = module.query.weight.grad.view(-1, memory.d_key, 16).flatten(1).norm(dim=1)
+    assert (blocks > 0).all(), "a rank, side or head shares another's query"
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -123,7 +183,7 @@ def test_paper_init_matches_the_ffns_output(h, layers, d_ffn, memory):
     """Paper section 3.4: memory and FFN start with the same output size, std sqrt(0.032 d_ffn / (h L))."""
     from umscale_kernels import lookup
 
-    module = Memory(h, memory, table=0, seed=0)
+    module = TuckerMemory(h, memory, 0, layers, seed=0)
     g = torch.Generator().manual_seed(5)
     std = math.sqrt(2 / (5 * h))
     with torch.no_grad():
@@ -131,8 +191,7 @@ def test_paper_init_matches_the_ffns_output(h, layers, d_ffn, memory):
             linear.weight.copy_(torch.randn(linear.weight.shape, generator=g) * std)
         module.keys.copy_(torch.randn(module.keys.shape, generator=g))
         module.cores.copy_(torch.rand(module.cores.shape, generator=g))
-        variance = module.calibrate(g, 256)
-        sigma = value_std(h, layers, d_ffn, memory, variance)
+        sigma, _ = value_std(h, layers, d_ffn, memory, module.calibrate(g, 256))
         T = 256
         y = torch.randn(T, h, generator=g)
         rows, scores = module.retrieve(y)
@@ -152,6 +211,111 @@ def test_official_init_uses_the_released_constants():
     model = Decoder(spec, seed=0, max_seq_len=8)
     assert model.memories[0].query_norm.weight[0].item() == pytest.approx(16**-0.4)
     assert model.tables.values.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("memory", SPECS, ids=IDS)
+def test_every_architecture_starts_at_the_ffns_output_size(memory):
+    """Output std sqrt(0.032 d_ffn / (h L)), as the FFN has."""
+    memory = dataclasses.replace(
+        memory, n_keys=24, top_m=8, d_key=16, preselect_m=None,
+        **({} if memory.kind == "peer" else {"d_value": 48}),
+    )  # fmt: skip
+    h, layers, d_ffn = 64, 4, 160
+    sizes = []
+    for seed in range(6):
+        spec = ModelSpec(
+            d_model=h, n_layers=layers, n_heads=2, vocab_size=11, ffn=FfnSpec(d_ffn=d_ffn), memory=memory
+        )
+        model = Decoder(spec, seed=seed, max_seq_len=8)
+        tables = model.tables.per_layer()
+        with torch.no_grad():
+            y = torch.randn(1, 512, h, generator=generator(seed, "y"))
+            sizes += [block.memory(y, *tables[i]).square().mean() for i, block in enumerate(model.blocks)]
+    target = math.sqrt(0.032 * d_ffn / h / layers)
+    assert float(torch.stack(sizes).mean().sqrt()) == pytest.approx(target, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "g", "windows"),
+    [  # the paper's Table 7 at 8 memory layers
+        ("ring", 4, [[7, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [6, 7, 0, 1]]),
+        ("no_ring", 4, [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3, 4], [4, 5, 6, 7]]),
+        ("block", 4, [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("ring", 3, [[7, 0, 1], [0, 1, 2], [1, 2, 3], [6, 7, 0]]),
+    ],
+)
+def test_sharing_windows(sharing, g, windows):
+    memory = MemorySpec(n_keys=8, sharing=sharing, share_layers=g, top_m=4)
+    for layer_index, tables in zip((0, 1, 2, 7), windows, strict=True):
+        first = first_table(memory, layer_index, 8)
+        assert [(first + i) % 8 for i in range(g)] == tables
+
+
+def test_shared_layers_read_their_window_and_nothing_else():
+    memory = MemorySpec(n_keys=4, top_m=16, d_key=4, d_pre_value=4, d_value=4, sharing="ring", share_layers=2)
+    spec = ModelSpec(d_model=16, n_layers=4, n_heads=2, vocab_size=11, memory=memory)
+    model = Decoder(spec, seed=0, max_seq_len=8)
+    for i, block in enumerate(model.blocks):
+        model.zero_grad()
+        block.memory(torch.randn(1, 200, 16), *model.tables.per_layer()[i]).square().sum().backward()
+        touched = model.tables.values.grad.view(4, -1).abs().sum(1) > 0
+        assert touched.tolist() == [table in (i, (i + 1) % 4) for table in range(4)]
+
+
+def test_skipped_memory_is_added_later():
+    def logits(skip: int) -> torch.Tensor:
+        memory = MemorySpec(n_keys=8, top_m=4, d_key=4, d_pre_value=4, d_value=4, layers=(0,), skip=skip)
+        spec = ModelSpec(d_model=16, n_layers=3, n_heads=2, vocab_size=11, memory=memory)
+        model = Decoder(spec, seed=0, max_seq_len=8)
+        added = []
+        for i, block in enumerate(model.blocks):
+            block.register_forward_pre_hook(lambda _, inputs, i=i: added.append((i, inputs[0].clone())))
+        return model(torch.arange(8).view(1, 8)), added
+
+    (plain, at_once), (skipped, late) = logits(0), logits(1)
+    assert not torch.equal(plain, skipped)
+    assert not torch.equal(at_once[1][1], late[1][1]), "the next block must not see the skipped memory"
+    with pytest.raises(UserError, match="after the last block"):
+        logits(3)
+
+
+def test_balance_loss_is_smallest_for_even_use():
+    T, n = 64, 8
+    even = torch.arange(T).remainder(n).view(1, T, 1)
+    scores = torch.zeros(1, 1, T, n)
+    assert float(balance_loss(scores, torch.ones(1, 1), even)) == pytest.approx(1)
+    peaked = torch.zeros(1, 1, T, n)
+    peaked[..., 0] = 5.0
+    assert float(balance_loss(peaked, torch.ones(1, 1), torch.zeros_like(even))) > 4
+
+
+def test_auxiliary_losses_reach_keys_and_cores():
+    memory = MemorySpec(n_keys=8, top_m=4, balance_loss=1e-3, tucker_penalty=1e-3)
+    spec = ModelSpec(d_model=16, n_layers=2, n_heads=2, vocab_size=11, memory=memory)
+    model = Decoder(spec, seed=0, max_seq_len=8)
+    model(torch.arange(8).view(1, 8))
+    model.auxiliary_loss().backward()
+    for layer_ in model.memories:
+        assert layer_.keys.grad.abs().sum() > 0
+        values = torch.linalg.svdvals(layer_.cores.sum(1))[0]
+        assert (layer_.cores.grad.abs().sum() > 0) == bool(values[1] > 0.15)
+    off = Decoder(dataclasses.replace(spec, memory=MemorySpec(n_keys=8, top_m=4)), seed=0, max_seq_len=8)
+    off(torch.arange(8).view(1, 8))
+    assert off.auxiliary_loss() is None
+
+
+def test_row_gradients_equal_dense_ones():
+    for memory in (SPECS[0], SPECS[5], SPECS[11]):
+        grads = []
+        for rows in (False, True):
+            spec = ModelSpec(d_model=16, n_layers=2, n_heads=2, vocab_size=11, memory=memory)
+            model = Decoder(spec, seed=0, max_seq_len=8)
+            model.use_row_gradients(rows)
+            mean_loss(model(torch.arange(8).view(1, 8)), torch.arange(8).view(1, 8)).backward()
+            grads.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()])
+            assert model.tables.values.grad.is_sparse == rows
+        for dense, sparse in zip(*grads, strict=True):
+            torch.testing.assert_close(dense, sparse)
 
 
 def test_same_tensors_start_equal_across_cells():

@@ -202,3 +202,24 @@ def test_colours_differ_in_lightness() -> None:
     """Relative luminance rises from series to series, so that grey print keeps the order."""
     luminance = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in ordered_colours(6)]
     assert all(later - earlier > 0.04 for earlier, later in pairwise(luminance))
+
+
+def test_architectures_best_on_top_with_intervals() -> None:
+    from umscale.plots import architectures
+
+    rows = [(name, seed, stage, base + 0.01 * seed + (0.1 if stage == "stable" else 0))
+            for name, base in (("dense", 2.0), ("moe-8of64", 1.9), ("ultramem_v2", 1.8))
+            for seed in (0, 1) for stage in ("annealed", "stable")]  # fmt: skip
+    table = {
+        "architecture": np.array([r[0] for r in rows], dtype=object),
+        "seed": np.array([float(r[1]) for r in rows]),
+        "stage": np.array([r[2] for r in rows], dtype=object),
+        "loss": np.array([r[3] for r in rows]),
+        "bits_per_byte": np.array([r[3] for r in rows]),
+        "budget": np.full(len(rows), 1e6),
+        "compensation": np.full(len(rows), "iso_flops", dtype=object),
+    }
+    left, right = architectures(table).axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["ultramem_v2", "moe-8of64", "dense"]
+    assert "annealed" in left.get_title()
+    assert "iso_flops" in right.get_title()

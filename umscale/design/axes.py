@@ -3,11 +3,15 @@
 A cell fixes some axes as targets. Dimensions that are whole numbers can only come near a target, so the solver
 searches them, reports what it achieved, and refuses a cell that it cannot bring within ``TOLERANCE``.
 
-    n_keys, top_m, d_model, n_layers, ...   set directly
-    n_values, sparse_params                 solved by n_keys
-    density                                 solved by top_m (or by n_keys when top_m is an axis too)
+    n_keys, top_m, n_experts, d_model, ...  set directly
+    n_values                                solved by n_keys
+    sparse_params, total_params             solved by n_keys, or by n_experts in a mixture of experts
+    density                                 solved by top_m (or by n_keys when top_m is an axis too), or by top_k
+    granularity                             experts that many times narrower, and as many times more of them
     mcp, memory_to_ffn                      solved by d_key (the paper's own knob, Table 4)
     compensation iso_flops / iso_active     solved by d_ffn
+
+``sparse_params``, ``total_params`` and ``density`` say nothing about a dense model: its cells ignore them.
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from umscale.accounting import Cost, cost
+from umscale.accounting import Cost, cost, expert_params
 from umscale.errors import UserError, nearest
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
 
@@ -33,15 +37,25 @@ DIRECT_MEMORY = (
     "heads",
     "n_cores",
     "preselect_m",
+    "key_expansion",
+    "share_layers",
+    "skip",
+    "quadrants",
     "init",
+    "sharing",
 )
+TEXT_AXES = ("init", "sharing", "architecture")
+DIRECT_FFN = ("n_experts", "top_k", "n_shared_experts")
 DIRECT_MODEL = ("n_layers", "n_heads")
-SOLVED = ("n_values", "sparse_params", "density", "mcp", "memory_to_ffn", "d_model", "d_ffn")
-MODEL_AXES = (*DIRECT_MEMORY, *DIRECT_MODEL, *SOLVED)
+SPARSE = ("sparse_params", "total_params", "density")
+SOLVED = (*SPARSE, "n_values", "mcp", "memory_to_ffn", "d_model", "d_ffn", "granularity")
+FRACTIONS = ("density", "mcp", "memory_to_ffn")
+MODEL_AXES = (*DIRECT_MEMORY, *DIRECT_FFN, *DIRECT_MODEL, *SOLVED, "architecture")
 RUN_AXES = ("tokens", "seed")
 """Axes of the run: ``tokens`` become branches of one trunk; ``seed`` is a block of cells that share their draws."""
 
 SMALLEST_D_FFN = 8
+MAX_ROUNDS = 25
 
 
 class Infeasible(Exception):
@@ -90,38 +104,56 @@ def scale_width(model: ModelSpec, d_model: int) -> ModelSpec:
 
 
 def solve(
-    reference: ModelSpec,
+    model: ModelSpec,
     targets: Mapping[str, Any],
     compensation: str,
     seq_len: int,
     tolerance: float = TOLERANCE,
+    reference: ModelSpec | None = None,
 ) -> Solved:
     """Find the dimensions of one cell.
 
     Args:
-        reference: the study's model; what no target or compensation touches stays as it is there.
+        model: what no target or compensation touches stays as it is here.
         targets: values of model axes (see ``MODEL_AXES``).
         compensation: ``none``, or what d_ffn keeps equal to the reference: ``iso_flops`` (forward FLOPs per
             token at ``seq_len``, head included) or ``iso_active`` (active parameters without embeddings).
+        reference: the model that compensation refers to; None is ``model``.
 
     Raises:
         Infeasible: a target cannot be reached within ``tolerance``.
         UserError: targets that make no sense together, or an invalid model.
     """
-    model = reference
+    reference = model if reference is None else reference
     if "d_model" in targets:
         model = scale_width(model, int(targets["d_model"]))
     direct: dict[str, Any] = {k: int(targets[k]) for k in DIRECT_MODEL if k in targets}
-    if "d_ffn" in targets:
-        direct["ffn"] = FfnSpec(d_ffn=int(targets["d_ffn"]))
+    ffn: dict[str, Any] = {k: int(targets[k]) for k in (*DIRECT_FFN, "d_ffn") if k in targets}
+    if ffn:
+        direct["ffn"] = dataclasses.replace(model.ffn, **ffn)
     if direct:
         model = dataclasses.replace(model, **direct)
-    memory_targets = [k for k in targets if k in (*DIRECT_MEMORY, *SOLVED) and k not in ("d_model", "d_ffn")]
-    if memory_targets and model.memory is None:
-        raise UserError(f"axis {memory_targets[0]!r} needs a memory layer: add a [model.memory] table")
-    if model.memory is not None:
-        model = dataclasses.replace(model, memory=_solve_table(model, model.memory, targets))
-    model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance)
+    if "granularity" in targets:
+        model = dataclasses.replace(model, ffn=_granular(model.ffn, int(targets["granularity"])))
+    if model.memory is None and model.ffn.kind == "swiglu":
+        targets = {k: v for k, v in targets.items() if k not in SPARSE}
+    for k in targets:
+        if model.memory is None and k in (*DIRECT_MEMORY, "n_values", "mcp", "memory_to_ffn"):
+            raise UserError(f"axis {k!r} needs a memory layer: add a [model.memory] table")
+    if "total_params" in targets and {"sparse_params", "n_keys", "n_values", "n_experts"} & set(targets):
+        raise UserError(
+            "axis 'total_params' sets the number of values or experts; leave the other size axes out"
+        )
+    # Sizes change what a token costs and the FFN's width changes totals: repeat until neither moves.
+    for _ in range(MAX_ROUNDS):
+        before = model
+        if model.memory is not None:
+            model = dataclasses.replace(model, memory=_solve_table(model, model.memory, targets))
+        elif model.ffn.kind == "moe":
+            model = dataclasses.replace(model, ffn=_solve_experts(model, model.ffn, targets))
+        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance)
+        if model == before:
+            break
     wanted, got = _deviations(reference, model, targets, compensation, seq_len)
     for name, target in wanted.items():
         if abs(got[name] / target - 1) > tolerance:
@@ -131,33 +163,89 @@ def solve(
     return Solved(model=model, cost=cost(model, seq_len), targets=wanted, achieved=got)
 
 
+def _granular(ffn: FfnSpec, factor: int) -> FfnSpec:
+    """Split every expert into ``factor`` narrower ones; a token activates as much width as before."""
+    if ffn.kind != "moe":
+        raise UserError("axis 'granularity' needs experts: set kind = \"moe\" under [model.ffn]")
+    if ffn.d_ffn % factor:
+        raise UserError(f"axis granularity = {factor} does not divide the experts' width d_ffn = {ffn.d_ffn}")
+    return dataclasses.replace(
+        ffn,
+        d_ffn=ffn.d_ffn // factor,
+        n_experts=ffn.n_experts * factor,
+        top_k=ffn.top_k * factor,
+        n_shared_experts=ffn.n_shared_experts * factor,
+    )
+
+
+def _solve_experts(model: ModelSpec, ffn: FfnSpec, targets: Mapping[str, Any]) -> FfnSpec:
+    """Choose the number of experts for a size, and of active ones for a density."""
+    expert = expert_params(model.d_model, ffn)
+    n_experts = ffn.n_experts
+    if "sparse_params" in targets:
+        n_experts = round(targets["sparse_params"] / (model.n_layers * expert))
+    elif "total_params" in targets:
+        excess = targets["total_params"] - cost(model).total_params
+        n_experts += round(
+            excess / (model.n_layers * (expert + model.d_model))
+        )  # an expert and its router row
+    top_k = round(targets["density"] * n_experts) if "density" in targets else ffn.top_k
+    n_experts, top_k = max(1, n_experts), max(1, top_k)
+    if top_k > n_experts:
+        raise Infeasible(f"{top_k} active experts do not fit the {n_experts} that the size allows")
+    return dataclasses.replace(ffn, n_experts=n_experts, top_k=top_k)
+
+
 def _solve_table(model: ModelSpec, memory: MemorySpec, targets: Mapping[str, Any]) -> MemorySpec:
     """Apply the memory axes: direct dimensions first, then n_keys and top_m from sizes and densities."""
     sizes = [k for k in ("n_keys", "n_values", "sparse_params") if k in targets]
     if len(sizes) > 1:
         raise UserError(f"axes {sizes[0]!r} and {sizes[1]!r} both set the number of values; keep one")
-    if sizes and "density" in targets and "top_m" in targets:
-        raise UserError(f"axes {sizes[0]!r}, 'density' and 'top_m' overdetermine the memory; keep two")
+    if (sizes or "total_params" in targets) and "density" in targets and "top_m" in targets:
+        raise UserError("axes for size, 'density' and 'top_m' overdetermine the memory; keep two")
     values: dict[str, Any] = {
-        k: targets[k] if k == "init" else int(targets[k])
+        k: targets[k] if k in TEXT_AXES else int(targets[k])
         for k in DIRECT_MEMORY
         if k in targets and k not in ("n_keys", "top_m")
     }
     heads = values.get("heads", memory.heads)
     row_width = values.get("d_pre_value", memory.d_pre_value) + values.get("d_value", memory.d_value)
-    n_layers = len(model.memory_layers)
+    n_tables = memory.n_tables(len(model.memory_layers))
     top_m = int(targets.get("top_m", memory.top_m))
     n_keys = float(targets.get("n_keys", memory.n_keys))
     if "n_values" in targets:
         n_keys = math.sqrt(targets["n_values"])
     elif "sparse_params" in targets:
-        n_keys = math.sqrt(targets["sparse_params"] / (n_layers * row_width))
+        n_keys = math.sqrt(targets["sparse_params"] / (n_tables * row_width))
+    elif "total_params" in targets:
+        n_keys = _keys_for_total(model, targets["total_params"])
     elif "density" in targets and "top_m" in targets:
         n_keys = math.sqrt(top_m * heads / targets["density"])
     keys = max(1, round(n_keys))
     if "density" in targets and "top_m" not in targets:
         top_m = max(1, round(targets["density"] * keys**2 / heads))
     return dataclasses.replace(memory, **values, n_keys=keys, top_m=top_m)
+
+
+def _keys_for_total(model: ModelSpec, total: float) -> int:
+    """Return the n_keys whose total parameters are nearest to ``total``, all else as in ``model``."""
+    assert model.memory is not None
+    memory = model.memory
+    smallest = math.isqrt(memory.top_m - 1) + 1 if memory.preselect_m is None else memory.preselect_m
+
+    def off(n_keys: int) -> float:
+        return (
+            cost(dataclasses.replace(model, memory=dataclasses.replace(memory, n_keys=n_keys))).total_params
+            - total
+        )
+
+    low, high = smallest, smallest
+    while off(high) < 0:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if off(middle) < 0 else (low, middle)
+    return min((low, high), key=lambda n: abs(off(n)))
 
 
 def _mcp_target(targets: Mapping[str, Any]) -> float | None:
@@ -259,6 +347,7 @@ def _deviations(
 ) -> tuple[dict[str, float], dict[str, float]]:
     found = cost(model, seq_len)
     achieved = {
+        "total_params": float(found.total_params),
         "n_values": float(model.memory.n_values) if model.memory else 0.0,
         "sparse_params": float(found.sparse_params),
         "density": found.density,

@@ -4,11 +4,13 @@ name = "density"
 question = "density-over-size"
 compensation = ["none"]             # or iso_flops, iso_active; each is a copy of the grid
 [axes]
+architecture = ["dense", "moe"]     # names of [architectures.NAME] tables, each laid over the reference
 top_m = [8, 16, 32]                 # see umscale.design.axes; dotted spec paths (train.lr) work too
 sparse_params = ["1M", "4M"]
 tokens = ["400k", "1M"]             # branches of one trunk, not runs of their own
 seed = [0, 1, 2]
 [model]  [model.ffn]  [model.memory]  [data]  [train]      # a RunSpec, the reference cell
+[architectures.moe.model.ffn]       # what this architecture changes of it
 """
 
 import dataclasses
@@ -17,12 +19,22 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from umscale.data.corpus import Corpus, open_corpus
-from umscale.design.axes import COMPENSATIONS, MODEL_AXES, RUN_AXES, Infeasible, Solved, check_axis, solve
+from umscale.design.axes import (
+    COMPENSATIONS,
+    FRACTIONS,
+    MODEL_AXES,
+    RUN_AXES,
+    TEXT_AXES,
+    Infeasible,
+    Solved,
+    check_axis,
+    solve,
+)
 from umscale.errors import UserError, nearest
 from umscale.spec import (
     DataSpec,
@@ -38,8 +50,10 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size",)
-KEYS = ("name", "question", "description", "compensation", "tolerance", "axes", "model", "data", "train")
+QUESTIONS = ("density-over-size", "architectures")
+KEYS = (
+    "name", "question", "description", "compensation", "tolerance", "axes", "architectures", "model", "data", "train",
+)  # fmt: skip
 MAX_CELLS = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -54,6 +68,8 @@ class Study:
     compensation: tuple[str, ...] = ("none",)
     tolerance: float = 0.01
     axes: Mapping[str, tuple[Any, ...]]
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Named trees laid over the reference by the axis ``architecture``."""
     reference: RunSpec
     """The cell that compensation refers to, and the source of everything no axis varies."""
 
@@ -63,7 +79,8 @@ class Study:
         spec.pop("seed")
         head = {k: getattr(self, k) for k in ("name", "question", "description", "tolerance")}
         axes = {k: list(v) for k, v in self.axes.items()}
-        return {**head, "compensation": list(self.compensation), "axes": axes, **spec}
+        named = {"architectures": dict(self.architectures)} if self.architectures else {}
+        return {**head, "compensation": list(self.compensation), "axes": axes, **named, **spec}
 
     def to_toml(self) -> str:
         """Return the study as TOML text."""
@@ -81,6 +98,8 @@ class Cell:
     run: RunSpec | None
     solved: Solved | None
     reason: str = ""
+    varied: tuple[str, ...] = ()
+    """What differs between the study's cells, ``seed`` left out; these make the label."""
 
     @property
     def run_id(self) -> str:
@@ -93,8 +112,9 @@ class Cell:
     @property
     def label(self) -> str:
         """Short text such as ``top_m=16 n_keys=64 seed=0``."""
-        parts = [f"{k.rpartition('.')[2]}={_short(v)}" for k, v in self.targets.items()]
-        if self.compensation != "none":
+        shown = {k: v for k, v in self.targets.items() if k in self.varied} or self.targets
+        parts = [f"{k.rpartition('.')[2]}={_short(v)}" for k, v in shown.items()]
+        if "compensation" in self.varied:
             parts.append(self.compensation)
         return " ".join([*parts, f"seed={self.seed}"])
 
@@ -146,7 +166,15 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         if mode not in COMPENSATIONS:
             raise UserError(f"{where}: unknown compensation {mode!r}{nearest(str(mode), COMPENSATIONS)}")
     spec = {k: tree[k] for k in ("model", "data", "train") if k in tree}
+    architectures = _architectures(tree.get("architectures", {}), where)
     axes = _axes(tree.get("axes", {}), where)
+    if architectures:
+        axes = {"architecture": tuple(architectures)} | axes
+    for wanted in axes.get("architecture", ()):
+        if wanted not in architectures:
+            raise UserError(
+                f"{where}: axes.architecture: no table [architectures.{wanted}]{nearest(wanted, architectures)}"
+            )
     if "tokens" in axes:
         set_path(spec, "train.budgets", sorted(axes["tokens"]))
     try:
@@ -160,8 +188,19 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         compensation=tuple(dict.fromkeys(modes)),
         tolerance=quantity(tree.get("tolerance", 0.01), f"{where}: tolerance"),
         axes=axes,
+        architectures=architectures,
         reference=reference,
     )
+
+
+def _architectures(tree: Any, where: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}: architectures must hold tables such as [architectures.moe.model.ffn]")
+    for name, changes in tree.items():
+        unknown = set(changes) - {"model", "train"} if isinstance(changes, Mapping) else {""}
+        if unknown:
+            raise UserError(f"{where}: [architectures.{name}] may hold model and train tables, nothing else")
+    return {name: dict(changes) for name, changes in tree.items()}
 
 
 def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
@@ -173,13 +212,15 @@ def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
         items = list(values) if isinstance(values, list) else [values]
         if not items:
             raise UserError(f"{where}: axes.{name} is empty; list at least one value")
-        if name in (*MODEL_AXES, *RUN_AXES) and name != "init":
+        if name in TEXT_AXES and not all(isinstance(v, str) for v in items):
+            raise UserError(f"{where}: axes.{name} = {items} must be names in quotes")
+        if name in (*MODEL_AXES, *RUN_AXES) and name not in TEXT_AXES:
             items = [quantity(v, f"{where}: axes.{name}") for v in items]
-            if any(v <= 0 and name != "seed" for v in items):
+            if any(v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts")) for v in items):
                 raise UserError(f"{where}: axes.{name} = {items} must be positive")
-            if name not in ("density", "mcp", "memory_to_ffn") and any(v != int(v) for v in items):
+            if name not in FRACTIONS and any(v != int(v) for v in items):
                 raise UserError(f"{where}: axes.{name} = {items} must be whole numbers")
-            items = [int(v) if v == int(v) and name not in ("mcp", "density") else v for v in items]
+            items = [int(v) if v == int(v) and name not in FRACTIONS else v for v in items]
         if len({json.dumps(v) for v in items}) < len(items):
             raise UserError(f"{where}: axes.{name} lists a value twice")
         out[name] = tuple(items)
@@ -220,6 +261,10 @@ def expand(study: Study, precision: str, corpus: Corpus | None = None) -> list[C
             targets = dict(zip(grid, values, strict=True))
             cells += _cells(study, targets, mode, seeds, precision, corpus)
     order = {seed: i for i, seed in enumerate(seeds)}
+    varied = [name for name, values in grid.items() if len(values) > 1]
+    if len(study.compensation) > 1:
+        varied.append("compensation")
+    cells = [dataclasses.replace(cell, varied=tuple(varied)) for cell in cells]
     return sorted(cells, key=lambda cell: order[cell.seed])
 
 
@@ -233,6 +278,8 @@ def _cells(
 ) -> list[Cell]:
     """Return one grid point's cells, a cell a seed."""
     tree = to_dict(study.reference)
+    if "architecture" in targets:
+        tree = _merged(tree, study.architectures[targets["architecture"]])
     for name, value in targets.items():
         if "." in name:
             set_path(tree, name, value)
@@ -248,11 +295,12 @@ def _cells(
     train = base.train
     if train.precision == "auto":
         train = dataclasses.replace(train, precision=from_dict(TrainSpec, {"precision": precision}).precision)
-    reference = _with_vocabulary(base.model, corpus)
+    model = _with_vocabulary(base.model, corpus)
+    reference = _with_vocabulary(study.reference.model, corpus) if "architecture" in targets else model
     _check_length(data, train, corpus)
-    model_targets = {k: v for k, v in targets.items() if "." not in k}
+    model_targets = {k: v for k, v in targets.items() if "." not in k and k != "architecture"}
     try:
-        solved = solve(reference, model_targets, mode, data.seq_len, study.tolerance)
+        solved = solve(model, model_targets, mode, data.seq_len, study.tolerance, reference)
     except Infeasible as error:
         return [
             Cell(targets=targets, seed=s, compensation=mode, run=None, solved=None, reason=str(error))
@@ -270,11 +318,24 @@ def _cells(
     ]
 
 
+def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``changes`` over ``tree``; a table whose ``kind`` changes starts afresh, without the old one's options."""
+    out = dict(tree)
+    for key, value in changes.items():
+        old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            same = value.get("kind", old.get("kind")) == old.get("kind")
+            out[key] = _merged(old, value) if same else dict(value)
+        else:
+            out[key] = value
+    return out
+
+
 def design_columns(study: Study, cells: Sequence[Cell]) -> dict[str, list[float]]:
     """Return density, size and budget of every planned record, and each further axis of the study."""
     columns: dict[str, list[float]] = {}
     named = ("top_m", "n_keys", "n_values", "sparse_params", "density", "tokens", "seed")
-    extra = [name for name in study.axes if name not in named and name != "init" and "." not in name]
+    extra = [name for name in study.axes if name not in (*named, *TEXT_AXES) and "." not in name]
     for cell in cells:
         if cell.run is None or cell.solved is None:
             continue

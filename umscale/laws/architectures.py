@@ -1,0 +1,155 @@
+"""Architectures side by side at the cells a study made comparable: losses, differences with intervals, costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from umscale.errors import UserError, nearest
+from umscale.laws.table import Table, levels, numeric, text, where
+from umscale.laws.uncertainty import Estimate
+
+COSTS = (
+    "total_params", "active_params", "sparse_params", "flops_per_token", "access_bytes_b1", "access_bytes_b16",
+    "tokens_per_second", "lr", "value_lr",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """One architecture at one budget and stage."""
+
+    name: str
+    n_runs: int
+    loss: float
+    """Mean over runs, nats per token."""
+    difference: Estimate | None
+    """Loss minus the baseline's, over the seeds both have, with a 95% interval; None for the baseline."""
+    bits_per_byte: float
+    costs: dict[str, float]
+    """Means of ``COSTS``, NaN where not recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureTable:
+    """All architectures of a study at one stage, compensation and budget, best first."""
+
+    stage: str
+    compensation: str | None
+    budget: float
+    baseline: str
+    noise: float
+    """Standard deviation of a run beside its architecture and seed block, in nats; NaN with one seed."""
+    freedom: int
+    """Degrees of freedom of ``noise``."""
+    rows: tuple[Architecture, ...]
+
+
+def compare_architectures(
+    table: Table, *, loss: str = "loss", baseline: str | None = None, stage: str | None = None
+) -> tuple[ArchitectureTable, ...]:
+    """Compare the architectures of a study's finished runs, annealed before stable, largest budget first.
+
+    Runs of one seed share their data order, so differences are taken within seeds. Their interval is Student's t on
+    the run-to-run variance pooled over architectures: two or three seeds an architecture say little each, together
+    they say how noisy a run is.
+
+    Args:
+        table: ``Store.columns()``.
+        loss: ``loss`` (raw weights) or ``loss_ema``.
+        baseline: an architecture's name; None takes ``dense``, or the first by name.
+        stage: one stage alone.
+
+    Raises:
+        UserError: no runs, or no such baseline.
+    """
+    names = levels(table, "architecture")
+    if not names:
+        raise UserError("the store holds no finished runs yet; `umscale runs` shows what there is")
+    if baseline is None:
+        baseline = "dense" if "dense" in names else names[0]
+    if baseline not in names:
+        raise UserError(f"no architecture {baseline!r} among the finished runs{nearest(baseline, names)}")
+    found = []
+    for compensation in levels(table, "compensation") or (None,):
+        for one in levels(table, "stage"):
+            if stage not in (None, one):
+                continue
+            part = where(table, stage=one, compensation=compensation)
+            for budget in sorted(set(numeric(part, "budget")), reverse=True):
+                found.append(
+                    _compare(where(part, budget=budget), loss, baseline, one, compensation, float(budget))
+                )
+    return tuple(found)
+
+
+def _compare(
+    table: Table, loss: str, baseline: str, stage: str, compensation: str | None, budget: float
+) -> ArchitectureTable:
+    names, seeds, losses = text(table, "architecture"), numeric(table, "seed"), numeric(table, loss)
+    noise, freedom = _noise(names, seeds, losses)
+    rows = []
+    for name in sorted(set(names.tolist())):
+        mine = names == name
+        rows.append(
+            Architecture(
+                name=name,
+                n_runs=int(mine.sum()),
+                loss=float(losses[mine].mean()),
+                difference=None
+                if name == baseline
+                else _difference(names, seeds, losses, name, baseline, noise, freedom),
+                bits_per_byte=float(
+                    numeric(table, "bits_per_byte" if loss == "loss" else "bits_per_byte_ema")[mine].mean()
+                ),
+                costs={c: _mean(numeric(table, c)[mine]) if c in table else float("nan") for c in COSTS},
+            )
+        )
+    return ArchitectureTable(
+        stage=stage,
+        compensation=compensation,
+        budget=budget,
+        baseline=baseline,
+        noise=noise,
+        freedom=freedom,
+        rows=tuple(sorted(rows, key=lambda row: row.loss)),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _noise(names: np.ndarray, seeds: np.ndarray, losses: np.ndarray) -> tuple[float, int]:
+    """Residual standard deviation of losses ~ architecture + seed, and its degrees of freedom."""
+    design = np.hstack([codes[:, None] == np.unique(codes) for codes in (names, seeds)]).astype(np.float64)
+    freedom = len(losses) - int(np.linalg.matrix_rank(design))
+    if freedom < 1:
+        return float("nan"), 0
+    residuals = losses - design @ np.linalg.lstsq(design, losses, rcond=1e-9)[0]
+    return float(np.sqrt(residuals @ residuals / freedom)), freedom
+
+
+def _difference(
+    names: np.ndarray,
+    seeds: np.ndarray,
+    losses: np.ndarray,
+    name: str,
+    baseline: str,
+    noise: float,
+    freedom: int,
+) -> Estimate | None:
+    from scipy.stats import t
+
+    def by_seed(wanted: str) -> dict[float, float]:
+        mine = names == wanted
+        return {s: float(losses[mine & (seeds == s)].mean()) for s in set(seeds[mine])}
+
+    one, other = by_seed(name), by_seed(baseline)
+    shared: Sequence[float] = sorted(set(one) & set(other))
+    if not shared:
+        return None
+    value = float(np.mean([one[s] - other[s] for s in shared]))
+    half = float(t.ppf(0.975, freedom)) * noise * (2 / len(shared)) ** 0.5 if freedom else float("nan")
+    return Estimate(value=value, low=value - half, high=value + half)

@@ -55,7 +55,7 @@ def run_spec(corpus, name, **train):
         model=ModelSpec(d_model=32, n_layers=2, n_heads=2, vocab_size=corpus.vocab_size, **parts),
         data=DataSpec(corpus="kjv", hash=corpus.hash, seq_len=32, validation_tokens=1000),
         train=TrainSpec(
-            budgets=(6_000,), batch_size=8, warmup_tokens=1_000, lr=1e-2, value_lr=1e-2, precision="float32",
+            budgets=(4_000,), batch_size=8, warmup_tokens=1_000, lr=1e-2, value_lr=1e-2, precision="float32",
             checkpoint_seconds=0.0, **train,
         ),
     )  # fmt: skip

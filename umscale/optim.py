@@ -1,23 +1,145 @@
 """AdamW in two groups: everything dense, and the value tables with a schedule of their own."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from umscale.spec import RunSpec, TrainSpec
+from umscale_kernels import table_adamw
 
 
-def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.AdamW:
-    """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe)."""
+def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
+    """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
+
+    It is torch's fused AdamW unless ``train`` asks for more of the tables, see ``TableAdamW``.
+    """
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    betas = (train.beta1, train.beta2)
+    if tables and (train.table_gradient == "rows" or train.table_second_moment == "row"):
+        return TableAdamW(
+            dense,
+            tables,
+            lr=train.lr,
+            betas=betas,
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+            row_second_moment=train.table_second_moment == "row",
+        )
     return torch.optim.AdamW(
         [{"params": dense}] + ([{"params": tables}] if tables else []),
         lr=train.lr,
-        betas=(train.beta1, train.beta2),
+        betas=betas,
         eps=train.eps,
         weight_decay=train.weight_decay,
         fused=True,
     )
+
+
+class TableAdamW(torch.optim.Optimizer):
+    """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
+
+    A table whose gradient is row-sparse is updated on those rows only (lazy AdamW: moments and weight decay of the
+    others stand still). ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
+    """
+
+    def __init__(
+        self,
+        dense: list[nn.Parameter],
+        tables: list[nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        row_second_moment: bool,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__([{"params": dense}, {"params": tables}], defaults)
+        self.row_second_moment = row_second_moment
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; closures are not supported."""
+        dense, tables = self.param_groups
+        self._step_dense(dense)
+        self._step_tables(tables)
+
+    def _step_dense(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [self._state(p, row_second_moment=False) for p in parameters]
+        m, v, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters, [p.grad for p in parameters], m, v, [], steps, fused=True, amsgrad=False, maximize=False,
+            lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=group["weight_decay"],
+        )  # fmt: skip
+
+    def _step_tables(self, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self._state(p, self.row_second_moment)
+            step = state["step"] = state["step"].cpu() + 1  # kept on the host, which reads it
+            table_adamw(
+                p,
+                distinct_rows(p.grad) if p.grad.is_sparse else p.grad,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                int(step),
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+
+    def _state(self, p: Tensor, row_second_moment: bool) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), device=p.device)
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = p.new_zeros(p.shape[0]) if row_second_moment else torch.zeros_like(p)
+        return state
+
+
+def distinct_rows(grad: Tensor) -> Tensor:
+    """Return the row-sparse ``grad`` coalesced: duplicate rows summed, ascending.
+
+    Autograd loses that mark on the way to ``.grad``, and ``coalesce`` would sort and copy what is in order already.
+    Waits for the device, as coalescing does: the number of rows is known there.
+    """
+    if grad.is_coalesced():
+        return grad
+    rows = grad._indices()[0]
+    if not bool((rows[1:] > rows[:-1]).all()):
+        return grad.coalesce()
+    return torch.sparse_coo_tensor(
+        grad._indices(), grad._values(), grad.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most ``max_norm``; return the norm before.
+
+    Row-sparse gradients count as the dense ones they stand for, and are coalesced in passing. Equals
+    ``torch.nn.utils.clip_grad_norm_``, which takes over when all are dense.
+    """
+    parameters = list(parameters)
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = distinct_rows(p.grad)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not any(grad.is_sparse for grad in grads):
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    values = [grad.values() if grad.is_sparse else grad for grad in grads]
+    norm = torch.nn.utils.get_total_norm(values)
+    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 class Schedule:

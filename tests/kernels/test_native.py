@@ -40,7 +40,7 @@ def test_without_a_compiler_stock_pytorch_runs(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.DEBUG, "umscale_kernels"):
-        assert available_backends("lookup") == available_backends("select") == ("reference", "aten")
+        assert "native" not in (*available_backends("lookup"), *available_backends("select"))
         assert default_backend() == "aten"
         assert lookup_works()
     assert sum("no C++ compiler found" in line for line in caplog.messages) == 2  # one line per operation
@@ -65,7 +65,7 @@ def test_a_compiler_that_fails_is_not_fatal(
 
 def test_the_environment_switches_it_off(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UMSCALE_NATIVE", "0")
-    assert available_backends("select") == ("reference", "aten")
+    assert "native" not in available_backends("select")
     assert lookup_works()
     assert not cache.exists()
 

@@ -89,9 +89,17 @@ def test_learns_resumes_bitwise_and_reports_its_use(corpus, name, tmp_path):
     assert losses(resumed) == losses(whole)
 
 
-@pytest.mark.parametrize("second_moment", ["full", "row"])
-def test_row_updates_resume_bitwise(corpus, second_moment, tmp_path):
-    spec = run_spec(corpus, "ultramem_v2", table_gradient="rows", table_second_moment=second_moment)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"table_gradient": "rows"},
+        {"table_gradient": "rows", "table_second_moment": "row", "table_copy": "bfloat16"},
+        {"table_copy": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_table_options_learn_and_resume_bitwise(corpus, options, tmp_path):
+    spec = run_spec(corpus, "ultramem_v2", **options)
     whole = Run(spec, corpus, tmp_path / "whole", CPU).execute(lambda outcome: None)
     assert whole.records[-1]["loss"] < math.log(corpus.vocab_size) - 0.5
     countdown = itertools.count()
@@ -113,3 +121,14 @@ def test_dense_and_row_updates_agree_while_every_row_is_read(corpus, tmp_path):
         run = Run(spec, corpus, tmp_path / gradient, CPU)
         found.append([run.train_step() for _ in range(8)])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_copy_that_is_read_follows_the_tables(corpus, tmp_path):
+    run = Run(run_spec(corpus, "ring, aux losses", table_copy="bfloat16"), corpus, tmp_path, CPU)
+    before = run.model.tables.values_copy.clone()
+    for _ in range(3):
+        run.train_step()
+    tables = run.model.tables
+    assert not torch.equal(tables.values_copy, before)
+    for parameter, copy in tables.copies().items():
+        assert torch.equal(copy, parameter.bfloat16())

@@ -174,6 +174,13 @@ def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
     )
 
 
+def gathered_params(model: ModelSpec) -> int:
+    """Parameters of table rows that one token gathers, over all memory layers; experts are not gathered."""
+    if model.memory is None:
+        return 0
+    return len(model.memory_layers) * model.memory.heads * model.memory.top_m * model.memory.row_width
+
+
 def distinct_rows(n_rows: int, draws: float) -> float:
     """Expected distinct rows among ``draws`` uniform draws from ``n_rows``: N (1 - (1 - 1/N)^draws)."""
     if n_rows == 1:

@@ -15,7 +15,7 @@ from umscale.layers.norm import RmsNorm
 from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import Tables, ValueTables
 from umscale.layers.tucker import TuckerMemory
-from umscale.spec import ADDITIVE_KINDS, ModelSpec
+from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
 
 
 class Block(nn.Module):
@@ -102,16 +102,23 @@ class Decoder(nn.Module):
                 )
         return parts
 
-    def use_row_gradients(self, enabled: bool) -> None:
-        """Give value tables row-sparse gradients (``torch.sparse_coo``), or dense ones."""
-        self.row_gradients = enabled
+    def configure_tables(self, train: TrainSpec) -> None:
+        """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for."""
+        self.row_gradients = train.table_gradient == "rows"
         for memory in self.memories:
-            memory.row_gradients = enabled
+            memory.row_gradients = self.row_gradients
+        if self.tables is not None:
+            self.tables.keep_copies(train.table_copy == "bfloat16")
 
-    def refresh(self) -> None:
-        """Bring derived buffers up to date with the parameters; call after every change of parameters."""
+    def refresh(self, tables: bool = True) -> None:
+        """Bring derived buffers up to date with the parameters; call after every change of parameters.
+
+        ``tables=False`` leaves out the copies of value tables, which the optimiser writes itself.
+        """
         for memory in self.memories:
             memory.refresh()
+        if tables and self.tables is not None:
+            self.tables.refresh()
 
     def auxiliary_loss(self) -> Tensor | None:
         """Sum of the auxiliary losses of the last forward pass in training; None when no layer has one."""

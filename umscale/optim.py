@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from umscale.layers.tables import ValueTables
 from umscale.spec import RunSpec, TrainSpec
 from umscale_kernels import table_adamw
 
@@ -19,7 +20,9 @@ def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     betas = (train.beta1, train.beta2)
-    if tables and (train.table_gradient == "rows" or train.table_second_moment == "row"):
+    plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
+    if tables and not plain:
+        pool = getattr(model, "tables", None)
         return TableAdamW(
             dense,
             tables,
@@ -28,6 +31,7 @@ def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
             eps=train.eps,
             weight_decay=train.weight_decay,
             row_second_moment=train.table_second_moment == "row",
+            copies=pool.copies() if isinstance(pool, ValueTables) else {},
         )
     return torch.optim.AdamW(
         [{"params": dense}] + ([{"params": tables}] if tables else []),
@@ -56,10 +60,12 @@ class TableAdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         row_second_moment: bool,
+        copies: dict[nn.Parameter, Tensor],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([{"params": dense}, {"params": tables}], defaults)
         self.row_second_moment = row_second_moment
+        self.copies = copies
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -96,6 +102,7 @@ class TableAdamW(torch.optim.Optimizer):
                 beta2=beta2,
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
+                shadow=self.copies.get(p),
             )
 
     def _state(self, p: Tensor, row_second_moment: bool) -> dict[str, Tensor]:

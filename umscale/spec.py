@@ -211,7 +211,7 @@ class FfnSpec:
     normalize_gates: bool = False
     """Divide the gates of the chosen experts by their sum (Mixtral does, OLMoE does not)."""
     balance_loss: float = 0.01
-    """Coefficient of the load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4)."""
+    """Coefficient of the load-balancing loss (Switch Transformer, arXiv 2101.03961, eq. 4), summed over layers."""
     z_loss: float = 0.001
     """Coefficient of the router z-loss (ST-MoE, arXiv 2202.08906, eq. 5)."""
 
@@ -363,6 +363,8 @@ class TrainSpec:
     stand still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
     table_second_moment: Literal["full", "row"] = "full"
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
+    table_copy: Literal["none", "bfloat16"] = "none"
+    """``bfloat16``: lookups read a copy of the tables that the optimiser writes; half the bytes, rounded values."""
     grad_clip: float = 1.0
     ema_width: float = 0.1
     """Relative width of the weight average that is evaluated beside the raw weights (power-function profile)."""

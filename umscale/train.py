@@ -101,7 +101,7 @@ class Run:
 
     def _build(self) -> None:
         self.model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len).to(self.device)
-        self.model.use_row_gradients(self.spec.train.table_gradient == "rows")
+        self.model.configure_tables(self.spec.train)
         self.optimizer = make_optimizer(self.model, self.spec.train)
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
 
@@ -128,7 +128,7 @@ class Run:
         if not math.isfinite(value) or not math.isfinite(norm.item()):
             raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")
         self.optimizer.step()
-        self.model.refresh()
+        self.model.refresh(tables=False)
         if (self.step + 1) % WeightAverage.EVERY == 0:
             self.average.update(self.model)
         self._watch(value)

@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 log = logging.getLogger(__name__)
 
 _COMPILERS = ("g++", "c++", "clang++")
@@ -47,6 +49,15 @@ def cache_dir() -> Path:
 def library(op: str) -> ctypes.CDLL | None:
     """The compiled kernels of `op`, built now if need be; None when switched off or not possible."""
     return _library(op) if os.environ.get("UMSCALE_NATIVE", "1") != "0" else None
+
+
+def available(op: str) -> bool:
+    """Whether `library(op)` is there; a constant to `torch.compile`, which cannot look into ctypes."""
+    return library(op) is not None
+
+
+# Not a decorator: the type checker would lose the signature.
+available = torch.compiler.assume_constant_result(available)
 
 
 @functools.cache

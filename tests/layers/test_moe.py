@@ -236,7 +236,7 @@ def test_trains_under_bfloat16_autocast() -> None:
         (loss + moe.auxiliary).backward()
         assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in moe.parameters())
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -253,4 +253,4 @@ def test_compiles_without_graph_breaks(autocast: bool, monkeypatch: pytest.Monke
         (y.float().square().sum() + moe.auxiliary).backward()
         results.append([y.float(), *(p.grad.clone() for p in moe.parameters())])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=(1e-2 if autocast else 1e-5) * float(b.abs().max()))
+        torch.testing.assert_close(a, b, rtol=0, atol=(1e-2 if autocast else 1e-5) * b.abs().max().item())

@@ -9,6 +9,10 @@ top_m = [8, 16, 32]                 # see umscale.design.axes; dotted spec paths
 sparse_params = ["1M", "4M"]
 tokens = ["400k", "1M"]             # branches of one trunk, not runs of their own
 seed = [0, 1, 2]
+[[cells]]                           # instead of a product, or beside one: points by name, each with its own seeds
+top_m = 64
+n_keys = 128
+seed = [3, 4]
 [model]  [model.ffn]  [model.memory]  [data]  [train]      # a RunSpec, the reference cell
 [architectures.moe.model.ffn]       # what this architecture changes of it
 """
@@ -17,6 +21,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +57,8 @@ from umscale.spec import (
 
 QUESTIONS = ("density-over-size", "architectures")
 KEYS = (
-    "name", "question", "description", "compensation", "tolerance", "axes", "architectures", "model", "data", "train",
+    "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "model", "data",
+    "train",
 )  # fmt: skip
 MAX_CELLS = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -68,6 +74,8 @@ class Study:
     compensation: tuple[str, ...] = ("none",)
     tolerance: float = 0.01
     axes: Mapping[str, tuple[Any, ...]]
+    cells: tuple[Mapping[str, tuple[Any, ...]], ...] = ()
+    """Explicit points, each crossed with the axes: one value an axis, and perhaps seeds of its own."""
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named trees laid over the reference by the axis ``architecture``."""
     reference: RunSpec
@@ -79,7 +87,13 @@ class Study:
         spec.pop("seed")
         head = {k: getattr(self, k) for k in ("name", "question", "description", "tolerance")}
         axes = {k: list(v) for k, v in self.axes.items()}
-        named = {"architectures": dict(self.architectures)} if self.architectures else {}
+        named: dict[str, Any] = {}
+        if self.cells:
+            named["cells"] = [
+                {k: list(v) if k == "seed" else v[0] for k, v in cell.items()} for cell in self.cells
+            ]
+        if self.architectures:
+            named["architectures"] = dict(self.architectures)
         return {**head, "compensation": list(self.compensation), "axes": axes, **named, **spec}
 
     def to_toml(self) -> str:
@@ -170,6 +184,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
     axes = _axes(tree.get("axes", {}), where)
     if architectures:
         axes = {"architecture": tuple(architectures)} | axes
+    cells = _explicit_cells(tree.get("cells", []), axes, where)
     for wanted in axes.get("architecture", ()):
         if wanted not in architectures:
             raise UserError(
@@ -188,6 +203,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         compensation=tuple(dict.fromkeys(modes)),
         tolerance=quantity(tree.get("tolerance", 0.01), f"{where}: tolerance"),
         axes=axes,
+        cells=cells,
         architectures=architectures,
         reference=reference,
     )
@@ -227,6 +243,21 @@ def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
     return out
 
 
+def _explicit_cells(tree: Any, axes: Mapping[str, Any], where: str) -> tuple[dict[str, tuple[Any, ...]], ...]:
+    if not isinstance(tree, list) or not all(isinstance(cell, Mapping) for cell in tree):
+        raise UserError(f"{where}: cells must be tables, each under a line [[cells]]")
+    cells = tuple(_axes(cell, where) for cell in tree)
+    for cell in cells:
+        for name, values in cell.items():
+            if name in ("tokens", "architecture") or (name in axes and name != "seed"):
+                raise UserError(f"{where}: {name!r} is an axis of the whole study: leave it out of [[cells]]")
+            if name != "seed" and len(values) > 1:
+                raise UserError(f"{where}: a table [[cells]] holds one {name}; only seed may be a list")
+        if set(cell) - {"seed"} != set(cells[0]) - {"seed"}:
+            raise UserError(f"{where}: every table [[cells]] must set the same axes")
+    return cells
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested tables to dotted names: TOML reads ``train.lr = [..]`` under [axes] as a table."""
     out: dict[str, Any] = {}
@@ -237,7 +268,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def expand(study: Study, precision: str, corpus: Corpus | None = None) -> list[Cell]:
-    """Return every cell of the study: the product of its axes, for each compensation and seed.
+    """Return every cell of the study: its points, for each compensation and seed.
 
     Cells of one seed come before those of the next, so that an interrupted study holds whole blocks.
 
@@ -248,24 +279,37 @@ def expand(study: Study, precision: str, corpus: Corpus | None = None) -> list[C
     Raises:
         UserError: an axis value that no model can have, or a corpus too short for the largest budget.
     """
-    grid = {k: v for k, v in study.axes.items() if k not in RUN_AXES}
-    seeds = [int(s) for s in study.axes.get("seed", (0,))]
-    count = len(seeds) * len(study.compensation)
-    for values in grid.values():
-        count *= len(values)
-    if count > MAX_CELLS:
-        raise UserError(f"study {study.name!r} has {count} cells; {MAX_CELLS} is the most that is expanded")
+    chosen = points(study)
     cells: list[Cell] = []
     for mode in study.compensation:
-        for values in itertools.product(*grid.values()):
-            targets = dict(zip(grid, values, strict=True))
+        for targets, seeds in chosen:
             cells += _cells(study, targets, mode, seeds, precision, corpus)
-    order = {seed: i for i, seed in enumerate(seeds)}
-    varied = [name for name, values in grid.items() if len(values) > 1]
+    order = {s: i for i, s in enumerate(dict.fromkeys(s for _, seeds in chosen for s in seeds))}
+    varied = [name for name in chosen[0][0] if len({json.dumps(t[name]) for t, _ in chosen}) > 1]
     if len(study.compensation) > 1:
         varied.append("compensation")
     cells = [dataclasses.replace(cell, varied=tuple(varied)) for cell in cells]
     return sorted(cells, key=lambda cell: order[cell.seed])
+
+
+def points(study: Study) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+    """Return (targets, seeds) of every point: the product of the axes, crossed with explicit cells if there are any.
+
+    Raises ``UserError`` for more than ``MAX_CELLS`` cells over all seeds and compensations.
+    """
+    grid = {k: v for k, v in study.axes.items() if k not in RUN_AXES}
+    common = study.axes.get("seed", (0,))
+    count = len(study.compensation) * math.prod(len(values) for values in grid.values())
+    count *= sum(len(cell.get("seed", common)) for cell in study.cells or ({},))
+    if count > MAX_CELLS:
+        raise UserError(f"study {study.name!r} has {count} cells; {MAX_CELLS} is the most that is expanded")
+    found = []
+    for values in itertools.product(*grid.values()):
+        for cell in study.cells or ({},):
+            own = {k: v[0] for k, v in cell.items() if k != "seed"}
+            seeds = tuple(int(s) for s in cell.get("seed", common))
+            found.append((dict(zip(grid, values, strict=True)) | own, seeds))
+    return found
 
 
 def _cells(
@@ -335,7 +379,8 @@ def design_columns(study: Study, cells: Sequence[Cell]) -> dict[str, list[float]
     """Return density, size and budget of every planned record, and each further axis of the study."""
     columns: dict[str, list[float]] = {}
     named = ("top_m", "n_keys", "n_values", "sparse_params", "density", "tokens", "seed")
-    extra = [name for name in study.axes if name not in (*named, *TEXT_AXES) and "." not in name]
+    axes = dict.fromkeys([*study.axes, *(name for cell in study.cells for name in cell)])
+    extra = [name for name in axes if name not in (*named, *TEXT_AXES) and "." not in name]
     for cell in cells:
         if cell.run is None or cell.solved is None:
             continue

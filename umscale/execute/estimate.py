@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from umscale.accounting import cost
+from umscale.accounting import cost, gathered_params
 from umscale.optim import Schedule
 from umscale.spec import RunSpec
 
@@ -54,7 +54,7 @@ def _features(run: RunSpec) -> np.ndarray:
     sizes = cost(run.model, run.data.seq_len)
     per_step = run.tokens_per_step
     return np.array(
-        [1.0, per_step * sizes.flops_per_token, per_step * sizes.active_sparse_params, sizes.total_params]
+        [1.0, per_step * sizes.flops_per_token, per_step * gathered_params(run.model), sizes.total_params]
     )
 
 

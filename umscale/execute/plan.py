@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from umscale.accounting import cost
+from umscale.accounting import cost, gathered_params
 from umscale.design.study import Cell
 from umscale.errors import UserError
 from umscale.files import write_text
@@ -41,7 +41,7 @@ def run_weight(run: RunSpec) -> float:
     bound by memory, not by arithmetic.
     """
     sizes = cost(run.model, run.data.seq_len)
-    per_token = 3 * sizes.flops_per_token + 64 * sizes.active_sparse_params
+    per_token = 3 * sizes.flops_per_token + 64 * gathered_params(run.model)
     return (per_token + 200 * sizes.sparse_params / run.tokens_per_step) * run.train.budgets[-1]
 
 

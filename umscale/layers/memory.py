@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umscale.layers.tables import Shuffle, first_table
+from umscale.layers.tables import Shuffle, Tables, first_table
 from umscale.rng import derive_seed
 from umscale.spec import MemorySpec
 from umscale_kernels import count_rows, lookup
@@ -35,15 +35,15 @@ class Memory(nn.Module, ABC):
         self.spec = memory
         self.index = index
         self.first_row = first_table(memory, index, n_layers) * memory.n_values
-        self.shuffle: Shuffle | nn.Module = Shuffle(expanded, derive_seed(seed, f"shuffle/{index}"), memory.shuffle)
+        self.shuffle: Shuffle | nn.Module = Shuffle(
+            expanded, derive_seed(seed, f"shuffle/{index}"), memory.shuffle
+        )
         bare = memory.kind == "peer"
         wide = memory.value_expansion * memory.d_value
         self.pre_value = (
             nn.Linear(d_model, memory.d_pre_value, bias=False) if memory.d_pre_value and not bare else None
         )
-        self.gate = (
-            nn.Linear(d_model, memory.d_value, bias=False) if memory.kind == "memory_plus" else None
-        )
+        self.gate = nn.Linear(d_model, memory.d_value, bias=False) if memory.kind == "memory_plus" else None
         self.out = None if bare else nn.Linear(wide, d_model, bias=False)
         self.backend = "auto"
         self.row_gradients = False
@@ -61,7 +61,13 @@ class Memory(nn.Module, ABC):
     def refresh(self) -> None:
         """Bring derived buffers up to date with the parameters."""
 
-    def forward(self, y: Tensor, pre_values: Tensor | None, values: Tensor) -> Tensor:
+    def forward(
+        self,
+        y: Tensor,
+        pre_values: Tensor | None,
+        values: Tensor,
+        read: tuple[Tensor | None, Tensor] | None = None,
+    ) -> Tensor:
         flat = y.reshape(-1, y.shape[-1])  # [T, h]
         address, scores = self.retrieve(flat)
         visible = self.spec.visible_values
@@ -73,7 +79,7 @@ class Memory(nn.Module, ABC):
         n_blocks = self.spec.value_expansion
         # One bag per virtual block, each with a projection of its own: masking keeps the kernel simple.
         blocks = [scores] if n_blocks == 1 else self._by_block(scores, address // visible)
-        pooled = torch.cat([self._pool(p, s, rows, pre_values, values) for s in blocks], -1)
+        pooled = torch.cat([self._pool(p, s, rows, Tables(pre_values, values, read)) for s in blocks], -1)
         if self.gate is not None:
             pooled = pooled * F.silu(self.gate(flat))
         return (pooled.to(y.dtype) if self.out is None else self.out(pooled)).view(y.shape)
@@ -83,16 +89,17 @@ class Memory(nn.Module, ABC):
             scores * (block == i).unsqueeze(-1).to(scores.dtype) for i in range(self.spec.value_expansion)
         ]
 
-    def _pool(
-        self, p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor
-    ) -> Tensor:  # [T, Dv]
-        extra = {}
-        if self.spec.kind == "peer":
-            extra["activation"] = "gelu"
-        if self.row_gradients:
-            extra["sparse_grad"] = True
+    def _pool(self, p: Tensor, s: Tensor, rows: Tensor, tables: Tables) -> Tensor:  # [T, Dv]
         return lookup(
-            None if pre_values is None else p.float(), s, rows, pre_values, values, backend=self.backend, **extra
+            None if tables.pre_values is None else p.float(),
+            s,
+            rows,
+            tables.pre_values,
+            tables.values,
+            activation="gelu" if self.spec.kind == "peer" else "none",
+            sparse_grad=self.row_gradients,
+            read=tables.read,
+            backend=self.backend,
         )
 
 

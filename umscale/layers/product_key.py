@@ -42,7 +42,13 @@ class ProductKeyMemory(Memory):
         raw = torch.matmul(q, keys.transpose(-1, -2)).float()  # [H, 2, T, n]
         pairs = torch.stack((raw, torch.ones_like(raw)), 2)  # [H, 2, 2, T, n]
         picked = select(
-            pairs, self.first, self.first, self.sum_core, memory.top_m, memory.preselect_m, backend=self.backend
+            pairs,
+            self.first,
+            self.first,
+            self.sum_core,
+            memory.top_m,
+            memory.preselect_m,
+            backend=self.backend,
         )
         address = self.shuffle(picked.row * memory.keys_per_side + picked.col)  # [H, T, m]
         rows = address.transpose(0, 1).reshape(T, -1)

@@ -1,18 +1,30 @@
 """Where the rows of memory layers live: one pool of tables, the window of it that a layer addresses, the shuffle."""
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from umscale.spec import MemorySpec
 
-Tables = tuple[Tensor | None, Tensor]
-"""Pre-values ``[N, Dp]`` (None without) and values ``[N, Dv]`` as one layer reads them."""
+
+class Tables(NamedTuple):
+    """What one memory layer reads."""
+
+    pre_values: Tensor | None
+    """``[N, Dp]``, None without pre-values."""
+    values: Tensor
+    """``[N, Dv]``."""
+    read: tuple[Tensor | None, Tensor] | None
+    """Copies of both in another precision that are read in their place."""
 
 
 class ValueTables(nn.Module):
     """Pre-values and values of all memory layers, one pool: ``[n_tables n², Dp]`` and ``[n_tables n², Dv]``."""
+
+    pre_values_copy: Tensor | None
+    values_copy: Tensor | None
 
     def __init__(self, memory: MemorySpec, n_layers: int) -> None:
         super().__init__()
@@ -23,6 +35,24 @@ class ValueTables(nn.Module):
             nn.Parameter(torch.empty(n_rows, memory.d_pre_value)) if memory.d_pre_value else None
         )
         self.values = nn.Parameter(torch.empty(n_rows, memory.d_value))
+        self.keep_copies(False)
+
+    def keep_copies(self, enabled: bool) -> None:
+        """Read bfloat16 copies, which the optimiser keeps up to date, instead of the tables themselves."""
+        for name, table in (("pre_values_copy", self.pre_values), ("values_copy", self.values)):
+            copy = table.detach().bfloat16() if enabled and table is not None else None
+            self.register_buffer(name, copy, persistent=False)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the copies up to date with the tables."""
+        for parameter, copy in self.copies().items():
+            copy.copy_(parameter)
+
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """Return the copy of each table that has one."""
+        pairs = ((self.pre_values, self.pre_values_copy), (self.values, self.values_copy))
+        return {table: copy for table, copy in pairs if table is not None and copy is not None}
 
     def per_layer(self, whole: bool = False) -> list[Tables]:
         """Return what each memory layer reads: its own table, or the pool where layers share or ``whole`` asks so.
@@ -30,13 +60,17 @@ class ValueTables(nn.Module):
         Own tables come from one unbind, so that backward writes every table's gradient once; slicing per layer
         would zero-fill and add the whole pool each time.
         """
+        copies = None if self.values_copy is None else (self.pre_values_copy, self.values_copy)
         if whole or self.sharing != "none":
-            return [(self.pre_values, self.values)] * self.n_layers
-        values = self.values.unflatten(0, (self.n_layers, -1)).unbind(0)
-        if self.pre_values is None:
-            return [(None, v) for v in values]
-        pre_values = self.pre_values.unflatten(0, (self.n_layers, -1)).unbind(0)
-        return list(zip(pre_values, values, strict=True))
+            return [Tables(self.pre_values, self.values, copies)] * self.n_layers
+        pre_values, values = self._unbind(self.pre_values), self._unbind(self.values)
+        reads: list[tuple[Tensor | None, Tensor] | None] = [None] * self.n_layers
+        if copies is not None:
+            reads = list(zip(self._unbind(copies[0]), self._unbind(copies[1]), strict=True))
+        return [Tables(*tables) for tables in zip(pre_values, values, reads, strict=True)]
+
+    def _unbind(self, table: Tensor | None) -> Any:
+        return [None] * self.n_layers if table is None else table.unflatten(0, (self.n_layers, -1)).unbind(0)
 
 
 def first_table(memory: MemorySpec, layer: int, n_layers: int) -> int:

@@ -72,7 +72,7 @@ class TuckerMemory(Memory):
             self.cores,
             memory.top_m,
             memory.preselect_m,
-            **({"quadrants": memory.quadrants} if memory.quadrants > 1 else {}),
+            quadrants=memory.quadrants,
             backend=self.backend,
         )
         if self.training:

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umscale_kernels import native
 from umscale_kernels.grouped_mm import autocast, group_sizes, grouped_mm, products
-from umscale_kernels.swiglu import swiglu
+from umscale_kernels.swiglu import swiglu, swiglu_backward
 
 _CHUNK_BYTES = 4 << 20
 """Size of one buffer of the CPU path; it has three."""
@@ -185,7 +184,7 @@ def _expert_ffn_backward(
         d_gate[rows] = (d_active * active).sum(1, dtype=gate.dtype)
         active.mul_(weight)
         products((part.t() for part in parts), active.split(counts), dO[experts])
-        d_inner = _swiglu_backward(d_active.mul_(weight), inner[rows])
+        d_inner = swiglu_backward(d_active.mul_(weight), inner[rows])
         torch.index_select(x, 0, token[rows], out=wide)
         d_inners = d_inner.split(counts)
         products((d.t() for d in d_inners), parts, dU[experts])
@@ -206,15 +205,6 @@ def _(
     inner: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(gate), torch.empty_like(gate_up), torch.empty_like(out)
-
-
-def _swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    """Gradient of `swiglu` below autograd, by the path its forward took."""
-    if x.dtype == torch.float32 and x.numel() and native.library("swiglu") is not None:
-        dx: Tensor = torch.ops.umscale.swiglu_backward(dy, x)
-        return dx
-    gate, up = x.chunk(2, dim=-1)
-    return torch.cat((torch.ops.aten.silu_backward(dy * up, gate), dy * F.silu(gate)), dim=-1)
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

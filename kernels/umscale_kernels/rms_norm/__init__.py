@@ -21,7 +21,7 @@ _BACKWARD = (c_int64, c_int64, *[c_void_p] * 4, c_int, c_void_p, c_void_p)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise `x` [.., D] with gain `weight` [D]; same shape and dtype. Gradients reach both."""
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
-    if plain or x.numel() == 0 or native.library("rms_norm") is None:
+    if plain or x.numel() == 0 or not native.available("rms_norm"):
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     y: Tensor = _rms_norm(x, weight, eps)[0]
     return y

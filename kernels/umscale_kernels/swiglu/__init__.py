@@ -21,16 +21,26 @@ def swiglu(x: Tensor) -> Tensor:
     """silu(first half) * second half of `x` [.., 2D] -> [.., D], same dtype. Raises ValueError for an odd width."""
     if x.shape[-1] % 2:
         raise ValueError(f"the last axis holds gate and up, so it must be even, not {x.shape[-1]}")
-    if (
-        x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or not x.numel()
-        or native.library("swiglu") is None
-    ):
+    if not _runs_native(x):
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
     y: Tensor = _swiglu(x)
     return y
+
+
+def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """Gradient of `swiglu` at `x` [.., 2D] for `dy` [.., D], below autograd, by the path its forward takes."""
+    if _runs_native(x):
+        dx: Tensor = _swiglu_backward(dy, x)
+        return dx
+    gate, up = x.chunk(2, dim=-1)
+    return torch.cat((torch.ops.aten.silu_backward(dy * up, gate), dy * F.silu(gate)), dim=-1)
+
+
+def _runs_native(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and native.available("swiglu")
+    )
 
 
 @torch.library.custom_op("umscale::swiglu", mutates_args=())

@@ -1,3 +1,3 @@
 """umscale: decide how to spend a sparse parameter budget."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -20,6 +20,7 @@ class Architecture:
     """One architecture at one budget and stage."""
 
     name: str
+    """The architecture; with the cell's other axes where a study varies them (a learning-rate search, say)."""
     n_runs: int
     loss: float
     """Mean over runs, nats per token."""
@@ -63,9 +64,10 @@ def compare_architectures(
     Raises:
         UserError: no runs, or no such baseline.
     """
-    names = levels(table, "architecture")
-    if not names:
+    if not levels(table, "architecture"):
         raise UserError("the store holds no finished runs yet; `umscale runs` shows what there is")
+    table = {**table, "architecture": _cells(table)}
+    names = levels(table, "architecture")
     if baseline is None:
         baseline = "dense" if "dense" in names else names[0]
     if baseline not in names:
@@ -81,6 +83,18 @@ def compare_architectures(
                     _compare(where(part, budget=budget), loss, baseline, one, compensation, float(budget))
                 )
     return tuple(found)
+
+
+def _cells(table: Table) -> np.ndarray:
+    """Names that tell cells apart: the architecture, or the cell's label where an architecture has several cells."""
+    names = text(table, "architecture")
+    if "label" not in table:
+        return names
+    labels = np.array(
+        [" ".join(w for w in one.split() if not w.startswith("seed=")) for one in text(table, "label")]
+    )
+    one_cell = all(len(set(labels[names == name])) == 1 for name in set(names.tolist()))
+    return names if one_cell else labels
 
 
 def _compare(

@@ -9,6 +9,8 @@ UltraMemV2 (arXiv 2508.18756), equations 7 and 11; several cores as in UltraMem.
 form a, b and the totals with the same roundings, so that on equal float32 scores they keep the same pairs.
 """
 
+import importlib
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +18,6 @@ from torch import Tensor
 
 from umscale_kernels.backends import resolve
 from umscale_kernels.select import aten, native, reference
-
-_BACKENDS = {"aten": aten, "native": native}
 
 
 class Selection(NamedTuple):
@@ -39,12 +39,16 @@ def select(
     top_m: int,
     preselect_m: int | None = None,
     *,
+    quadrants: int = 1,
     backend: str = "auto",
 ) -> Selection:
     """Exact top-m pairs of the m1 x m1 candidate grid.
 
     `scores` [.., 2, r, T, n] (row side, column side), `u` and `v` [.., r], `cores` [.., c, r, r]; any leading head
     axes. bfloat16 scores are widened to float32; float64 stays. m1 = `preselect_m`, by default min(top_m, n).
+    `quadrants` = 2 also searches I' x J' from the m1 largest of -a and of -b, where products of two negative scores
+    are large: the best of both grids are kept, a pair in both counts once, and equal totals go to the lower
+    (row, col). Only the backends `reference` and `aten` do so.
     Gradients reach `scores` and `cores` through the kept `s` only. Scores must be finite; others select arbitrary
     pairs. Raises ValueError on sizes that do not fit together.
     """
@@ -54,6 +58,10 @@ def select(
         raise ValueError(f"preselect_m must lie in [1, n_keys = {n}], not {kept}")
     if not 1 <= top_m <= kept * kept:
         raise ValueError(f"top_m must lie in [1, preselect_m^2 = {kept * kept}], not {top_m}")
+    if quadrants not in (1, 2):
+        raise ValueError(f"quadrants must be 1 or 2, not {quadrants}")
+    if quadrants == 2 and backend in ("native", "triton"):
+        raise ValueError(f"backend {backend!r} of select searches one quadrant; take auto, aten or reference")
     rank, lead = scores.shape[-3], scores.shape[:-4]
     expected = {
         "u": (u, (*lead, rank)),
@@ -66,39 +74,55 @@ def select(
                 f"{name} must be {list(shape)} for scores {list(scores.shape)}, not {list(tensor.shape)}"
             )
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    operands = (scores.to(dtype), u.detach().to(dtype), v.detach().to(dtype), cores.to(dtype))
+    operands = (u.detach().to(dtype), v.detach().to(dtype), cores.to(dtype), top_m, kept, quadrants)
     if backend == "reference":
-        return Selection(*reference.select(*operands, top_m, kept))
-    s, row, col = _select(*operands, top_m, kept, backend)
+        return Selection(*reference.select(scores.to(dtype), *operands))
+    s, row, col = _select(scores, *operands, backend)
     return Selection(row, col, s)
 
 
 @torch.library.custom_op("umscale::select", mutates_args=())
 def _select(
-    scores: Tensor, u: Tensor, v: Tensor, cores: Tensor, top_m: int, preselect_m: int, backend: str
+    scores: Tensor,
+    u: Tensor,
+    v: Tensor,
+    cores: Tensor,
+    top_m: int,
+    preselect_m: int,
+    quadrants: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    supported = native.supports(scores.shape[-3], preselect_m)
-    module = _BACKENDS[resolve("select", backend, scores.device.type, scores.dtype, supported)]
-    row, col, s = module.select(scores, u, v, cores, top_m, preselect_m)
+    if quadrants == 2:
+        row, col, s = aten.select(scores.to(cores.dtype), u, v, cores, top_m, preselect_m, quadrants)
+    else:
+        module, scores = _module(backend, scores, cores.dtype, top_m, preselect_m)
+        row, col, s = module.select(scores, u, v, cores, top_m, preselect_m)
     return s, row, col
 
 
 @_select.register_fake
 def _(
-    scores: Tensor, u: Tensor, v: Tensor, cores: Tensor, top_m: int, preselect_m: int, backend: str
+    scores: Tensor,
+    u: Tensor,
+    v: Tensor,
+    cores: Tensor,
+    top_m: int,
+    preselect_m: int,
+    quadrants: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (*scores.shape[:-4], scores.shape[-2], top_m)
     row, col = (scores.new_empty(shape, dtype=torch.int64) for _ in range(2))
-    return scores.new_empty((*shape, cores.shape[-3])), row, col
+    return cores.new_empty((*shape, cores.shape[-3])), row, col
 
 
 @torch.library.custom_op("umscale::select_backward", mutates_args=())
 def _select_backward(
     ds: Tensor, scores: Tensor, cores: Tensor, row: Tensor, col: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    supported = native.supports(scores.shape[-3], 1)
-    module = _BACKENDS[resolve("select", backend, scores.device.type, scores.dtype, supported)]
-    return module.select_backward(ds, scores, cores, row, col)
+    module, wide = _module(backend, scores, cores.dtype, row.shape[-1], 1)
+    d_scores, d_cores = module.select_backward(ds, wide, cores, row, col)
+    return d_scores.to(scores.dtype), d_cores
 
 
 @_select_backward.register_fake
@@ -108,8 +132,20 @@ def _(
     return torch.empty_like(scores), torch.empty_like(cores)
 
 
+def _module(
+    backend: str, scores: Tensor, dtype: torch.dtype, top_m: int, preselect_m: int
+) -> tuple[ModuleType, Tensor]:
+    """The implementation to run and the scores as it takes them: Triton widens bfloat16 on the chip."""
+    rank, n = scores.shape[-3], scores.shape[-1]
+    # One program holds a side of a token, a bit per cell of its grid and the kept pairs in registers.
+    on_chip = rank <= 4 and n <= 8192 and preselect_m <= 256 and top_m <= 2048
+    name = resolve("select", backend, scores.device.type, dtype, native.supports(rank, preselect_m), on_chip)
+    module = importlib.import_module(f"umscale_kernels.select.{name}")  # triton only when it runs
+    return module, scores if name == "triton" else scores.to(dtype)
+
+
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    scores, _, _, cores, _, _, backend = inputs
+    scores, _, _, cores, _, _, _, backend = inputs
     _, row, col = output
     ctx.save_for_backward(scores, cores, row, col)
     ctx.backend = backend
@@ -119,9 +155,9 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, ds: Tensor | None, d_row: None, d_col: None) -> tuple[Tensor | None, ...]:
     if ds is None:
-        return (None,) * 7
+        return (None,) * 8
     d_scores, d_cores = _select_backward(ds, *ctx.saved_tensors, ctx.backend)
-    return d_scores, None, None, d_cores, None, None, None
+    return d_scores, None, None, d_cores, None, None, None, None
 
 
 _select.register_autograd(_backward, setup_context=_setup)

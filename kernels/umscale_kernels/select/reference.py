@@ -1,5 +1,7 @@
 """Readable `select`: the definition the other backends are tested against. Materialises [T, m1, m1]; any dtype."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,16 +53,48 @@ def kept_scores(scores: Tensor, cores: Tensor, row: Tensor, col: Tensor) -> Tens
     return torch.einsum("...atk,...qab,...btk->...tkq", rows_A, cores, cols_B)
 
 
+def search(
+    scores: Tensor,
+    u: Tensor,
+    v: Tensor,
+    core: Tensor,
+    top_m: int,
+    preselect_m: int,
+    quadrants: int = 1,
+    largest: Callable[[Tensor, int], Tensor] = largest,
+) -> tuple[Tensor, Tensor]:
+    """(row, col) [.., T, m] of the kept pairs, ascending; `core` [.., r, r] is the sum of the cores."""
+    row_side, col_side = scores[..., 0, :, :, :], scores[..., 1, :, :, :]
+    a, b = side_scores(row_side, u), side_scores(col_side, v)
+
+    def grid(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, cols = largest(a, preselect_m), largest(b, preselect_m)
+        total = totals(gather_keys(row_side, rows), gather_keys(col_side, cols), core)
+        return rows, cols, total.flatten(-2)
+
+    rows, cols, total = grid(a, b)
+    if quadrants == 1:
+        cell = largest(total, top_m)
+        return rows.gather(-1, cell // preselect_m), cols.gather(-1, cell % preselect_m)
+
+    low_rows, low_cols, low_total = grid(-a, -b)
+    in_rows = (low_rows.unsqueeze(-1) == rows.unsqueeze(-2)).any(-1)
+    in_cols = (low_cols.unsqueeze(-1) == cols.unsqueeze(-2)).any(-1)
+    twice = (in_rows.unsqueeze(-1) & in_cols.unsqueeze(-2)).flatten(-2)
+    n = scores.shape[-1]
+    pairs = [
+        (i.unsqueeze(-1) * n + j.unsqueeze(-2)).flatten(-2) for i, j in ((rows, cols), (low_rows, low_cols))
+    ]
+    pair, order = torch.cat(pairs, -1).sort(dim=-1)
+    total = torch.cat((total, low_total.masked_fill(twice, -torch.inf)), -1).gather(-1, order)
+    pair = pair.gather(-1, largest(total, top_m))
+    return pair // n, pair % n
+
+
 def select(
-    scores: Tensor, u: Tensor, v: Tensor, cores: Tensor, top_m: int, preselect_m: int
+    scores: Tensor, u: Tensor, v: Tensor, cores: Tensor, top_m: int, preselect_m: int, quadrants: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `umscale_kernels.select.select`."""
     with torch.no_grad():
-        row_side, col_side = scores[..., 0, :, :, :], scores[..., 1, :, :, :]
-        rows = largest(side_scores(row_side, u), preselect_m)
-        cols = largest(side_scores(col_side, v), preselect_m)
-        grid = totals(gather_keys(row_side, rows), gather_keys(col_side, cols), core_sum(cores))
-        cell = largest(grid.flatten(-2), top_m)
-        row = rows.gather(-1, cell // preselect_m)
-        col = cols.gather(-1, cell % preselect_m)
+        row, col = search(scores, u, v, core_sum(cores), top_m, preselect_m, quadrants)
     return row, col, kept_scores(scores, cores, row, col)

@@ -1,6 +1,7 @@
-"""``umscale fit``: laws with intervals, and the verdict on density over size."""
+"""``umscale fit``: laws with intervals and the verdict on density over size, or architectures side by side."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ from umscale_cli.console import JsonFlag, count, number, out, print_json
 from umscale_cli.runs import StudyArgument, open_store, warn_damaged
 
 if TYPE_CHECKING:
+    from umscale.laws.architectures import ArchitectureTable
     from umscale.laws.report import Section, StudyReport
     from umscale.laws.uncertainty import Estimate
     from umscale.laws.verdict import Contrasts, Verdict
@@ -29,15 +31,42 @@ def fit(
         str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    question: Annotated[
+        str | None,
+        typer.Option(help="density-over-size or architectures; default the study's.", show_default=False),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Architecture that differences refer to; default dense.", show_default=False),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Fit scaling laws to a study's results and answer whether density beats size."""
-    from umscale.errors import UserError
+    """Fit scaling laws to a study's results and answer its question.
+
+    The question is whether density beats size, or which of several architectures is best.
+    """
+    from umscale.design.study import QUESTIONS
+    from umscale.errors import UserError, nearest
     from umscale.laws.report import to_json
 
     store = open_store(study)
     if loss not in (*LOSS_NAMES, "both"):
         raise UserError(f"--loss {loss!r} must be loss, loss_ema or both")
+    question = question or store.question()
+    if question not in QUESTIONS:
+        raise UserError(
+            f"--question {question!r} must be one of {', '.join(QUESTIONS)}{nearest(question, QUESTIONS)}"
+        )
+    if question == "architectures":
+        losses = LOSS_NAMES if loss == "both" else (loss,)
+        tables = {name: compare_store(store, name, baseline, stage) for name in losses}
+        if json_:
+            print_json({name: [asdict(t) for t in each] for name, each in tables.items()})
+        else:
+            for name, compared in tables.items():
+                print_architectures(compared, name, out())
+        warn_damaged(store)
+        return
     found = fit_store(store, law.split(","), stage, seed)
     if json_:
         print_json(to_json(found))
@@ -68,6 +97,54 @@ def fit_store(
     from umscale.laws.report import report
 
     return report(store.columns(), laws or FIRST_LAWS, stage=stage, seed=seed)
+
+
+def compare_store(
+    store: "Store", loss: str = "loss", baseline: str | None = None, stage: str | None = None
+) -> "tuple[ArchitectureTable, ...]":
+    """Compare a store's architectures; see ``umscale.laws.architectures.compare_architectures``."""
+    from umscale.laws.architectures import compare_architectures
+
+    return compare_architectures(store.columns(), loss=loss, baseline=baseline, stage=stage)
+
+
+def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, console: Any) -> None:
+    """Print a table per stage and budget, best architecture first."""
+    from rich.table import Table
+
+    for one in found:
+        heading = _heading(one.stage, one.compensation, loss)
+        table = Table(
+            title=f"Architectures: {heading}, {count(one.budget)} tokens",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+        )
+        table.add_column("architecture", no_wrap=True)
+        for name in (
+            "runs", "loss, nats", f"minus {one.baseline}, 95% interval", "bits/byte", "total", "active", "FLOPs/token",
+            "sparse bytes read, batch 1", "batch 16", "lr",
+        ):  # fmt: skip
+            table.add_column(name, justify="right")
+        for row in one.rows:
+            costs = row.costs
+            table.add_row(
+                row.name,
+                str(row.n_runs),
+                number(row.loss),
+                estimate_text(row.difference),
+                number(row.bits_per_byte),
+                *(count(costs[c]) for c in ("total_params", "active_params", "flops_per_token")),
+                *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16")),
+                f"{costs['lr']:.3g}",
+            )
+        console.print()
+        console.print(table)
+        noise = (
+            f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
+        )
+        console.print(f"run-to-run standard deviation {noise}; sparse bytes are bf16 and measured, a token")
 
 
 def print_fit(found: "StudyReport", console: Any, details: "Iterable[str]" = ("loss",)) -> None:

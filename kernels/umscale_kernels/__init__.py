@@ -8,6 +8,7 @@ from umscale_kernels.backends import available_backends, default_backend
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
 from umscale_kernels.lookup import lookup
+from umscale_kernels.lookup.traffic import LookupTraffic, lookup_traffic_bytes
 from umscale_kernels.rank1 import rank1_vectors
 from umscale_kernels.rms_norm import rms_norm
 from umscale_kernels.select import Selection, select
@@ -16,6 +17,7 @@ from umscale_kernels.table_adamw import table_adamw
 from umscale_kernels.usage import count_rows
 
 __all__ = [
+    "LookupTraffic",
     "Selection",
     "available_backends",
     "count_rows",
@@ -23,6 +25,7 @@ __all__ = [
     "expert_ffn",
     "grouped_mm",
     "lookup",
+    "lookup_traffic_bytes",
     "rank1_vectors",
     "rms_norm",
     "select",

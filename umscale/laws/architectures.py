@@ -11,7 +11,7 @@ from umscale.laws.uncertainty import Estimate
 
 COSTS = (
     "total_params", "active_params", "sparse_params", "flops_per_token", "access_bytes_b1", "access_bytes_b16",
-    "tokens_per_second", "lr", "value_lr",
+    "lr", "value_lr",
 )  # fmt: skip
 
 
@@ -90,9 +90,8 @@ def _cells(table: Table) -> np.ndarray:
     names = text(table, "architecture")
     if "label" not in table:
         return names
-    labels = np.array(
-        [" ".join(w for w in one.split() if not w.startswith("seed=")) for one in text(table, "label")]
-    )
+    words = ([w.removeprefix("architecture=") for w in one.split()] for one in text(table, "label"))
+    labels = np.array([" ".join(w for w in one if not w.startswith("seed=")) for one in words])
     one_cell = all(len(set(labels[names == name])) == 1 for name in set(names.tolist()))
     return names if one_cell else labels
 

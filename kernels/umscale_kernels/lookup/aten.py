@@ -6,20 +6,21 @@
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def lookup(
-    p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor
+    p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor]:
-    """(o [T, Dv], z [T, m]); z is empty without pre-values, and `p` is then ignored."""
+    """(o [T, Dv], z [T, m]) in the dtype of s; z is empty without pre-values, and `p` is then ignored."""
     tokens, _, n_cores = s.shape
-    p, s, pre_values, values = _compute(p, s, pre_values, values)
+    rows, pre_values, values = _in_dtype(s.dtype, rows, pre_values, values)
     weight_TxCxM = s.transpose(1, 2)
     z = s.new_empty(0)
     if pre_values is not None:
         z = _dots(p, pre_values, rows)
-        weight_TxCxM = weight_TxCxM * z.unsqueeze(1)
+        weight_TxCxM = weight_TxCxM * (F.gelu(z) if gelu else z).unsqueeze(1)
     bag_rows = _core_rows(rows, n_cores)
     o = _bags(_by_core(values, n_cores), bag_rows, weight_TxCxM.reshape(-1))
     return o.view(tokens, values.shape[1]), z
@@ -33,49 +34,58 @@ def lookup_backward(
     rows: Tensor,
     pre_values: Tensor | None,
     values: Tensor,
-    table_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dp, ds, dP, dV); those that do not apply are empty."""
-    tokens, m, n_cores = s.shape
+    gelu: bool,
+    tables: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dp, ds, distinct rows, dP, dV); those that do not apply are empty.
+
+    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]) or "rows" (of the U distinct rows read, ascending).
+    """
+    _, m, n_cores = s.shape
     n_rows = values.shape[0]
-    p, s, pre_values, values = _compute(p, s, pre_values, values)
-    d_o = d_o.to(s.dtype).contiguous()
-    bag_rows = _core_rows(rows, n_cores)
-    g = _dots(_by_core(d_o, n_cores), _by_core(values, n_cores), bag_rows)
-    g_TxMxC = g.view(tokens, n_cores, m).transpose(1, 2)
+    read_rows, pre_values, values = _in_dtype(s.dtype, rows, pre_values, values)
+    g = _dots(_by_core(d_o, n_cores), _by_core(values, n_cores), _core_rows(read_rows, n_cores))
+    g_TxMxC = g.view(-1, n_cores, m).transpose(1, 2)
     dp, dP, dV = (s.new_empty(0) for _ in range(3))  # outputs of an operator must not share memory
-    dz = dp
+    distinct, dz = rows.new_empty(0, dtype=torch.int64), dp
     ds, weight = g_TxMxC, s
     if pre_values is not None:
-        ds, weight = g_TxMxC * z.unsqueeze(-1), s * z.unsqueeze(-1)
+        h = (F.gelu(z) if gelu else z).unsqueeze(-1)
+        ds, weight = g_TxMxC * h, s * h
         dz = (s * g_TxMxC).sum(-1)
-        dp = _bags(pre_values, rows, dz.reshape(-1))
-    if table_grads:
-        order = rows.reshape(-1).argsort(stable=True)
+        dz = torch.ops.aten.gelu_backward(dz, z) if gelu else dz
+        dp = _bags(pre_values, read_rows, dz.reshape(-1))
+    if tables != "none":
+        sorted_rows, order = rows.reshape(-1).sort(stable=True)
         token = order // m
-        start = torch.bincount(rows.reshape(-1), minlength=n_rows).cumsum(0).roll(1)
-        start[0] = 0
+        if tables == "dense":
+            start = torch.bincount(sorted_rows, minlength=n_rows).cumsum(0).roll(1)
+            start[0] = 0
+        else:
+            distinct, counts = torch.unique_consecutive(sorted_rows.long(), return_counts=True)
+            start = counts.cumsum(0) - counts
         slices = d_o.unflatten(1, (n_cores, -1)).unbind(1)
         weights = weight.reshape(-1, n_cores)[order].unbind(1)
-        dV = torch.cat(
-            [
-                _bags(x.contiguous(), token, w.contiguous(), start)
-                for x, w in zip(slices, weights, strict=True)
-            ],
-            1,
-        )
+        per_core = [
+            _bags(x.contiguous(), token, w.contiguous(), start) for x, w in zip(slices, weights, strict=True)
+        ]
+        dV = torch.cat(per_core, 1)
         if pre_values is not None:
             dP = _bags(p, token, dz.reshape(-1)[order], start)
-    return dp, ds.contiguous(), dP, dV
+    return dp, ds.contiguous(), distinct, dP, dV
 
 
-def _compute(
-    p: Tensor, s: Tensor, pre_values: Tensor | None, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """The operands in the dtype sums are formed in: float64 tables keep theirs, everything else is float32."""
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    tables = None if pre_values is None else pre_values.to(dtype).contiguous()
-    return p.to(dtype).contiguous(), s.to(dtype).contiguous(), tables, values.to(dtype).contiguous()
+def _in_dtype(
+    dtype: torch.dtype, rows: Tensor, pre_values: Tensor | None, values: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The operands with tables of the given dtype: converted whole, or only the rows read when those are fewer."""
+    if values.dtype == dtype:
+        return rows, pre_values, values
+    if rows.numel() < values.shape[0]:
+        distinct, rows = rows.unique(return_inverse=True)
+        values = values[distinct]
+        pre_values = None if pre_values is None else pre_values[distinct]
+    return rows, None if pre_values is None else pre_values.to(dtype), values.to(dtype)
 
 
 def _by_core(values: Tensor, n_cores: int) -> Tensor:

@@ -1,12 +1,13 @@
 // Gather, dot, scale, gather, accumulate: nothing of shape [T, m, D] exists.
 //
-//   z_k = <p, P[R_k]>            o[slice q] = sum_k s_qk z_k V[R_k][slice q]
-//   g_qk = <do[slice q], V[R_k][slice q]>       ds_qk = z_k g_qk        dz_k = sum_q s_qk g_qk
-//   dp = sum_k dz_k P[R_k]       dP[R] = sum_{lookups of R} dz p        dV[R][slice q] = sum s_q z do[slice q]
+//   z_k = <p, P[R_k]>   h_k = act(z_k)          o[slice q] = sum_k s_qk h_k V[R_k][slice q]
+//   g_qk = <do[slice q], V[R_k][slice q]>       ds_qk = h_k g_qk        dz_k = act'(z_k) sum_q s_qk g_qk
+//   dp = sum_k dz_k P[R_k]       dP[R] = sum_{lookups of R} dz p        dV[R][slice q] = sum s_q h do[slice q]
 //
-// The token pass computes z, o, ds, dz, dp. The row pass visits the lookups of each row in ascending order
-// (counting sort), so a table gradient is one fixed sum whatever the number of threads.
+// The token pass computes z, o, ds, dz, dp. The row pass visits the lookups of each row in ascending order (stable
+// radix sort), so a table gradient is one fixed sum whatever the number of threads.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -79,8 +80,15 @@ inline void bag(int count, const float* weight, int stride, const RowOf& row_of,
 
 struct Shape {
   int64_t T, N;
-  int m, c, Dp, Dv;  // Dp = 0: no pre-values, z = 1
+  int m, c, Dp, Dv;  // Dp = 0: no pre-values, h = 1
+  bool gelu;
 };
+
+inline float normal_cdf(float z) { return 0.5f * (1.0f + std::erf(z * 0.70710678f)); }
+inline float act(const Shape& d, float z) { return d.gelu ? z * normal_cdf(z) : z; }
+inline float act_slope(const Shape& d, float z) {
+  return d.gelu ? normal_cdf(z) + z * 0.39894228f * std::exp(-0.5f * z * z) : 1.0f;
+}
 
 constexpr int AHEAD = 12;  // lookups between the prefetch of a row and its use
 
@@ -102,13 +110,13 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
       const int64_t* R = rows + t * d.m;
       const float* st = s + t * d.m * d.c;
       for (int k = 0; k < d.m; ++k) {
-        float zk = 1.0f;
+        float h = 1.0f;
         prefetch(V + R[k] * d.Dv, d.Dv);
         if (d.Dp > 0) {
           if (t * d.m + k + AHEAD < d.T * d.m) prefetch(P + R[k + AHEAD] * d.Dp, d.Dp);
-          zk = z[t * d.m + k] = dot(p + t * d.Dp, P + R[k] * d.Dp, d.Dp);
+          h = act(d, z[t * d.m + k] = dot(p + t * d.Dp, P + R[k] * d.Dp, d.Dp));
         }
-        for (int q = 0; q < d.c; ++q) weight[q * d.m + k] = st[k * d.c + q] * zk;
+        for (int q = 0; q < d.c; ++q) weight[q * d.m + k] = st[k * d.c + q] * h;
       }
       const auto row_of = [&](int k) { return V + R[k] * d.Dv; };
       for (int q = 0; q < d.c; ++q)
@@ -117,7 +125,7 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
   }
 }
 
-// ds, dp, and per lookup what the row pass needs: weight[.., q] = s_q z and dz.
+// ds, dp, and per lookup what the row pass needs: weight[.., q] = s_q h and dz.
 template <typename Row>
 void token_pass(const Shape& d, const float* d_o, const float* s, const float* z, const int64_t* rows,
                 const Row* P, const Row* V, int threads, float* dp, float* ds, float* weight, float* dz) {
@@ -128,18 +136,18 @@ void token_pass(const Shape& d, const float* d_o, const float* s, const float* z
     const int64_t first = t * d.m;
     for (int k = 0; k < d.m; ++k) {
       const int64_t l = first + k;
-      const float zk = d.Dp > 0 ? z[l] : 1.0f;
+      const float h = d.Dp > 0 ? act(d, z[l]) : 1.0f;
       float dzk = 0.0f;
       if (l + AHEAD < d.T * d.m) prefetch(V + R[k + AHEAD] * d.Dv, d.Dv);
       if (d.Dp > 0) prefetch(P + R[k] * d.Dp, d.Dp);
       for (int q = 0; q < d.c; ++q) {
         const float g = dot(d_o + t * d.Dv + q * slice, V + R[k] * d.Dv + q * slice, slice);
         const float sq = s[l * d.c + q];
-        ds[l * d.c + q] = zk * g;
-        weight[l * d.c + q] = zk * sq;
+        ds[l * d.c + q] = h * g;
+        weight[l * d.c + q] = h * sq;
         dzk += sq * g;
       }
-      if (d.Dp > 0) dz[l] = dzk;
+      if (d.Dp > 0) dz[l] = act_slope(d, z[l]) * dzk;
     }
     if (d.Dp > 0) {
       const auto row_of = [&](int k) { return P + R[k] * d.Dp; };
@@ -148,44 +156,73 @@ void token_pass(const Shape& d, const float* d_o, const float* s, const float* z
   }
 }
 
-// Stable counting sort: lookups of row R are order[start[R] .. start[R + 1]), ascending.
-// Stable counting sort: the lookups of row R are order[start[R] .. start[R + 1]), ascending.
-void sort_by_row(const Shape& d, const int64_t* rows, std::vector<int64_t>& start, std::vector<int64_t>& order) {
-  const int64_t lookups = d.T * d.m;
-  start.assign(size_t(d.N) + 1, 0);
-  order.resize(size_t(lookups));
-  for (int64_t l = 0; l < lookups; ++l) ++start[rows[l] + 1];
-  for (int64_t r = 0; r < d.N; ++r) start[r + 1] += start[r];
-  for (int64_t l = 0; l < lookups; ++l) order[start[rows[l]]++] = l;  // start[R] becomes the end of R
-  for (int64_t r = d.N; r > 0; --r) start[r] = start[r - 1];
-  start[0] = 0;
+// The lookups of row distinct[u] are order[start[u] .. start[u + 1]), ascending; u counts the rows read.
+struct Segments {
+  const int64_t *distinct, *order, *start;
+  int64_t count;
+};
+
+// One stable pass of a radix sort on `bits` bits from `shift` on. Chunks of the input count and place their own keys.
+void radix_pass(const std::vector<uint64_t>& in, std::vector<uint64_t>& out, int shift, int bits, int threads) {
+  const int64_t n = int64_t(in.size()), bins = int64_t(1) << bits, chunk = (n + threads - 1) / threads;
+  std::vector<int64_t> slots(size_t(bins) * threads);  // of (chunk, digit): its count, then its next slot
+  const auto digit = [&](uint64_t key) { return int64_t(key >> shift) & (bins - 1); };
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int c = 0; c < threads; ++c) {
+    int64_t* slot = &slots[size_t(c) * bins];
+    for (int64_t i = c * chunk; i < std::min(n, (c + 1) * chunk); ++i) ++slot[digit(in[i])];
+  }
+  int64_t next = 0;
+  for (int64_t b = 0; b < bins; ++b)
+    for (int c = 0; c < threads; ++c) {
+      int64_t& slot = slots[size_t(c) * bins + b];
+      const int64_t count = slot;
+      slot = next;
+      next += count;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int c = 0; c < threads; ++c) {
+    int64_t* slot = &slots[size_t(c) * bins];
+    for (int64_t i = c * chunk; i < std::min(n, (c + 1) * chunk); ++i) out[slot[digit(in[i])]++] = in[i];
+  }
 }
 
-void row_pass(const Shape& d, const float* d_o, const float* p, const int64_t* rows, const float* weight,
-              const float* dz, int threads, float* dP, float* dV) {
+int bits_of(uint64_t n) {
+  int bits = 1;
+  while (n >> bits) ++bits;
+  return bits;
+}
+
+// Gradients of every row (dense, those not read are 0) or of the distinct rows.
+void row_pass(const Shape& d, const float* d_o, const float* p, const float* weight, const float* dz,
+              const Segments& segments, bool dense, int threads, float* dP, float* dV) {
   const int slice = d.Dv / d.c;
-  std::vector<int64_t> start, order;
-  sort_by_row(d, rows, start, order);
+  const int64_t outputs = dense ? d.N : segments.count, block = 256;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     std::vector<int64_t> token;
     std::vector<float> w, wz;
-#pragma omp for schedule(dynamic, 256)
-    for (int64_t r = 0; r < d.N; ++r) {
-      const int count = int(start[r + 1] - start[r]);
-      const int64_t* l = order.data() + start[r];
-      if (int(token.size()) < count) token.resize(count), wz.resize(count), w.resize(size_t(count) * d.c);
-      for (int k = 0; k < count; ++k) {
-        token[k] = l[k] / d.m;
-        for (int q = 0; q < d.c; ++q) w[k * d.c + q] = weight[l[k] * d.c + q];
-        if (d.Dp > 0) wz[k] = dz[l[k]];
-      }
-      const auto out_row = [&](int k) { return d_o + token[k] * d.Dv; };
-      for (int q = 0; q < d.c; ++q)
-        bag<float>(count, w.data() + q, d.c, out_row, q * slice, (q + 1) * slice, dV + r * d.Dv);
-      if (d.Dp > 0) {
-        const auto in_row = [&](int k) { return p + token[k] * d.Dp; };
-        bag<float>(count, wz.data(), 1, in_row, 0, d.Dp, dP + r * d.Dp);
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < outputs; first += block) {
+      const int64_t* end = segments.distinct + segments.count;
+      int64_t u = dense ? std::lower_bound(segments.distinct, end, first) - segments.distinct : first;
+      for (int64_t r = first; r < std::min(outputs, first + block); ++r) {
+        const bool is_read = !dense || (u < segments.count && segments.distinct[u] == r);
+        const int count = is_read ? int(segments.start[u + 1] - segments.start[u]) : 0;
+        const int64_t* l = is_read ? segments.order + segments.start[u++] : nullptr;
+        if (int(token.size()) < count) token.resize(count), wz.resize(count), w.resize(size_t(count) * d.c);
+        for (int k = 0; k < count; ++k) {
+          token[k] = l[k] / d.m;
+          for (int q = 0; q < d.c; ++q) w[k * d.c + q] = weight[l[k] * d.c + q];
+          if (d.Dp > 0) wz[k] = dz[l[k]];
+        }
+        const auto out_row = [&](int k) { return d_o + token[k] * d.Dv; };
+        for (int q = 0; q < d.c; ++q)
+          bag<float>(count, w.data() + q, d.c, out_row, q * slice, (q + 1) * slice, dV + r * d.Dv);
+        if (d.Dp > 0) {
+          const auto in_row = [&](int k) { return p + token[k] * d.Dp; };
+          bag<float>(count, wz.data(), 1, in_row, 0, d.Dp, dP + r * d.Dp);
+        }
       }
     }
   }
@@ -193,36 +230,64 @@ void row_pass(const Shape& d, const float* d_o, const float* p, const int64_t* r
 
 template <typename Row>
 void backward(const Shape& d, const float* d_o, const float* p, const float* s, const float* z, const int64_t* rows,
-              const Row* P, const Row* V, int threads, float* dp, float* ds, float* dP, float* dV) {
+              const Row* P, const Row* V, int threads, float* dp, float* ds, const Segments& segments, bool dense,
+              float* dP, float* dV) {
   std::vector<float> weight(size_t(d.T) * d.m * d.c), dz(d.Dp > 0 ? size_t(d.T) * d.m : 0);
   token_pass<Row>(d, d_o, s, z, rows, P, V, threads, dp, ds, weight.data(), dz.data());
-  if (dV) row_pass(d, d_o, p, rows, weight.data(), dz.data(), threads, dP, dV);
+  if (dV) row_pass(d, d_o, p, weight.data(), dz.data(), segments, dense, threads, dP, dV);
 }
 
 }  // namespace
 
 // Returns 1 when a row is outside [0, N).
-extern "C" int umscale_lookup(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv, const float* p,
-                              const float* s, const int64_t* rows, const void* P, const void* V, int threads,
-                              float* o, float* z) {
+extern "C" int umscale_lookup(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv, int gelu,
+                              const float* p, const float* s, const int64_t* rows, const void* P, const void* V,
+                              int threads, float* o, float* z) {
   int64_t lowest = 0, highest = 0;
   for (int64_t l = 0; l < T * m; ++l) lowest = std::min(lowest, rows[l]), highest = std::max(highest, rows[l]);
   if (lowest < 0 || highest >= N) return 1;
-  const Shape d{T, N, m, c, Dp, Dv};
+  const Shape d{T, N, m, c, Dp, Dv, gelu != 0};
   if (bf16_tables) forward(d, p, s, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, o, z);
   else forward(d, p, s, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, o, z);
   return 0;
 }
 
+// Sorts lookups by row, stably: the first *count entries of `distinct` [lookups] and of `start` [lookups + 1] are used,
+// and one more of `start`. Rows lie in [0, N).
+extern "C" int umscale_lookup_sort(int64_t lookups, int64_t N, const int64_t* rows, int threads, int64_t* distinct,
+                                   int64_t* order, int64_t* start, int64_t* count) {
+  const int id_bits = bits_of(uint64_t(lookups)), row_bits = bits_of(uint64_t(N));
+  const int passes = (row_bits + 10) / 11, digit_bits = (row_bits + passes - 1) / passes;
+  std::vector<uint64_t> keys(static_cast<size_t>(lookups)), other(keys.size());
+  for (int64_t l = 0; l < lookups; ++l) keys[l] = uint64_t(rows[l]) << id_bits | uint64_t(l);
+  for (int i = 0; i < passes; ++i) {
+    radix_pass(keys, other, id_bits + i * digit_bits, digit_bits, threads);
+    keys.swap(other);
+  }
+  int64_t u = 0;
+  for (int64_t i = 0; i < lookups; ++i) {
+    const int64_t row = int64_t(keys[i] >> id_bits);
+    order[i] = int64_t(keys[i] & ((uint64_t(1) << id_bits) - 1));
+    if (u == 0 || distinct[u - 1] != row) distinct[u] = row, start[u++] = i;
+  }
+  start[u] = lookups;
+  *count = u;
+  return 0;
+}
+
 // dP, dV (fp32, overwritten) are left out when dV is null.
-extern "C" int umscale_lookup_backward(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv,
+extern "C" int umscale_lookup_backward(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv, int gelu,
                                        const float* d_o, const float* p, const float* s, const float* z,
                                        const int64_t* rows, const void* P, const void* V, int threads, float* dp,
-                                       float* ds, float* dP, float* dV) {
-  const Shape d{T, N, m, c, Dp, Dv};
+                                       float* ds, const int64_t* distinct, const int64_t* order, const int64_t* start,
+                                       int64_t count, int dense, float* dP, float* dV) {
+  const Shape d{T, N, m, c, Dp, Dv, gelu != 0};
+  const Segments segments{distinct, order, start, count};
   if (bf16_tables)
-    backward(d, d_o, p, s, z, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, dp, ds, dP, dV);
+    backward(d, d_o, p, s, z, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, dp, ds, segments,
+             dense != 0, dP, dV);
   else
-    backward(d, d_o, p, s, z, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, dp, ds, dP, dV);
+    backward(d, d_o, p, s, z, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, dp, ds,
+             segments, dense != 0, dP, dV);
   return 0;
 }

@@ -7,21 +7,23 @@ from torch import Tensor
 
 from umscale_kernels import native
 
-_SIZES = (c_int, c_int64, c_int64, *[c_int] * 4)
+_SIZES = (c_int, c_int64, c_int64, *[c_int] * 5)
 _FORWARD = (*_SIZES, *[c_void_p] * 5, c_int, *[c_void_p] * 2)
-_BACKWARD = (*_SIZES, *[c_void_p] * 7, c_int, *[c_void_p] * 4)
+_SORT = (c_int64, c_int64, c_void_p, c_int, *[c_void_p] * 4)
+_BACKWARD = (*_SIZES, *[c_void_p] * 7, c_int, *[c_void_p] * 5, c_int64, c_int, *[c_void_p] * 2)
 
 
 def lookup(
-    p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor
+    p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor]:
     """(o [T, Dv], z [T, m]); z is empty without pre-values, and `p` is then ignored."""
-    p, s, rows, pre_values, values = _prepared(p, s, rows, pre_values, values)
+    rows = rows.long()
     o = s.new_empty(s.shape[0], values.shape[1])
     z = s.new_empty(rows.shape if pre_values is not None else (0,))
     function = native.function("lookup", "umscale_lookup", *_FORWARD)
     inputs = (_pointer(x) for x in (p, s, rows, pre_values, values))
-    if function(*_sizes(s, pre_values, values), *inputs, torch.get_num_threads(), o.data_ptr(), z.data_ptr()):
+    sizes = _sizes(s, pre_values, values, gelu)
+    if function(*sizes, *inputs, torch.get_num_threads(), o.data_ptr(), z.data_ptr()):
         raise IndexError(f"lookup rows must lie in [0, {values.shape[0]})")
     return o, z
 
@@ -34,37 +36,48 @@ def lookup_backward(
     rows: Tensor,
     pre_values: Tensor | None,
     values: Tensor,
-    table_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dp, ds, dP, dV), float32; those that do not apply are empty."""
-    p, s, rows, pre_values, values = _prepared(p, s, rows, pre_values, values)
-    d_o = d_o.float().contiguous()
-    dp, ds = torch.empty_like(p), torch.empty_like(s)
-    dP = s.new_empty(pre_values.shape if pre_values is not None and table_grads else 0)
-    dV = s.new_empty(values.shape if table_grads else 0)
+    gelu: bool,
+    tables: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dp, ds, distinct rows, dP, dV), float32; those that do not apply are empty.
+
+    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]) or "rows" (of the U distinct rows read, ascending).
+    """
+    rows = rows.long()
+    dp, ds, dP, dV = torch.empty_like(p), torch.empty_like(s), s.new_empty(0), s.new_empty(0)
+    distinct, order, start = (rows.new_empty(0) for _ in range(3))
+    if tables != "none":
+        distinct, order, start = _segments(rows, values.shape[0])
+        n_outputs = values.shape[0] if tables == "dense" else distinct.numel()
+        dV = s.new_empty(n_outputs, values.shape[1])
+        if pre_values is not None:
+            dP = s.new_empty(n_outputs, pre_values.shape[1])
     function = native.function("lookup", "umscale_lookup_backward", *_BACKWARD)
-    inputs = (_pointer(x) for x in (d_o, p, s, z, rows, pre_values, values))
-    outputs = (_pointer(x) for x in (dp, ds, dP, dV))
-    function(*_sizes(s, pre_values, values), *inputs, torch.get_num_threads(), *outputs)
-    return dp, ds, dP, dV
-
-
-def _prepared(
-    p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """Contiguous operands: float32 activations, int64 rows."""
-    tables = None if pre_values is None else pre_values.contiguous()
-    return (
-        p.float().contiguous(),
-        s.float().contiguous(),
-        rows.long().contiguous(),
-        tables,
-        values.contiguous(),
+    function(
+        *_sizes(s, pre_values, values, gelu),
+        *(_pointer(x) for x in (d_o, p, s, z, rows, pre_values, values)),
+        torch.get_num_threads(),
+        *(_pointer(x) for x in (dp, ds, distinct, order, start)),
+        distinct.numel(),
+        tables == "dense",
+        *(_pointer(x) for x in (dP, dV)),
     )
+    return dp, ds, distinct if tables == "rows" else rows.new_empty(0), dP, dV
 
 
-def _sizes(s: Tensor, pre_values: Tensor | None, values: Tensor) -> tuple[int, ...]:
-    """(bf16 tables?, T, N, m, c, Dp, Dv) as the C functions take them."""
+def _segments(rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(distinct [U], order [T m], start [U + 1]), int64: lookups order[start[u] : start[u + 1]] read distinct[u]."""
+    lookups = rows.numel()
+    distinct, order, start, count = (rows.new_empty(n) for n in (lookups, lookups, lookups + 1, 1))
+    function = native.function("lookup", "umscale_lookup_sort", *_SORT)
+    outputs = (x.data_ptr() for x in (distinct, order, start, count))
+    function(lookups, n_rows, rows.data_ptr(), torch.get_num_threads(), *outputs)
+    n_distinct = int(count)
+    return distinct[:n_distinct].clone(), order, start[: n_distinct + 1]
+
+
+def _sizes(s: Tensor, pre_values: Tensor | None, values: Tensor, gelu: bool) -> tuple[int, ...]:
+    """(bf16 tables?, T, N, m, c, Dp, Dv, gelu?) as the C functions take them."""
     d_pre_value = 0 if pre_values is None else pre_values.shape[1]
     return (
         values.dtype == torch.bfloat16,
@@ -73,6 +86,7 @@ def _sizes(s: Tensor, pre_values: Tensor | None, values: Tensor) -> tuple[int, .
         *s.shape[1:],
         d_pre_value,
         values.shape[1],
+        gelu,
     )
 
 

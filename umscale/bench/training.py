@@ -1,4 +1,4 @@
-"""What ``umscale bench`` measures; every variant in one process, interleaved, medians."""
+"""``umscale bench train``: tokens per second of a training step, by variant."""
 
 import dataclasses
 import statistics

@@ -1,10 +1,15 @@
 """``umscale bench``: speed, measured beside a named reference in the same run."""
 
-from typing import Annotated, Any
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, note, out, print_json
+from umscale_cli.console import JsonFlag, finite, note, out, print_json
+
+if TYPE_CHECKING:
+    from umscale.bench.report import Part, Report, Row, Target
 
 app = typer.Typer(help="Measure speed beside a reference in the same run.", no_args_is_help=True)
 
@@ -23,22 +28,14 @@ def train(
     json_: JsonFlag = False,
 ) -> None:
     """Tokens per second of a training step, beside plain PyTorch and the backbone without memory."""
-    from umscale.benchmark import bench_train
+    from umscale.bench.training import bench_train
 
     note(f"timing {rounds} interleaved steps of each variant on {threads} thread(s) ...")
     result = bench_train(rounds=rounds, threads=threads, top_m=top_m, n_keys=n_keys)
     if json_:
         print_json(result)
         return
-    from rich.table import Table
-
-    table = Table(
-        title=f"{result['model']}; {result['machine']}, {threads} thread(s), {result['precision']}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
+    table = _table(f"{result['model']}; {result['machine']}, {threads} thread(s), {result['precision']}")
     for name in ("variant", "tokens/s", "ms/step", "spread", "of matmul rate", "vs plain"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for row in result["variants"]:
@@ -60,3 +57,196 @@ def train(
     console.print("where a step goes:")
     for part, share in result["profile"].items():
         console.print(f"  {part:<34} {share:.0%}")
+
+
+@app.command("kernels")
+def kernels(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help="With --json: write it there and print the tables.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Sets the parts and their shapes.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Timed calls of each variant, interleaved; default 7, on a GPU 20.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="PART,..",
+            help="Parts: layer, select, lookup, peers; tables (cpu); backward, adamw (cuda).",
+            show_default=False,
+        ),
+    ] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another shape: tokens, d_model, n_keys, top_m, d_key, d_pre_value, d_value, table_rows; repeatable.",
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Time torch.compile too, which takes a minute.")
+    ] = True,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """The memory layer and its kernels, beside what they replace and what bounds them."""
+    from umscale.bench.kernels import bench_kernels
+    from umscale.errors import UserError
+
+    if file is not None and not json_:
+        raise UserError(f"{file} is where --json writes; add --json")
+    if file is not None and not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}")
+    report = bench_kernels(
+        device,
+        threads=threads,
+        rounds=rounds,
+        only=[name.strip() for name in only.split(",") if name.strip()],
+        overrides=set_ or [],
+        compiled=compiled,
+        progress=lambda what: note(f"measuring: {what} ..."),
+    )
+    if json_ and file is None:
+        print_json(report.to_dict())
+        return
+    if file is not None:
+        file.write_text(
+            json.dumps(finite(report.to_dict()), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        note(f"wrote {file}")
+    if markdown:
+        _print_markdown(report)
+    else:
+        _print_tables(report)
+
+
+@app.command("fit")
+def fit(
+    table: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[TABLE]",
+            help="CSV with columns N, D and loss; default a synthetic table of 240 rows.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each variant, interleaved.")] = 5,
+    sample: Annotated[int, typer.Option(min=1, help="Starts of the grid given to scipy in a round.")] = 16,
+    json_: JsonFlag = False,
+) -> None:
+    """A fit of the Chinchilla law, beside L-BFGS-B from the usual grid of 4500 starts."""
+    from umscale.laws.benchmark import bench_fit
+
+    note("timing fits; the whole grid by Newton takes up to two minutes ...")
+    result = bench_fit(table, rounds=rounds, sample=sample)
+    if json_:
+        print_json(result)
+        return
+    shown = _table(f"{result['table']}: {result['rows']} rows, least objective {result['objective']:.15g}")
+    for name in ("variant", "seconds", "spread", "starts", "timed", "at the optimum", "gap to the least"):
+        shown.add_column(name, justify="left" if name == "variant" else "right")
+    for row in result["variants"]:
+        share = row["at_optimum"]
+        extrapolated = row["timed"] < row["starts"]
+        shown.add_row(
+            row["name"],
+            f"{row['seconds']:.3g}" + (" (extrapolated)" if extrapolated else ""),
+            f"{row['spread']:.0%}",
+            str(row["starts"]),
+            str(row["timed"]),
+            "–" if share is None else f"{share:.0%}",
+            "–" if row["gap"] is None else f"{row['gap']:.1e}",
+        )
+    out().print(shown)
+
+
+def _print_tables(report: "Report") -> None:
+    console: Any = out()
+    console.print(_machine_line(report), soft_wrap=True)
+    for part in report.parts:
+        console.print(f"\n{_title(part)}", markup=False, soft_wrap=True, style="bold")
+        table = _table()
+        if part.rows:
+            for i, heading in enumerate(_headings(part)):
+                table.add_column(heading, justify="left" if i == 0 else "right")
+            for row in part.rows:
+                table.add_row(*_cells(part, row))
+            console.print(table)
+        for text in part.notes:
+            console.print(f"  {text}", markup=False, soft_wrap=True)
+
+
+def _print_markdown(report: "Report") -> None:
+    print(_machine_line(report))
+    for part in report.parts:
+        print(f"\n**{_title(part)}**")
+        if part.rows:
+            headings = _headings(part)
+            print(f"\n| {' | '.join(headings)} |")
+            print(f"| --- |{' ---: |' * (len(headings) - 1)}")
+            for row in part.rows:
+                print(f"| {' | '.join(_cells(part, row))} |")
+        if part.notes:
+            print("\n" + "; ".join(part.notes) + ".")
+
+
+def _machine_line(report: "Report") -> str:
+    machine, settings, limits = report.machine, report.settings, report.limits
+    gpu = machine.get("gpu")
+    where = gpu["name"] if gpu else f"{machine['machine']}, {settings['threads']} thread(s)"
+    return (
+        f"{where}, torch {machine['versions']['torch']}; matrix products {limits['matmul_flops'] / 1e9:,.0f} GFLOP/s, "
+        f"copy {limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s (read + written); medians of {settings['rounds']} "
+        "interleaved rounds"
+    )
+
+
+def _title(part: "Part") -> str:
+    return f"{part.title} ({', '.join(f'{name} {value}' for name, value in part.shape.items())})"
+
+
+def _headings(part: "Part") -> list[str]:
+    with_unit = (f"{label}, ms" if key.endswith("_seconds") else label for key, label in part.columns.items())
+    return ["variant", *with_unit, *(["target"] if any(row.targets for row in part.rows) else [])]
+
+
+def _cells(part: "Part", row: "Row") -> list[str]:
+    cells = [row.name, *(_cell(key, row.figures.get(key)) for key in part.columns)]
+    if any(r.targets for r in part.rows):
+        cells.append("; ".join(_target(part, row, target) for target in row.targets))
+    return cells
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    unit = key.rpartition("_")[2]
+    if unit == "seconds":
+        return f"{1e3 * value:.3g}" if value < 0.1 else f"{1e3 * value:,.0f}"
+    if unit in ("spread", "fraction"):
+        return f"{value:.0%}"
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    return f"{value:.2f}"
+
+
+def _target(part: "Part", row: "Row", target: "Target") -> str:
+    sign = "≥" if target.at_least else "≤"
+    verdict = "met" if target.met(row.figures) else "missed"
+    return f"{part.columns[target.figure]} {sign} {_cell(target.figure, target.bound)}: {verdict}"
+
+
+def _table(title: str | None = None) -> Any:
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -1,78 +1,9 @@
-import csv
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from tests.laws.tables import study_table
 from umscale.errors import UserError
-from umscale.laws import engine
 from umscale.laws.fit import fit_law
-from umscale.laws.forms import LAWS
-from umscale.laws.uncertainty import bootstrap
-
-SHARED = Path(os.environ.get("UMSCALE_SHARED", Path(__file__).parents[3] / "shared"))
-CHINCHILLA = SHARED / "data" / "published" / "chinchilla_figure4.csv"
-MAPPING = {"N": "N", "D": "D"}
-
-
-@pytest.fixture(scope="module")
-def chinchilla() -> dict[str, np.ndarray]:
-    if not CHINCHILLA.exists():
-        pytest.skip("the published tables are not here; set UMSCALE_SHARED")
-    with CHINCHILLA.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["outlier5"] == "0"]
-    return {name: np.array([float(row[name]) for row in rows]) for name in ("N", "D", "loss")}
-
-
-def test_chinchilla_refit(chinchilla: dict[str, np.ndarray]) -> None:
-    fit = fit_law(chinchilla, "chinchilla", columns=MAPPING)
-    assert fit.n_rows == 240
-    assert fit.objective == pytest.approx(0.00101827401780, rel=1e-9)
-    assert fit.coefficients["A"] == pytest.approx(477.826, abs=1e-3)
-    assert fit.coefficients["B"] == pytest.approx(2143.417, abs=1e-3)
-    assert fit.coefficients["E"] == pytest.approx(1.817218, abs=1e-6)
-    assert fit.coefficients["alpha"] == pytest.approx(0.347310, abs=1e-6)
-    assert fit.coefficients["beta"] == pytest.approx(0.367172, abs=1e-6)
-    assert fit.starts_at_optimum == 1.0
-
-
-def test_chinchilla_least_absolute_deviations(chinchilla: dict[str, np.ndarray]) -> None:
-    fit = fit_law(chinchilla, "chinchilla", columns=MAPPING, objective="least_absolute")
-    assert fit.coefficients["A"] == pytest.approx(481.93, abs=0.01)
-    assert fit.coefficients["B"] == pytest.approx(2085.00, abs=0.01)
-    assert fit.coefficients["E"] == pytest.approx(1.81684, abs=1e-5)
-
-
-def test_chinchilla_bootstrap(chinchilla: dict[str, np.ndarray]) -> None:
-    """Published standard errors: A 124.5, B 1293, E .0257, α .0154, β .0206; ours come from other draws."""
-    spread = bootstrap(fit_law(chinchilla, "chinchilla", columns=MAPPING)).draws.std(axis=0)
-    names = LAWS["chinchilla"].coefficients
-    published = {"A": 124.5, "B": 1293.0, "E": 0.0257, "alpha": 0.0154, "beta": 0.0206}
-    for name, error in zip(names, spread, strict=True):
-        assert error == pytest.approx(published[name], rel=0.2), name
-
-
-@pytest.mark.parametrize("residual", ["log", "raw"])
-@pytest.mark.parametrize("delta", [np.inf, 0.02])
-def test_gradient_and_hessian_are_those_of_the_objective(residual: engine.Residual, delta: float) -> None:
-    rng = np.random.default_rng(0)
-    values = {"N": 10 ** rng.uniform(7, 10, 30), "D": 10 ** rng.uniform(9, 12, 30)}
-    problem = engine.make_problem(LAWS["chinchilla"], values, residual=residual, delta=delta)
-    theta = np.array([0.5, -1.0, 0.3, -0.5, 0.4])
-    loss = rng.uniform(2, 4, 30)
-    target = np.log(loss) if residual == "log" else loss
-    weight = rng.uniform(0.5, 2, (1, 30))
-    value, gradient, hessian, _ = engine._derivatives(problem, theta[None], target, weight)
-    step = 1e-6
-    for k in range(5):
-        shift = step * np.eye(5)[k]
-        up = engine._derivatives(problem, (theta + shift)[None], target, weight)
-        down = engine._derivatives(problem, (theta - shift)[None], target, weight)
-        assert gradient[0, k] == pytest.approx((up[0] - down[0])[0] / (2 * step), rel=1e-5, abs=1e-8)
-        np.testing.assert_allclose(hessian[0, k], (up[1] - down[1])[0] / (2 * step), rtol=1e-5, atol=1e-6)
-    assert value[0] > 0
 
 
 def test_local_law_recovers_its_slopes() -> None:

@@ -1,49 +1,172 @@
-"""Fits sums of products of powers: variable-projection starts, then batched damped Newton.
+"""Fits laws by batched damped Newton with exact derivatives; sums of products of powers in closed form.
 
-With log L = logsumexp_t(X_t · θ) and p_t the softmax weights,
+With log L = logsumexp_t(o_t + X_t · θ) and p_t the softmax weights,
 
-    ∇ log L = Σ_t p_t X_t = J        ∇² log L = Σ_t p_t X_t X_tᵀ − J Jᵀ
+    ∇ log L = Σ_t p_t X_t = J        ∇²L / L = Σ_t p_t X_t X_tᵀ
 
 so objective, gradient and Hessian of Σ_i w_i h_δ(r_i) are closed forms. All starts, or all bootstrap
 replicates, advance together as one batch: S starts, T terms, N rows, P coefficients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from umscale.laws.forms import Array, Factor, PowerLaw, Residual, power_features
+from umscale.laws.forms import Array, PowerLaw, Residual, from_theta, power_features, to_theta
+
+Bounds = Mapping[str, tuple[float, float]]
+"""Coefficient → least and greatest value."""
 
 _DECREMENT = 1e-13  # Newton decrement relative to the objective at which a start has arrived
 _EXACT = 1e-24  # decrement per row below which the residuals are rounding errors
 _STALLED = 1e8  # damping beyond which no step the arithmetic can resolve goes down
 _GRID_BUDGET = 320  # starts laid out over the exponents
 _REFINED = 16  # starts handed to Newton
+_BATCH = 10_000  # starts × rows whose derivatives are taken together: the arrays stay in cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One law on one set of rows, with features centred so that scales and exponents are nearly orthogonal."""
+class Surface:
+    """A law at S coefficient vectors, on N rows, in the space of the residuals."""
 
+    prediction: Array
+    """[S, N]."""
+    jacobian: Array
+    """Derivative of the prediction [S, P, N]."""
+    bend: Callable[[Array], Array]
+    """Pull [S, N] → Σ_n pull · ∇²L/L (log residuals) or Σ_n pull · ∇²L (raw), [S, P, P]."""
+
+
+class Problem(Protocol):
+    """One law on one set of rows, in coordinates θ [..., P] of its own."""
+
+    @property
+    def residual(self) -> Residual: ...
+    @property
+    def delta(self) -> float:
+        """Huber threshold; infinity is least squares."""
+
+    @property
+    def box(self) -> tuple[Array, Array] | None:
+        """Least and greatest θ [P]; None when nothing is bounded."""
+
+    @property
+    def centring(self) -> Array:
+        """θ = centring @ (logarithms of scales, other coefficients), [P, P]."""
+
+    def with_delta(self, delta: float) -> Self: ...
+    def theta(self, coefficients: Array) -> Array:
+        """Coefficients [..., P] → θ."""
+
+    def coefficients(self, theta: Array) -> Array:
+        """θ [..., P] → coefficients."""
+
+    def predict(self, theta: Array) -> Array:
+        """θ [S, P] → prediction in the space of the residuals [S, N]."""
+
+    def surface(self, theta: Array) -> Surface: ...
+    def starts(self, loss: Array) -> Array:
+        """θ [S, P] laid out before anything is known but the observed ``loss`` [N]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """A coordinate that multiplies ``terms`` by exp(gain · θ) on every row."""
+
+    coordinate: int
+    gain: float
+    terms: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square:
+    """X Xᵀ of one term, over the coordinates that stand in it."""
+
+    coordinates: NDArray[np.int64]
+    """[K]."""
+    products: Array
+    """[N, K·K]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerProblem:
+    """A power law, with features centred so that scales and exponents are nearly orthogonal."""
+
+    law: PowerLaw
     features: Array
-    """X [T, N, P], each factor's column centred within its term."""
+    """X [T, N, P], each factor's column centred within its term where a free scale can take up the mean."""
+    offsets: Array
+    """o [T, N]."""
     centring: Array
-    """θ_centred = centring @ θ, [P, P]."""
     pattern: tuple[tuple[int, ...], ...]
-    """For each coefficient, the terms in which its feature is not zero."""
+    """For each coordinate, the terms in which its feature is not zero."""
+    squares: tuple[Square, ...]
+    """[T]."""
+    scales: tuple[Scale, ...]
     residual: Residual
     delta: float
-    """Huber threshold; infinity is least squares."""
+    box: tuple[Array, Array] | None
+
+    def with_delta(self, delta: float) -> "PowerProblem":
+        return replace(self, delta=delta)
 
     def centred(self, theta: Array) -> Array:
-        """θ [..., P] in the law's own units → centred."""
+        """Logarithms of scales and exponents [..., P], as the law has them → θ."""
         return np.asarray(theta @ self.centring.T)
 
     def restored(self, theta: Array) -> Array:
-        """Centred θ [..., P] → the law's own units."""
+        """Inverse of ``centred``."""
         # centring − 1 maps exponents to scales only, so its square vanishes and the inverse is exact.
         return np.asarray(theta @ (2.0 * np.eye(len(self.centring)) - self.centring).T)
+
+    def theta(self, coefficients: Array) -> Array:
+        return self.centred(to_theta(self.law, coefficients))
+
+    def coefficients(self, theta: Array) -> Array:
+        return from_theta(self.law, self.restored(theta))
+
+    def predict(self, theta: Array) -> Array:
+        log_prediction = _softmax(self, theta)[0]
+        return log_prediction if self.residual == "log" else np.exp(log_prediction)
+
+    def surface(self, theta: Array) -> Surface:
+        prediction, p, j = _softmax(self, theta)
+        if self.residual == "raw":
+            prediction = np.exp(prediction)
+            j *= prediction[:, None]
+
+        def bend(pull: Array) -> Array:
+            if self.residual == "raw":
+                pull = pull * prediction
+            hessian = np.zeros((*theta.shape, theta.shape[1]))
+            for t, inside in enumerate(self.squares):
+                k = inside.coordinates
+                hessian[:, k[:, None], k] += ((p[:, t] * pull) @ inside.products).reshape(
+                    len(p), len(k), len(k)
+                )
+            return hessian
+
+        return Surface(prediction=prediction, jacobian=j, bend=bend)
+
+    def starts(self, loss: Array) -> Array:
+        """A grid over the exponents, the scales solved for given them (weights 1/L²)."""
+        exponents = _exponent_grid(self)  # [S, Q]
+        scales = [s.coordinate for s in self.scales]
+        others = [k for k in range(self.features.shape[2]) if k not in scales]
+        theta = np.zeros((len(exponents), self.features.shape[2]))
+        theta[:, others] = exponents
+        logs = np.einsum("sq,tnq->stn", exponents, self.features[:, :, others]) + self.offsets
+        shapes = np.exp(np.clip(logs, -60, 60)) / loss
+        scaled = {t for scale in self.scales for t in scale.terms}
+        known = sum((shapes[:, t] for t in range(shapes.shape[1]) if t not in scaled), np.zeros(()))
+        if self.scales:
+            own = np.stack([shapes[:, s.terms].sum(axis=1) for s in self.scales], axis=1)
+            sizes = np.log(_positive_scales(own, np.broadcast_to(1 - known, own[:, 0].shape)))
+            theta[:, scales] = sizes / np.array([s.gain for s in self.scales])
+        return theta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,52 +174,106 @@ class Solution:
     """Where each start of a batch ended."""
 
     theta: Array
-    """Centred θ [S, P]."""
+    """[S, P]."""
     objective: Array
     """[S]."""
     decrement: Array
     """Predicted further decrease of the objective, [S]."""
 
 
-def make_problem(law: PowerLaw, values: Mapping[str, Array], *, residual: Residual, delta: float) -> Problem:
-    """The law's features on the rows of ``values`` (symbol → [N])."""
-    features = power_features(law, values)
-    n_coefficients = features.shape[2]
+def make_problem(
+    law: PowerLaw,
+    values: Mapping[str, Array],
+    *,
+    residual: Residual,
+    delta: float,
+    bounds: Bounds | None = None,
+    hold: str | None = None,
+) -> PowerProblem:
+    """The law on the rows of ``values`` (symbol → [N]).
+
+    Coordinates of bounded coefficients, and of ``hold``, are the coefficients themselves or their logarithms.
+    """
+    bounds = bounds or {}
+    names = law.coefficients
+    features, offsets = power_features(law, values)
+    n_terms, _, n_coefficients = features.shape
     centring = np.eye(n_coefficients)
-    scales = [law.coefficients.index(s) for s in law.scales]
-    for t, scale in enumerate(scales):
-        for k in range(n_coefficients):
-            if k not in scales:
-                mean = features[t, :, k].mean()
-                centring[scale, k] += mean
-                features[t, :, k] -= mean
+    scales = _scales(law, features)
+    movable = {s.coordinate for s in scales if names[s.coordinate] not in {hold, *bounds}}
+    for scale in scales:
+        if scale.coordinate in movable and len(scale.terms) == 1:
+            for k in range(n_coefficients):
+                if k not in {s.coordinate for s in scales}:
+                    (t,) = scale.terms
+                    mean = features[t, :, k].mean()
+                    centring[scale.coordinate, k] += mean / scale.gain
+                    features[t, :, k] -= mean
     pattern = tuple(
-        tuple(t for t in range(len(law.terms)) if features[t, :, k].any()) for k in range(n_coefficients)
+        tuple(t for t in range(n_terms) if features[t, :, k].any()) for k in range(n_coefficients)
     )
-    return Problem(features=features, centring=centring, pattern=pattern, residual=residual, delta=delta)
+    box = None
+    if bounds:
+        ends = np.array([bounds.get(name, (-np.inf, np.inf)) for name in names]).T
+        for k, name in enumerate(names):
+            if name in law.scales:
+                ends[:, k] = np.log(np.maximum(ends[:, k], 1e-300))
+        box = (ends[0], ends[1])
+    return PowerProblem(
+        law=law,
+        features=features,
+        offsets=offsets,
+        centring=centring,
+        pattern=pattern,
+        squares=tuple(_square(x) for x in features),
+        scales=scales,
+        residual=residual,
+        delta=delta,
+        box=box,
+    )
 
 
-def starting_points(law: PowerLaw, problem: Problem, loss: Array) -> Array:
-    """Centred starts [S, P]: a grid over the exponents, the scales solved for given them (weights 1/L²)."""
-    exponents = _exponent_grid(law)  # [S, Q]
-    scales = [law.coefficients.index(s) for s in law.scales]
-    others = [k for k in range(problem.features.shape[2]) if k not in scales]
-    theta = np.zeros((len(exponents), problem.features.shape[2]))
-    theta[:, others] = exponents
-    shapes = np.exp(np.clip(np.einsum("sq,tnq->stn", exponents, problem.features[:, :, others]), -60, 60))
-    theta[:, scales] = np.log(_positive_scales(shapes / loss))
-    return theta
+def _square(features: Array) -> Square:
+    """Of one term's features [N, P]."""
+    coordinates = np.flatnonzero(features.any(axis=0))
+    inside = features[:, coordinates]
+    products = (inside[:, :, None] * inside[:, None, :]).reshape(len(inside), -1)
+    return Square(coordinates=coordinates.astype(np.int64), products=products)
+
+
+def _scales(law: PowerLaw, features: Array) -> tuple[Scale, ...]:
+    """The law's scales, then any other coefficient that is a factor of whole terms, one for each term at most."""
+    names = law.coefficients
+    found: list[Scale] = []
+    claimed: set[int] = set()
+    for name in sorted(names, key=lambda n: n not in law.scales):
+        k = names.index(name)
+        terms = tuple(t for t in range(len(features)) if features[t, :, k].any())
+        gains = {float(g) for t in terms for g in (features[t, :, k].min(), features[t, :, k].max())}
+        if len(gains) == 1 and not claimed & set(terms):
+            found.append(Scale(coordinate=k, gain=gains.pop(), terms=terms))
+            claimed |= set(terms)
+    return tuple(found)
 
 
 def minimise(
-    problem: Problem, theta: Array, loss: Array, *, weights: Array | None = None, max_steps: int = 300
+    problem: Problem,
+    theta: Array,
+    loss: Array,
+    *,
+    weights: Array | None = None,
+    box: tuple[Array, Array] | None = None,
+    max_steps: int = 300,
 ) -> Solution:
-    """Damped Newton from centred starts ``theta`` [S, P] to the observed ``loss`` [N].
+    """Damped Newton from starts ``theta`` [S, P] to the observed ``loss`` [N].
 
-    ``weights`` [S, N] multiply the rows' terms of the objective. Directions of negative curvature are
-    followed downhill (absolute eigenvalues), so no start converges to a saddle.
+    ``weights`` [S, N] multiply the rows' terms of the objective; ``box`` holds the least and the greatest θ, [P] or
+    [S, P], and defaults to the problem's. Directions of negative curvature are followed downhill (absolute
+    eigenvalues), so no start converges to a saddle. A coordinate at its bound that is pushed outwards rests there.
     """
-    theta = np.array(theta)
+    box = problem.box if box is None else box
+    low, high = (np.broadcast_to(end, theta.shape) for end in box or (np.array(-np.inf), np.array(np.inf)))
+    theta = np.clip(theta, low, high)
     target = np.log(loss) if problem.residual == "log" else loss
     weight = np.ones((len(theta), len(loss))) if weights is None else weights
     value, gradient, hessian, gauss = _derivatives(problem, theta, target, weight)
@@ -106,8 +283,16 @@ def minimise(
     exact = _EXACT * len(target)
     for _ in range(max_steps):
         scale = np.sqrt(np.einsum("spp->sp", gauss[active])) + 1e-150
-        curvature, axes = np.linalg.eigh(hessian[active] / (scale[:, :, None] * scale[:, None, :]))
-        slope = np.einsum("spk,sp->sk", axes, gradient[active] / scale)
+        slope, curvature = gradient[active] / scale, hessian[active] / (scale[:, :, None] * scale[:, None, :])
+        if box is not None:
+            at, downhill = theta[active], -gradient[active]
+            free = ~((at <= low[active]) & (downhill <= 0) | (at >= high[active]) & (downhill >= 0))
+            slope = slope * free
+            curvature = curvature * free[:, :, None] * free[:, None, :] + ~free[:, :, None] * np.eye(
+                len(low[0])
+            )
+        curvature, axes = np.linalg.eigh(curvature)
+        slope = np.einsum("spk,sp->sk", axes, slope)
         bend = np.abs(curvature)
         decrement[active] = 0.5 * (slope**2 / np.maximum(bend, 1e-12)).sum(axis=1)
         unfinished = (decrement[active] > _DECREMENT * value[active] + exact) & (damping[active] < _STALLED)
@@ -115,7 +300,7 @@ def minimise(
             break
         step = -np.einsum("spk,sk->sp", axes, slope / (bend + damping[active][:, None])) / scale
         active, step = active[unfinished], step[unfinished]
-        trial = theta[active] + step
+        trial = np.clip(theta[active] + step, low[active], high[active])
         t_value, t_gradient, t_hessian, t_gauss = _derivatives(problem, trial, target, weight[active])
         better = t_value < value[active]
         moved = active[better]
@@ -125,24 +310,23 @@ def minimise(
     return Solution(theta=theta, objective=value, decrement=decrement)
 
 
-def search(law: PowerLaw, problem: Problem, loss: Array) -> Solution:
-    """The best starts of the grid, refined; the optimum is the row with the least objective."""
-    starts = starting_points(law, problem, loss)
-    log_loss = np.log(loss) if problem.residual == "log" else loss
-    first = _objective(problem, starts, log_loss)
-    best = np.argsort(first, kind="stable")[:_REFINED]
+def search(problem: Problem, loss: Array) -> Solution:
+    """The best starts, refined; the optimum is the row with the least objective."""
+    starts = problem.starts(loss)
+    if problem.box is not None:
+        starts = np.clip(starts, *problem.box)
+    target = np.log(loss) if problem.residual == "log" else loss
+    with np.errstate(all="ignore"):
+        first = huber(problem.predict(starts) - target, problem.delta).sum(axis=1)
+    best = np.argsort(np.where(np.isnan(first), np.inf, first), kind="stable")[:_REFINED]
     # Least squares first: its basin is wide, and Huber at a small δ is nearly flat-sided around it.
-    near = minimise(replace(problem, delta=np.inf), starts[best], loss, max_steps=12).theta
+    near = minimise(problem.with_delta(np.inf), starts[best], loss, max_steps=12).theta
     return minimise(problem, near, loss)
 
 
-def jacobian(problem: Problem, theta: Array) -> tuple[Array, Array]:
-    """Prediction in residual space [N] and its derivative [N, P] at one centred θ [P]."""
-    log_prediction, _, j = _softmax(problem, theta[None])
-    if problem.residual == "log":
-        return log_prediction[0], j[0].T
-    prediction = np.exp(log_prediction[0])
-    return prediction, j[0].T * prediction[:, None]
+def term_shares(problem: PowerProblem, theta: Array) -> Array:
+    """Share of each term in the loss [T, N] at one θ [P]."""
+    return np.asarray(_softmax(problem, theta[None])[1][0])
 
 
 def huber(residuals: Array, delta: float) -> Array:
@@ -153,10 +337,15 @@ def huber(residuals: Array, delta: float) -> Array:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def _softmax(problem: Problem, theta: Array) -> tuple[Array, Array, Array]:
-    """log L [S, N], softmax weights [S, T, N], J [S, P, N]."""
+def _softmax(problem: PowerProblem, theta: Array) -> tuple[Array, Array, Array]:
+    """log L [S, N], softmax weights [S, T, N], ∇ log L [S, P, N]."""
     n_terms, n_rows, n_coefficients = problem.features.shape
-    logits = (theta @ problem.features.reshape(-1, n_coefficients).T).reshape(-1, n_terms, n_rows)
+    logits = np.empty((len(theta), n_terms, n_rows))
+    logits[:] = problem.offsets
+    # Few coefficients stand in a term: sums over those are cheaper than a product with mostly zeros.
+    for k, terms in enumerate(problem.pattern):
+        for t in terms:
+            logits[:, t] += theta[:, k, None] * problem.features[t, :, k]
     top = logits.max(axis=1)
     weights = np.exp(logits - top[:, None])
     total = weights.sum(axis=1)
@@ -168,39 +357,20 @@ def _softmax(problem: Problem, theta: Array) -> tuple[Array, Array, Array]:
     return top + np.log(total), weights, j
 
 
-def _objective(problem: Problem, theta: Array, target: Array) -> Array:
-    """Σ_i h_δ(r_i) for each start, [S]."""
-    log_prediction, _, _ = _softmax(problem, theta)
-    prediction = log_prediction if problem.residual == "log" else np.exp(log_prediction)
-    return np.asarray(huber(prediction - target, problem.delta).sum(axis=1))
-
-
 def _derivatives(
     problem: Problem, theta: Array, target: Array, weight: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Objective [S], gradient [S, P], Hessian and its Gauss–Newton majoriser [S, P, P]."""
-    n_terms, n_rows, n_coefficients = problem.features.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        log_prediction, p, j = _softmax(problem, theta)
-        raw = problem.residual == "raw"
-        prediction = np.exp(log_prediction) if raw else log_prediction
-        r = prediction - target
-        size = np.abs(r)
-        psi = np.clip(r, -problem.delta, problem.delta) * weight
-        inside = (size <= problem.delta) * weight
-        # Weight of the quadratic that touches Huber's loss at r and lies above it.
-        majoriser = weight * np.minimum(1.0, problem.delta / np.maximum(size, 1e-300))
-        if raw:
-            pull, outer, gauss = psi * prediction, inside * prediction**2, majoriser * prediction**2
-        else:
-            pull, outer, gauss = psi, inside - psi, majoriser
-        value = (weight * huber(r, problem.delta)).sum(axis=1)
-        gradient = np.einsum("spn,sn->sp", j, pull)
-        j_t = j.transpose(0, 2, 1)
-        products = np.einsum("tnp,tnq->tnpq", problem.features, problem.features)
-        second = ((p * pull[:, None]).reshape(len(theta), -1)) @ products.reshape(n_terms * n_rows, -1)
-        hessian = (j * outer[:, None]) @ j_t + second.reshape(-1, n_coefficients, n_coefficients)
-        majorised = (j * gauss[:, None]) @ j_t
+    n_starts, n_coefficients = theta.shape
+    value, gradient = np.empty(n_starts), np.empty((n_starts, n_coefficients))
+    hessian, majorised = (np.empty((n_starts, n_coefficients, n_coefficients)) for _ in range(2))
+    size = max(1, _BATCH // len(target))
+    with np.errstate(all="ignore"):
+        for first in range(0, n_starts, size):
+            part = slice(first, first + size)
+            value[part], gradient[part], hessian[part], majorised[part] = _batch(
+                problem, theta[part], target, weight[part]
+            )
     # A start that ran out of the floating-point range is worse than any other, never NaN.
     broken = ~(np.isfinite(value) & np.isfinite(gradient).all(axis=1) & np.isfinite(hessian).all(axis=(1, 2)))
     if broken.any():
@@ -210,30 +380,55 @@ def _derivatives(
     return value, gradient, hessian, majorised
 
 
-def _exponent_grid(law: PowerLaw) -> Array:
+def _batch(problem: Problem, theta: Array, target: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
+    surface = problem.surface(theta)
+    j = surface.jacobian
+    r = surface.prediction - target
+    size = np.abs(r)
+    psi = np.clip(r, -problem.delta, problem.delta) * weight
+    inside = (size <= problem.delta) * weight
+    # Weight of the quadratic that touches Huber's loss at r and lies above it.
+    majoriser = weight * np.minimum(1.0, problem.delta / np.maximum(size, 1e-300))
+    # ∇² log L = ∇²L / L − J Jᵀ.
+    outer = inside - psi if problem.residual == "log" else inside
+    j_t = j.transpose(0, 2, 1)
+    return (
+        (weight * huber(r, problem.delta)).sum(axis=1),
+        np.einsum("spn,sn->sp", j, psi),
+        (j * outer[:, None]) @ j_t + surface.bend(psi),
+        (j * majoriser[:, None]) @ j_t,
+    )
+
+
+def _exponent_grid(problem: PowerProblem) -> Array:
     """Starting exponents [S, Q], a full grid while it fits the budget, else a fixed random sample."""
-    factors: dict[str, Factor] = {f.coefficient: f for term in law.terms for f in term.factors}
-    if not factors:
+    law = problem.law
+    scales = {law.coefficients[s.coordinate] for s in problem.scales}
+    spans: dict[str, tuple[float, float]] = {}
+    for factor in (f for term in law.terms for f in term.factors if f.coefficient not in scales):
+        spans.setdefault(factor.coefficient, factor.span)
+    if not spans:
         return np.zeros((1, 0))
-    per_axis = int(_GRID_BUDGET ** (1 / len(factors)) + 1e-9)
+    per_axis = int(_GRID_BUDGET ** (1 / len(spans)) + 1e-9)
     if per_axis >= 3:
-        axes = [_between(f.span, (np.arange(per_axis) + 0.5) / per_axis) for f in factors.values()]
+        axes = [between(span, (np.arange(per_axis) + 0.5) / per_axis) for span in spans.values()]
         return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
-    uniform = np.random.Generator(np.random.PCG64(0)).random((2 * _GRID_BUDGET, len(factors)))
-    return np.stack([_between(f.span, uniform[:, q]) for q, f in enumerate(factors.values())], axis=1)
+    uniform = np.random.Generator(np.random.PCG64(0)).random((2 * _GRID_BUDGET, len(spans)))
+    return np.stack([between(span, uniform[:, q]) for q, span in enumerate(spans.values())], axis=1)
 
 
-def _between(span: tuple[float, float], fraction: Array) -> Array:
+def between(span: tuple[float, float], fraction: Array) -> Array:
+    """Points of a span, spaced by ratio when both ends are positive (or both negative)."""
     low, high = span
-    if low > 0:
+    if low * high > 0:
         return np.asarray(low * (high / low) ** fraction)
     return np.asarray(low + (high - low) * fraction)
 
 
-def _positive_scales(shapes: Array) -> Array:
-    """Least-squares scales [S, T] of shapes [S, T, N] to ones, kept positive."""
+def _positive_scales(shapes: Array, target: Array) -> Array:
+    """Least-squares scales [S, T] of shapes [S, T, N] to ``target`` [S, N], kept positive."""
     gram = shapes @ shapes.transpose(0, 2, 1)
-    moment = shapes.sum(axis=2)
+    moment = np.einsum("stn,sn->st", shapes, target)
     size = np.sqrt(np.einsum("stt->st", gram))
     gram = gram / (size[:, :, None] * size[:, None, :]) + 1e-12 * np.eye(gram.shape[1])
     moment = moment / size
@@ -249,4 +444,4 @@ def _positive_scales(shapes: Array) -> Array:
             break
         held |= negative
     floor = 1e-3 * np.abs(solution).max(axis=1, keepdims=True)
-    return np.asarray(np.maximum(solution, floor) / size)
+    return np.asarray(np.maximum(np.maximum(solution, floor), 1e-12) / size)

@@ -1,30 +1,31 @@
 """One law fitted to one table: choose rows, solve, and say how far the answer can be trusted."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from umscale.errors import UserError
+from umscale.errors import UserError, nearest
 from umscale.laws import engine
+from umscale.laws.constraints import Constraints, Reduced, check, reduce_law
 from umscale.laws.forms import (
     COLUMNS,
     Array,
+    ExpressionLaw,
     Law,
     LocalLaw,
+    Objective,
     PowerLaw,
     Residual,
     evaluate,
-    from_theta,
     law_named,
     local_features,
     without_axes,
 )
+from umscale.laws.generic import expression_problem
 from umscale.laws.pairs import run_noise, run_variance
 from umscale.laws.table import Rows, Table, levels, select_rows, where
-
-Objective = Literal["huber", "least_squares", "least_absolute"]
 
 HUBER_DELTA = 1e-3
 """The field's default threshold, on log residuals."""
@@ -32,6 +33,7 @@ HUBER_DELTA = 1e-3
 _ONE_LEVEL = 1e-6  # axes whose extremes differ by less than this ratio have one level
 _SINGULAR = 1e-6  # singular values below this share of the largest are zero: columns vary together
 _SAME_OPTIMUM = 1e-9
+_VANISHED = 1e-7  # a term that is nowhere a greater share of the loss is not there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,9 @@ class FitResult:
     law: Law
     """As fitted: axes with one level have dropped out."""
     coefficients: Mapping[str, float]
+    constraints: Constraints
+    n_free: int
+    """Coefficients fitted: pinned ones are not counted, tied ones once."""
     objective: float
     """Least squares: ½Σr²; Huber: Σh_δ(r); over rows, never a mean."""
     objective_name: Objective
@@ -106,15 +111,23 @@ def fit_law(
     objective: Objective | None = None,
     delta: float | None = None,
     residual: Residual | None = None,
+    pins: Mapping[str, float] | None = None,
+    ties: Sequence[tuple[str, str]] = (),
+    bounds: Mapping[str, tuple[float, float]] | None = None,
     drop_invalid: bool = True,
 ) -> FitResult:
     """Fit ``law`` (a name of ``forms.LAWS`` or a law) to one stage and compensation of a table.
 
-    ``columns`` maps the law's symbols to columns; ``delta`` is Huber's threshold. Power laws default to
-    Huber(1e-3) on ln L, local laws to least squares in nats. Raises ``UserError`` for missing columns, mixed
-    stages, values without a logarithm, or fewer rows than coefficients.
+    ``columns`` maps the law's symbols to columns; ``delta`` is Huber's threshold. Local laws default to least
+    squares in nats, others to Huber(1e-3) on ln L unless their source says otherwise. ``pins`` fixes coefficients,
+    ``ties`` gives pairs of them one value, ``bounds`` keeps them between two numbers. Raises ``UserError`` for
+    missing or unused columns, mixed stages, values without a logarithm, impossible constraints, or fewer rows than
+    free coefficients.
     """
     law = law_named(law) if isinstance(law, str) else law
+    for symbol in columns or {}:
+        if symbol not in law.symbols and symbol not in COLUMNS:
+            raise UserError(f"law {law.name!r} does not read {symbol!r}{nearest(symbol, law.symbols)}")
     part = where(table, stage=stage, compensation=compensation)
     rows = select_rows(part, [law], loss=loss, columns=columns, drop_invalid=drop_invalid)
     used_stage = stage or next(iter(levels(part, "stage")), None)
@@ -129,6 +142,9 @@ def fit_law(
         objective=objective,
         delta=delta,
         residual=residual,
+        pins=pins,
+        ties=ties,
+        bounds=bounds,
     )
 
 
@@ -143,32 +159,43 @@ def fit_rows(
     objective: Objective | None = None,
     delta: float | None = None,
     residual: Residual | None = None,
+    pins: Mapping[str, float] | None = None,
+    ties: Sequence[tuple[str, str]] = (),
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> FitResult:
     """``fit_law`` on rows already chosen."""
     asked = law
-    constant = [s for s in law.symbols if np.ptp(np.log(rows.values[s])) < _ONE_LEVEL]
-    law, dropped = without_axes(law, constant)
+    constraints = Constraints(pins=pins or {}, ties=tuple(ties), bounds=bounds or {})
+    check(law, constraints)
+    constant = [s for s in law.symbols if _has_one_level(rows.values[s])]
+    law, dropped = without_axes(law, constant, keep=constraints.names)
     warnings = list(rows.notes)
     for symbol in constant:
-        warnings.append(f"every row has {columns[symbol]} {rows.values[symbol][0]:g}: it is not in the law")
-    if rows.size < len(law.coefficients):
-        raise UserError(
-            f"{rows.size} rows cannot determine the {len(law.coefficients)} coefficients of law {asked.name!r}"
-        )
+        if symbol not in law.symbols:
+            warnings.append(
+                f"every row has {columns[symbol]} {rows.values[symbol][0]:g}: it is not in the law"
+            )
+    reduced = None if isinstance(law, LocalLaw) else reduce_law(law, constraints)
+    n_free = len((reduced.law if reduced else law).coefficients)
+    if rows.size < n_free:
+        raise UserError(f"{rows.size} rows cannot determine the {n_free} coefficients of law {asked.name!r}")
     residual = residual or law.residual
-    objective = objective or ("huber" if isinstance(law, PowerLaw) else "least_squares")
-    if isinstance(law, LocalLaw) and (residual, objective) != ("raw", "least_squares"):
-        raise UserError(f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals")
+    objective = objective or law.objective
     delta = _threshold(objective, delta)
-    reference = {s: float(np.exp(np.log(rows.values[s]).mean())) for s in rows.values}
+    reference = {s: _middle(v) for s, v in rows.values.items()}
 
     if isinstance(law, LocalLaw):
+        if (residual, objective) != ("raw", "least_squares"):
+            raise UserError(
+                f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals"
+            )
         features = local_features(law, rows.values, reference)
         blocks = _block_intercepts(rows, features)
         solved = _solve_local(rows, law, features, blocks)
     else:
+        assert reduced is not None
         blocks = np.zeros((rows.size, 0))
-        solved = _solve_power(rows, law, residual, objective, delta)
+        solved = _solve(rows, law, reduced, residual, objective, delta)
     warnings += solved.warnings
 
     error = solved.fitted - rows.loss
@@ -177,6 +204,8 @@ def fit_rows(
     return FitResult(
         law=law,
         coefficients=dict(zip(law.coefficients, solved.coefficients.tolist(), strict=True)),
+        constraints=constraints,
+        n_free=n_free,
         objective=solved.objective,
         objective_name=objective,
         delta=delta,
@@ -228,21 +257,64 @@ def _threshold(objective: Objective, delta: float | None) -> float:
     return HUBER_DELTA if delta is None else delta
 
 
-def _solve_power(
-    rows: Rows, law: PowerLaw, residual: Residual, objective: Objective, delta: float
+def _has_one_level(values: Array) -> bool:
+    if (values > 0).all():
+        return bool(np.ptp(np.log(values)) < _ONE_LEVEL)
+    return bool(np.ptp(values) <= _ONE_LEVEL * np.abs(values).max())
+
+
+def _middle(values: Array) -> float:
+    """Geometric mean; arithmetic where some values have no logarithm, as columns of an expression may."""
+    return float(np.exp(np.log(values).mean()) if (values > 0).all() else values.mean())
+
+
+def _problem(
+    reduced: Reduced, values: Mapping[str, Array], residual: Residual, delta: float, hold: str | None = None
+) -> engine.Problem:
+    if isinstance(reduced.law, ExpressionLaw):
+        return expression_problem(reduced.law, values, residual=residual, delta=delta, bounds=reduced.bounds)
+    return engine.make_problem(
+        reduced.law, values, residual=residual, delta=delta, bounds=reduced.bounds, hold=hold
+    )
+
+
+def _solve(
+    rows: Rows,
+    law: PowerLaw | ExpressionLaw,
+    reduced: Reduced,
+    residual: Residual,
+    objective: Objective,
+    delta: float,
 ) -> _Solved:
     continuation = [HUBER_DELTA * 10.0**-k for k in range(4)] if objective == "least_absolute" else [delta]
-    problem = engine.make_problem(law, rows.values, residual=residual, delta=continuation[0])
-    solution = engine.search(law, problem, rows.loss)
+    problem = _problem(reduced, rows.values, residual, continuation[0])
+    solution = engine.search(problem, rows.loss)
     for smaller in continuation[1:]:
         # Cold starts at a tiny δ land in wrong basins; the previous optimum does not.
-        problem = engine.make_problem(law, rows.values, residual=residual, delta=smaller)
+        problem = problem.with_delta(smaller)
         solution = engine.minimise(problem, solution.theta, rows.loss)
     best = int(solution.objective.argmin())
-    prediction, derivative = engine.jacobian(problem, solution.theta[best])
-    rank, condition, loose, warnings = _identify(derivative @ problem.centring, law)
-    gap = solution.objective - solution.objective[best]
     least = float(solution.objective[best])
+    if not np.isfinite(least):
+        raise UserError(
+            f"no starting values give law {law.name!r} a finite positive loss on every row: "
+            "pin or bound its coefficients"
+        )
+    theta = solution.theta[best]
+    surface = problem.surface(theta[None])
+    prediction = surface.prediction[0]
+    names = tuple(reduced.tied(name) for name in reduced.law.coefficients)
+    rank, condition, loose, warnings = _identify(surface.jacobian[0].T @ problem.centring, names, weak=1e4)
+    absent = tuple(name for leader in _vanished(problem, theta) for name in reduced.tied(leader))
+    warnings = (*warnings, *_at_bounds(problem, theta, names))
+    if absent:
+        rank -= sum(name in absent and name not in loose for name in reduced.law.coefficients)
+        loose = tuple(name for name in law.coefficients if name in loose or name in absent)
+        warnings = (
+            *warnings,
+            f"{', '.join(absent)}: the rows want this part of the law to vanish or be negative",
+        )
+    gap = solution.objective - least
     share = float(np.mean(gap <= _SAME_OPTIMUM * max(least, 1e-12)))
     if solution.decrement[best] > 1e-6 * max(least, 1e-12):
         warnings = (
@@ -250,7 +322,7 @@ def _solve_power(
             "the optimiser stopped before the objective was flat: the optimum is not exact",
         )
     return _Solved(
-        coefficients=from_theta(law, problem.restored(solution.theta[best])),
+        coefficients=reduced.expand(problem.coefficients(theta), law),
         fitted=np.exp(prediction) if residual == "log" else prediction,
         objective=least,
         condition_number=condition,
@@ -263,6 +335,88 @@ def _solve_power(
     )
 
 
+def _vanished(problem: engine.Problem, theta: Array) -> tuple[str, ...]:
+    """Coefficients that stand only in terms of a power law that are nowhere a visible part of the loss."""
+    if not isinstance(problem, engine.PowerProblem):
+        return ()
+    shares = engine.term_shares(problem, theta).max(axis=1)
+    there = {t for t, share in enumerate(shares) if share > _VANISHED}
+    names = problem.law.coefficients
+    return tuple(
+        n for n, terms in zip(names, problem.pattern, strict=True) if terms and not there & set(terms)
+    )
+
+
+def _at_bounds(problem: engine.Problem, theta: Array, names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """A sentence for each bounded coefficient that would go further if it could."""
+    if problem.box is None:
+        return ()
+    low, high = problem.box
+    resting = (theta <= low) | (theta >= high)
+    return tuple(
+        f"{' = '.join(n)} rests at its bound" for n, rests in zip(names, resting, strict=True) if rests
+    )
+
+
+def refit(fit: FitResult, weights: Array) -> Array:
+    """Coefficients [draws, P] of the fit's law and constraints with row weights [draws, rows].
+
+    All draws start at the fit's optimum and advance as one batch; the objective is Σ_i w_i h_δ(r_i). For laws that
+    are not linear.
+    """
+    law, reduced = _whole(fit)
+    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta)
+    start = problem.theta(reduced.restrict(fit.vector, law))
+    solution = engine.minimise(
+        problem, np.repeat(start[None], len(weights), axis=0), fit.rows.loss, weights=weights
+    )
+    return reduced.expand(problem.coefficients(solution.theta), law)
+
+
+def profile(fit: FitResult, name: str, values: Array) -> Array:
+    """Least objective [values] with the coefficient ``name`` held at each of ``values``, all others fitted anew.
+
+    Raises ``UserError`` for a coefficient the law lacks or that is pinned, and for scales that are not positive.
+    """
+    law, reduced = _whole(fit)
+    values = np.asarray(values, dtype=np.float64)
+    if name not in reduced.leaders:
+        raise UserError(f"{name!r} is not fitted in law {fit.law.name!r}{nearest(name, reduced.leaders)}")
+    held = reduced.leaders[name]
+    if isinstance(reduced.law, PowerLaw) and held in reduced.law.scales and (values <= 0).any():
+        raise UserError(f"{name} is a scale of a power law: it can be held at positive values only")
+    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta, hold=held)
+    optimum = reduced.restrict(fit.vector, law)
+    position = reduced.law.coefficients.index(held)
+    moved = np.repeat(optimum[None], len(values), axis=0)
+    moved[:, position] = values
+    level = problem.theta(moved)[:, position]
+    low, high = (np.repeat(end[None], len(values), axis=0) for end in problem.box or _no_box(len(optimum)))
+    low[:, position] = high[:, position] = level
+    start = np.repeat(problem.theta(optimum)[None], len(values), axis=0)
+    solution = engine.minimise(problem, start, fit.rows.loss, box=(low, high))
+    theta, objective = solution.theta, solution.objective
+    # Far from the optimum a neighbour's solution is the better start.
+    offset = level - start[0, position]
+    outwards = np.argsort(np.abs(offset), kind="stable")
+    for side in (outwards[offset[outwards] <= 0], outwards[offset[outwards] > 0]):
+        for nearer, k in itertools.pairwise(side):
+            again = engine.minimise(problem, theta[[nearer]], fit.rows.loss, box=(low[[k]], high[[k]]))
+            if again.objective[0] < objective[k]:
+                theta[k], objective[k] = again.theta[0], again.objective[0]
+    return objective
+
+
+def _no_box(n_coefficients: int) -> tuple[Array, Array]:
+    return np.full(n_coefficients, -np.inf), np.full(n_coefficients, np.inf)
+
+
+def _whole(fit: FitResult) -> tuple[PowerLaw | ExpressionLaw, Reduced]:
+    if isinstance(fit.law, LocalLaw):
+        raise ValueError(f"law {fit.law.name!r} is linear: it is solved, not refitted")
+    return fit.law, reduce_law(fit.law, fit.constraints)
+
+
 def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _Solved:
     design = np.hstack([features, blocks])
     solution = np.linalg.lstsq(design, rows.loss, rcond=_SINGULAR)[0].astype(np.float64)
@@ -270,7 +424,7 @@ def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _
     within = features
     if blocks.shape[1]:
         within = features - blocks @ np.linalg.lstsq(blocks, features, rcond=_SINGULAR)[0]
-    rank, condition, loose, warnings = _identify(within, law)
+    rank, condition, loose, warnings = _identify(within, [(name,) for name in law.coefficients], weak=30.0)
     between = rank + blocks.shape[1] - ("d" in law.coefficients and "d" not in loose)
     return _Solved(
         coefficients=solution[: len(law.coefficients)],
@@ -333,24 +487,27 @@ def _block_means(loss: Array, blocks: Array) -> Array:
     return np.asarray(with_mean @ np.linalg.lstsq(with_mean, loss, rcond=_SINGULAR)[0])
 
 
-def _identify(design: Array, law: Law) -> tuple[int, float, tuple[str, ...], tuple[str, ...]]:
-    """Rank, condition number, undetermined coefficients and the sentences that say so."""
+def _identify(
+    design: Array, names: Sequence[tuple[str, ...]], *, weak: float
+) -> tuple[int, float, tuple[str, ...], tuple[str, ...]]:
+    """Rank, condition number, undetermined coefficients and the sentences that say so.
+
+    ``names`` are those that share each column of the design; a condition number above ``weak`` is worth a sentence.
+    """
     length = np.linalg.norm(design, axis=0)
-    names = law.coefficients
     _, singular, axes = np.linalg.svd(design / np.where(length > 0, length, 1.0), full_matrices=False)
     kept = singular > _SINGULAR * singular[0]
     rank = int(kept.sum())
     condition = float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
     null = np.abs(axes[~kept])
-    loose = tuple(n for n, share in zip(names, null.max(axis=0, initial=0.0), strict=True) if share > 0.05)
+    loose = [n for n, share in zip(names, null.max(axis=0, initial=0.0), strict=True) if share > 0.05]
     sentences = []
     for direction in null:
-        tangled = [n for n, share in zip(names, direction, strict=True) if share > 0.05]
+        tangled = [" = ".join(n) for n, share in zip(names, direction, strict=True) if share > 0.05]
         verb = "is not determined" if len(tangled) == 1 else "cannot be separated"
         sentences.append(f"{', '.join(tangled)} {verb}: on these rows their effects vary together")
-    weak = 1e4 if isinstance(law, PowerLaw) else 30.0
     if not sentences and condition > weak:
         direction = np.abs(axes[-1])
-        tangled = [n for n, share in zip(names, direction, strict=True) if share > 0.3]
+        tangled = [" = ".join(n) for n, share in zip(names, direction, strict=True) if share > 0.3]
         sentences.append(f"{', '.join(tangled)} are hardly separated (condition number {condition:.3g})")
-    return rank, condition, loose, tuple(sentences)
+    return rank, condition, tuple(name for group in loose for name in group), tuple(sentences)

@@ -1,6 +1,6 @@
 """Scaling laws as data: what a form is called, where it comes from, which columns it reads, what it predicts.
 
-Two classes cover nearly every law worth fitting.
+Three classes cover the laws worth fitting.
 
 ``PowerLaw``: L = Σ_t scale_t · exp(Σ_k sign_k · θ_k · Π ln column), a sum of products of powers. Then
 log L = logsumexp_t(X_t · θ) with known features X_t, which is what gives the engine its closed-form
@@ -8,10 +8,12 @@ gradient and Hessian.
 
 ``LocalLaw``: L = c0 + Σ_k slope_k · Π log2(column / reference), in nats per doubling. It is linear, hence
 identified on grids far too small for exponents and irreducible losses.
+
+``ExpressionLaw``: anything else that can be written with + - * / ** log exp, as a tree with exact derivatives.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError, nearest
+from umscale.laws import tree
 
 Array = NDArray[np.float64]
 Residual = Literal["log", "raw"]
+Objective = Literal["huber", "least_squares", "least_absolute"]
 
 COLUMNS: Mapping[str, str] = MappingProxyType(
     {
@@ -31,6 +35,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "m": "top_m",
         "rho": "density",
         "G": "granularity",
+        "r": "memory_to_ffn",
+        "experts": "n_experts",
     }
 )
 """Symbol of a formula → column of a results table, unless the caller maps it elsewhere."""
@@ -49,10 +55,19 @@ class Factor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """scale · Π factors. The scale is positive and belongs to this term alone."""
+    """constant · scale · Π factors · Π powers; scale and constant are positive."""
 
-    scale: str
+    scale: str | None
+    """None where the term has no coefficient in front."""
     factors: tuple[Factor, ...] = ()
+    constant: float = 1.0
+    powers: tuple[tuple[tuple[str, ...], float], ...] = ()
+    """(symbols, e): exp(e · Π ln symbols), powers with a known exponent."""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        named = [*(f.symbols for f in self.factors), *(symbols for symbols, _ in self.powers)]
+        return tuple(dict.fromkeys(s for symbols in named for s in symbols))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +79,25 @@ class PowerLaw:
     formula: str
     terms: tuple[Term, ...]
 
-    def __post_init__(self) -> None:
-        scales = [term.scale for term in self.terms]
-        if len(set(scales)) != len(scales):
-            raise ValueError(f"law {self.name}: every term needs a scale of its own, got {scales}")
+    objective: Objective = "huber"
 
     @property
     def coefficients(self) -> tuple[str, ...]:
         names = [name for term in self.terms for name in (term.scale, *(f.coefficient for f in term.factors))]
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
     def scales(self) -> tuple[str, ...]:
-        return tuple(term.scale for term in self.terms)
+        return tuple(dict.fromkeys(term.scale for term in self.terms if term.scale is not None))
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(s for term in self.terms for f in term.factors for s in f.symbols))
+        return tuple(dict.fromkeys(s for term in self.terms for s in term.symbols))
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """Symbols whose values must be positive."""
+        return self.symbols
 
     @property
     def residual(self) -> Residual:
@@ -113,27 +130,72 @@ class LocalLaw:
         return tuple(dict.fromkeys(s for slope in self.slopes for s in slope.symbols))
 
     @property
+    def positive(self) -> tuple[str, ...]:
+        """Symbols whose values must be positive."""
+        return self.symbols
+
+    @property
     def residual(self) -> Residual:
         return "raw"
 
+    @property
+    def objective(self) -> Objective:
+        return "least_squares"
 
-Law = PowerLaw | LocalLaw
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpressionLaw:
+    """A formula of the grammar of ``tree``; coefficients in order of appearance, of either sign."""
+
+    name: str
+    source: str
+    formula: str
+    root: tree.Node
+    spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Where starting values are laid, for coefficients that are not linear; others are laid by the rows."""
+    objective: Objective = "huber"
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        return tree.coefficient_names(self.root)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return tree.symbol_names(self.root)
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """Symbols whose values must be positive."""
+        return tree.positive_symbols(self.root)
+
+    @property
+    def residual(self) -> Residual:
+        return "log"
 
 
-def power_features(law: PowerLaw, values: Mapping[str, Array]) -> Array:
-    """Features X [terms, rows, coefficients] with log L = logsumexp_t(X_t · θ); θ holds ln(scale) for scales.
+Law = PowerLaw | LocalLaw | ExpressionLaw
 
-    ``values`` maps symbols, those of the law and any others, to positive arrays of one length.
+
+def power_features(law: PowerLaw, values: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Features X [terms, rows, coefficients] and offsets o [terms, rows] with log L = logsumexp_t(o_t + X_t · θ).
+
+    θ holds ln(scale) for scales. ``values`` maps symbols, those of the law and any others, to positive arrays of
+    one length.
     """
     n_rows = len(next(iter(values.values())))
     index = {name: k for k, name in enumerate(law.coefficients)}
     features = np.zeros((len(law.terms), n_rows, len(index)))
+    offsets = np.zeros((len(law.terms), n_rows))
     for t, term in enumerate(law.terms):
-        features[t, :, index[term.scale]] = 1.0
+        offsets[t] = np.log(term.constant)
+        if term.scale is not None:
+            features[t, :, index[term.scale]] = 1.0
         for factor in term.factors:
             product = np.prod([np.log(values[s]) for s in factor.symbols], axis=0)
             features[t, :, index[factor.coefficient]] += factor.sign * product
-    return features
+        for symbols, exponent in term.powers:
+            offsets[t] += exponent * np.prod([np.log(values[s]) for s in symbols], axis=0)
+    return features, offsets
 
 
 def local_features(law: LocalLaw, values: Mapping[str, Array], reference: Mapping[str, float]) -> Array:
@@ -155,9 +217,15 @@ def evaluate(
     if isinstance(law, LocalLaw):
         linear: Array = coefficients @ local_features(law, values, reference).T
         return linear
-    features = power_features(law, values)
+    if isinstance(law, ExpressionLaw):
+        flat = coefficients.reshape(-1, coefficients.shape[-1])
+        index = {name: k for k, name in enumerate(law.coefficients)}
+        loss = tree.evaluate(law.root, values, flat, index, order=0).value
+        n_rows = len(next(iter(values.values())))
+        return np.broadcast_to(loss, (len(flat), n_rows)).reshape(*coefficients.shape[:-1], n_rows)
+    features, offsets = power_features(law, values)
     theta = to_theta(law, coefficients)
-    return np.asarray(sum(np.exp(theta @ features[t].T) for t in range(len(law.terms))))
+    return np.asarray(sum(np.exp(offsets[t] + theta @ features[t].T) for t in range(len(law.terms))))
 
 
 def to_theta(law: PowerLaw, coefficients: Array) -> Array:
@@ -177,12 +245,16 @@ def from_theta(law: PowerLaw, theta: Array) -> Array:
     return coefficients
 
 
-def without_axes(law: Law, constant: Iterable[str]) -> tuple[Law, tuple[str, ...]]:
+def without_axes(law: Law, constant: Iterable[str], keep: Iterable[str] = ()) -> tuple[Law, tuple[str, ...]]:
     """The law on rows where the symbols in ``constant`` take one value, and the coefficients that dropped out.
 
-    A power of a constant merges into its scale; a term left without powers merges into the constant term.
+    A power of a constant merges into its scale; a term left without powers merges into the constant term. What
+    involves a coefficient in ``keep`` (its value means something) and expressions stay as they are.
     """
-    gone = frozenset(constant) & set(law.symbols)
+    if isinstance(law, ExpressionLaw):
+        return law, ()
+    kept = frozenset(keep)
+    gone = (frozenset(constant) & set(law.symbols)) - _bound_to(law, kept)
     if not gone:
         return law, ()
     reduced: Law
@@ -192,10 +264,29 @@ def without_axes(law: Law, constant: Iterable[str]) -> tuple[Law, tuple[str, ...
         terms: list[Term] = []
         for term in law.terms:
             factors = tuple(f for f in term.factors if not gone & set(f.symbols))
-            if factors or not any(not kept.factors for kept in terms):
-                terms.append(replace(term, factors=factors))
+            powers = tuple(p for p in term.powers if not gone & set(p[0]))
+            left = replace(term, factors=factors, powers=powers)
+            if not _is_free_constant(left, kept) or not any(_is_free_constant(t, kept) for t in terms):
+                terms.append(left)
         reduced = replace(law, terms=tuple(terms))
     return reduced, tuple(c for c in law.coefficients if c not in reduced.coefficients)
+
+
+def _bound_to(law: PowerLaw | LocalLaw, kept: frozenset[str]) -> set[str]:
+    """Symbols that cannot leave the law: no free scale of their own would take up their powers."""
+    if isinstance(law, LocalLaw):
+        return {s for slope in law.slopes if slope.coefficient in kept for s in slope.symbols}
+    scales = [term.scale for term in law.terms]
+    bound: set[str] = set()
+    for term in law.terms:
+        names = {term.scale, *(f.coefficient for f in term.factors)}
+        if term.scale is None or scales.count(term.scale) > 1 or names & kept:
+            bound |= set(term.symbols)
+    return bound
+
+
+def _is_free_constant(term: Term, kept: frozenset[str]) -> bool:
+    return term.scale is not None and term.scale not in kept and not term.factors and not term.powers
 
 
 def _power(coefficient: str, symbol: str) -> Factor:
@@ -205,10 +296,30 @@ def _power(coefficient: str, symbol: str) -> Factor:
 _E = Term(scale="E")
 _TOKENS = Term(scale="B", factors=(_power("beta", "D"),))
 _ACTIVE = Term(scale="A", factors=(_power("alpha", "N"),))
+_EFFECTIVE = Term(scale="A", factors=(_power("alpha", "N"), _power("gamma", "N_s")))
 _SIGNED = (-0.4, 0.4)
+_EXPONENT = (0.05, 1.2)
+_FEW = (-0.02, 0.02)
+_SATURATED = "(1/(1/(experts - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max))"
+_SATURATION = "1/Ê = 1/(experts - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max"
+_SATURATION_SPANS = {"E_start": (1.05, 10.0), "E_max": (50.0, 2000.0)}
+_SPARSITY = "(1/(1/(1/rho - 1 + 1/(1/X_start - 1/X_max)) + 1/X_max))"
+_SPARSE = Term(scale="S", factors=(_power("gamma", "N_s"), _power("kappa", "m")))
+_CAPACITY_P3 = Term(
+    scale="A",
+    factors=(
+        _power("alpha", "N"),
+        Factor(coefficient="delta", symbols=("rho",), sign=1.0, span=_SIGNED),
+        Factor(coefficient="eta", symbols=("rho", "N"), span=_FEW),
+    ),
+)
+_TOKENS_P3 = Term(
+    scale="B",
+    factors=(_power("beta", "D"), Factor(coefficient="omega", symbols=("rho",), span=_SIGNED)),
+)
 
 _OURS = "this project"
-_ALL: tuple[Law, ...] = (
+_PUBLISHED: tuple[Law, ...] = (
     LocalLaw(
         name="null",
         source=_OURS,
@@ -258,36 +369,19 @@ _ALL: tuple[Law, ...] = (
         name="power_interaction",
         source=_OURS,
         formula="E + S·N_s^-gamma·m^-kappa + B·D^-beta",
-        terms=(_E, Term(scale="S", factors=(_power("gamma", "N_s"), _power("kappa", "m"))), _TOKENS),
+        terms=(_E, _SPARSE, _TOKENS),
     ),
     PowerLaw(
         name="effective_size",
         source=_OURS,
         formula="E + A·N^-alpha·N_s^-gamma + B·D^-beta",
-        terms=(_E, Term(scale="A", factors=(_power("alpha", "N"), _power("gamma", "N_s"))), _TOKENS),
+        terms=(_E, _EFFECTIVE, _TOKENS),
     ),
     PowerLaw(
         name="density_interaction",
         source=_OURS,
         formula="E + A·N^-alpha·rho^(delta - eta·ln N) + B·D^-beta·rho^-omega",
-        terms=(
-            _E,
-            Term(
-                scale="A",
-                factors=(
-                    _power("alpha", "N"),
-                    Factor(coefficient="delta", symbols=("rho",), sign=1.0, span=_SIGNED),
-                    Factor(coefficient="eta", symbols=("rho", "N"), span=(-0.02, 0.02)),
-                ),
-            ),
-            Term(
-                scale="B",
-                factors=(
-                    _power("beta", "D"),
-                    Factor(coefficient="omega", symbols=("rho",), span=_SIGNED),
-                ),
-            ),
-        ),
+        terms=(_E, _CAPACITY_P3, _TOKENS_P3),
     ),
     PowerLaw(
         name="granularity",
@@ -318,9 +412,152 @@ _ALL: tuple[Law, ...] = (
             ),
         ),
     ),
+    ExpressionLaw(
+        name="bilinear",
+        source="Clark et al. 2022 (arXiv 2202.01169), eq. 1, with saturation",
+        formula=f"log10 L = a·log10 N + b·log10 Ê + c·log10 N·log10 Ê + d, {_SATURATION}",
+        root=tree.parse(
+            f"exp(a*log(N) + b*log({_SATURATED}) + c*log(N)*log({_SATURATED})/log(10) + d*log(10))",
+            ("N", "experts"),
+        ),
+        spans=_SATURATION_SPANS,
+        objective="least_squares",
+    ),
+    ExpressionLaw(
+        name="joint_moe",
+        source="Ludziejewski et al. 2025 (arXiv 2502.05172), eq. 6",
+        formula=f"a·Ê^delta·N^(alpha + gamma·ln Ê) + b·Ê^omega·D^(beta + zeta·ln Ê) + c, {_SATURATION}",
+        root=tree.parse(
+            f"a*{_SATURATED}**delta*N**(alpha + gamma*log({_SATURATED}))"
+            f" + b*{_SATURATED}**omega*D**(beta + zeta*log({_SATURATED})) + c",
+            ("N", "D", "experts"),
+        ),
+        spans={
+            **_SATURATION_SPANS,
+            "alpha": (-0.5, -0.02),
+            "beta": (-0.5, -0.02),
+            "delta": _SIGNED,
+            "omega": (-0.6, 0.6),
+            "gamma": _FEW,
+            "zeta": (-0.04, 0.04),
+        },
+    ),
+    LocalLaw(
+        name="sparse_size",
+        source="shape at fixed compute in UltraMem, Huang et al. 2024 (arXiv 2411.12364), fig. 6b",
+        formula="c0 + b·log2(N_s/N_s0) + d·log2(D/D0)",
+        slopes=(Slope(coefficient="b", symbols=("N_s",)), Slope(coefficient="d", symbols=("D",))),
+    ),
+    LocalLaw(
+        name="memory_ratio",
+        source="U shape in the memory's share of compute in UltraMemV2 (arXiv 2508.18756), fig. 5",
+        formula="c0 + p·log2(r/r0) + q·log2²(r/r0) + d·log2(D/D0)",
+        slopes=(
+            Slope(coefficient="p", symbols=("r",)),
+            Slope(coefficient="q", symbols=("r", "r")),
+            Slope(coefficient="d", symbols=("D",)),
+        ),
+    ),
 )
 
-LAWS: Mapping[str, Law] = MappingProxyType({law.name: law for law in _ALL})
+_P0 = PowerLaw(
+    name="P0",
+    source="chinchilla as a null: sparse parameters count for nothing",
+    formula="E + A·N^-alpha + B·D^-beta",
+    terms=(_E, _ACTIVE, _TOKENS),
+)
+_P1 = PowerLaw(
+    name="P1",
+    source=f"{_OURS}: effective_size, (N^(1-g)·N_s^g)^-a with alpha = a(1-g), gamma = a·g",
+    formula="E + A·N^-alpha·N_s^-gamma + B·D^-beta",
+    terms=(_E, _EFFECTIVE, _TOKENS),
+)
+_P2 = PowerLaw(
+    name="P2",
+    source=f"{_OURS}: sparse parameters and activated values act together",
+    formula="E + A·N^-alpha + S·N_s^-gamma·m^-kappa + B·D^-beta",
+    terms=(_E, _ACTIVE, _SPARSE, _TOKENS),
+)
+_P2_SEPARATE = PowerLaw(
+    name="P2_separate",
+    source=f"{_OURS}: sparse parameters and activated values act apart",
+    formula="E + A·N^-alpha + S·N_s^-gamma + M·m^-kappa + B·D^-beta",
+    terms=(
+        _E,
+        _ACTIVE,
+        Term(scale="S", factors=(_power("gamma", "N_s"),)),
+        Term(scale="M", factors=(_power("kappa", "m"),)),
+        _TOKENS,
+    ),
+)
+_P3 = PowerLaw(
+    name="P3",
+    source=f"{_OURS}: density_interaction, in x = ln(1/rho)",
+    formula="E + A·N^-alpha·e^(x·(eta·ln N - delta)) + B·D^-beta·e^(omega·x)",
+    terms=(_E, _CAPACITY_P3, _TOKENS_P3),
+)
+
+
+def _with_ratio(law: PowerLaw, scale: str) -> PowerLaw:
+    """P4: the capacity term in front of which ``scale`` stands, times exp(c1·ln r + c2·ln² r).
+
+    The best memory-to-FFN ratio is r* = exp(−c1/2c2).
+    """
+    ratio = (
+        Factor(coefficient="c1", symbols=("r",), sign=1.0, span=(-0.1, 0.1)),
+        Factor(coefficient="c2", symbols=("r", "r"), sign=1.0, span=(-0.05, 0.05)),
+    )
+    return replace(
+        law,
+        name="P4" if law.name == "P0" else f"P4_{law.name}",
+        source=f"{_OURS}: {law.name} with a best memory-to-FFN ratio",
+        formula=law.formula.replace(f"{scale}·", f"{scale}·e^(c1·ln r + c2·ln²r)·"),
+        terms=tuple(replace(t, factors=(*t.factors, *ratio)) if t.scale == scale else t for t in law.terms),
+    )
+
+
+_CANDIDATES: tuple[Law, ...] = (
+    _P0,
+    ExpressionLaw(
+        name="P0_log",
+        source=f"{_OURS}: null that is linear in ln N_s",
+        formula="E + A·N^-alpha + B·D^-beta - kappa·ln N_s",
+        root=tree.parse("E + A*N**-alpha + B*D**-beta - kappa*log(N_s)", ("N", "D", "N_s")),
+        spans={"alpha": _EXPONENT, "beta": _EXPONENT},
+    ),
+    _P1,
+    _P2,
+    _P2_SEPARATE,
+    _P3,
+    ExpressionLaw(
+        name="P3_saturated",
+        source=f"{_OURS}: P3 with a sparsity that saturates as in Clark et al. 2022",
+        formula=(
+            "E + A·N^-alpha·X^(eta·ln N - delta) + B·D^-beta·X^omega, "
+            "1/X = 1/(1/rho - 1 + 1/(1/X_start - 1/X_max)) + 1/X_max"
+        ),
+        root=tree.parse(
+            f"E + A*N**-alpha*{_SPARSITY}**(eta*log(N) - delta) + B*D**-beta*{_SPARSITY}**omega",
+            ("N", "D", "rho"),
+        ),
+        spans={
+            "alpha": _EXPONENT,
+            "beta": _EXPONENT,
+            "eta": _FEW,
+            "delta": _SIGNED,
+            "omega": _SIGNED,
+            "X_start": (1.05, 10.0),
+            "X_max": (50.0, 2000.0),
+        },
+    ),
+    _with_ratio(_P0, "A"),
+    _with_ratio(_P1, "A"),
+    _with_ratio(_P2, "S"),
+    _with_ratio(_P2_SEPARATE, "S"),
+    _with_ratio(_P3, "A"),
+)
+
+LAWS: Mapping[str, Law] = MappingProxyType({law.name: law for law in (*_PUBLISHED, *_CANDIDATES)})
 """Every law by name."""
 
 FIRST_LAWS = ("null", "additive", "interaction")

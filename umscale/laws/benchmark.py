@@ -1,0 +1,220 @@
+"""What ``umscale bench fit`` measures: the fit of the Chinchilla law beside the ways it is usually fitted.
+
+Hoffmann et al. 2022 start L-BFGS from a grid of 4500 points in (log E, log A, log B, α, β) and keep the best. Here the
+whole grid is run by batched Newton; for the others a random sample of it is timed and multiplied up.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umscale.laws import engine
+from umscale.laws.fit import HUBER_DELTA, FitResult, fit_law, refit
+from umscale.laws.forms import LAWS, Array, PowerLaw, evaluate
+from umscale.laws.table import Table, numeric
+
+HOFFMANN_GRID = {
+    "e": np.arange(-1.0, 1.5, 0.5),
+    "a": np.arange(0.0, 30.0, 5.0),
+    "b": np.arange(0.0, 30.0, 5.0),
+    "alpha": np.arange(0.0, 2.5, 0.5),
+    "beta": np.arange(0.0, 2.5, 0.5),
+}
+"""Starting points of Hoffmann et al. 2022 (section D.2): E, A and B as logarithms."""
+
+N_REFITS = 1000
+_COLUMNS = {"N": "N", "D": "D"}
+_SAME = 1e-9
+_LOGARITHMS = np.array([True, True, False, True, False])  # of E, A, alpha, B, beta, the law's order
+_WHOLE_GRID = "this project: Newton from every start of the grid"
+_PEER_LEVELS = 2  # of each axis of the grid given to the chinchilla package
+
+
+def bench_fit(
+    path: Path | None = None, *, rounds: int = 5, sample: int = 16, peer: bool = True, seed: int = 0
+) -> dict[str, Any]:
+    """Time fits of E + A·N^-α + B·D^-β by Huber(1e-3) on log residuals, all to one table.
+
+    Args:
+        path: table with columns N, D and loss (and ``outlier5``, whose rows marked 1 are left out); None draws a table
+            of 240 rows from Hoffmann's law with 1% noise.
+        rounds: timings of each variant, interleaved; medians are given. The whole grid is run once.
+        sample: starts of the grid given to scipy in each round.
+        peer: also time the package ``chinchilla`` when it is installed, once.
+        seed: of the synthetic table, the resampling and the sample.
+
+    Returns:
+        ``rows``, ``table``, ``objective`` (the least of all), ``coefficients`` and ``variants``: for each ``name``,
+        ``seconds`` (median), ``spread`` ((max − min)/median), ``starts``, ``timed`` (how many of them, ``seconds``
+        being extrapolated from those when fewer), ``at_optimum`` (share of the timed starts within 1e-9 of the least
+        objective, relative; None for refits) and ``gap`` (least objective reached, minus the least of all).
+    """
+    table = synthetic_table(seed) if path is None else _read(path)
+    fit = fit_law(table, "chinchilla", columns=_COLUMNS)
+    law, values, loss = LAWS["chinchilla"], fit.rows.values, fit.rows.loss
+    assert isinstance(law, PowerLaw)
+    problem = engine.make_problem(law, values, residual="log", delta=HUBER_DELTA)
+    grid = hoffmann_starts()
+    rng = np.random.Generator(np.random.PCG64(seed))
+    resampled = rng.multinomial(len(loss), np.full(len(loss), 1 / len(loss)), size=N_REFITS).astype(
+        np.float64
+    )
+    chosen = grid[rng.choice(len(grid), size=min(sample, len(grid)), replace=False)]
+
+    def newton() -> Array:
+        coefficients = np.where(_LOGARITHMS, np.exp(np.where(_LOGARITHMS, grid, 0.0)), grid)
+        return engine.minimise(problem, problem.theta(coefficients), loss).objective
+
+    def refits() -> Array:
+        refit(fit, resampled)
+        return np.zeros(0)
+
+    tasks: dict[str, tuple[int, int, Callable[[], Array]]] = {
+        "this project: one fit": (
+            fit.n_starts,
+            fit.n_starts,
+            lambda: np.array([fit_law(table, "chinchilla", columns=_COLUMNS).objective]),
+        ),
+        f"this project: {N_REFITS} bootstrap refits": (N_REFITS, N_REFITS, refits),
+        _WHOLE_GRID: (len(grid), len(grid), newton),
+        "scipy L-BFGS-B, analytic gradient": (
+            len(grid),
+            len(chosen),
+            partial(_scipy, chosen, values, loss, True),
+        ),
+        "scipy L-BFGS-B, finite differences": (
+            len(grid),
+            len(chosen),
+            partial(_scipy, chosen, values, loss, False),
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    reached: dict[str, Array] = {}
+    for turn in range(rounds):
+        for name, (_, _, run) in tasks.items():
+            if turn and name == _WHOLE_GRID:
+                continue
+            began = time.perf_counter()
+            reached[name] = run()
+            times[name].append(time.perf_counter() - began)
+    if peer and (found := _peer(values, loss)) is not None:
+        name, n_timed, seconds, objective = found
+        tasks[name] = (len(grid), n_timed, partial(np.array, [objective]))
+        times[name], reached[name] = [seconds], np.array([objective])
+    least = min(fit.objective, *(float(o.min()) for o in reached.values() if o.size))
+    return {
+        "table": "synthetic" if path is None else path.name,
+        "rows": len(loss),
+        "rounds": rounds,
+        "objective": least,
+        "coefficients": dict(fit.coefficients),
+        "variants": [
+            {
+                "name": name,
+                "seconds": statistics.median(times[name]) * starts / timed,
+                "spread": (max(times[name]) - min(times[name])) / statistics.median(times[name]),
+                "starts": starts,
+                "timed": timed,
+                "at_optimum": _share(name, fit, reached[name], least),
+                "gap": float(reached[name].min()) - least if reached[name].size else None,
+            }
+            for name, (starts, timed, _) in tasks.items()
+        ],
+    }
+
+
+def hoffmann_starts() -> Array:
+    """The 4500 points [4500, 5] in the order of the law's coefficients, scales as logarithms."""
+    axes = [HOFFMANN_GRID[name] for name in ("e", "a", "alpha", "b", "beta")]
+    return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+
+
+def synthetic_table(seed: int = 0, n_rows: int = 240) -> Table:
+    """A table of the shape of the published one: Hoffmann's law refitted (arXiv 2404.10102) and 1% noise."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    values = {"N": 10 ** rng.uniform(7.6, 10.2, n_rows), "D": 10 ** rng.uniform(8.8, 11.2, n_rows)}
+    clean = evaluate(LAWS["chinchilla"], np.array([1.8172, 482.01, 0.3478, 2085.43, 0.3658]), values, {})
+    return {**values, "loss": clean * np.exp(0.01 * rng.standard_normal(n_rows))}
+
+
+def _read(path: Path) -> Table:
+    from umscale.laws.source import read_table
+
+    table = read_table(path)
+    kept = numeric(table, "outlier5") != 1 if "outlier5" in table else slice(None)
+    return {name: np.asarray(column)[kept] for name, column in table.items()}
+
+
+def _share(name: str, fit: FitResult, objectives: Array, least: float) -> float | None:
+    if name.endswith("one fit"):
+        return fit.starts_at_optimum
+    return float(np.mean(objectives <= least * (1 + _SAME))) if objectives.size > 1 else None
+
+
+def _scipy(starts: Array, values: Mapping[str, Array], loss: Array, analytic: bool) -> Array:
+    """Objectives that scipy's L-BFGS-B reaches from ``starts``, as notebooks call it."""
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
+
+    log_n, log_d, target = np.log(values["N"]), np.log(values["D"]), np.log(loss)
+    one = np.ones_like(log_n)
+
+    def objective(theta: Array) -> Any:
+        e, a, alpha, b, beta = theta
+        terms = np.stack([e * one, a - alpha * log_n, b - beta * log_d])
+        log_loss = logsumexp(terms, axis=0)
+        residuals = log_loss - target
+        value = engine.huber(residuals, HUBER_DELTA).sum()
+        if not analytic:
+            return value
+        share = np.exp(terms - log_loss) * np.clip(residuals, -HUBER_DELTA, HUBER_DELTA)
+        slope = np.array(
+            [share[0].sum(), share[1].sum(), -share[1] @ log_n, share[2].sum(), -share[2] @ log_d]
+        )
+        return value, slope
+
+    return np.array([minimize(objective, x, method="L-BFGS-B", jac=analytic or None).fun for x in starts])
+
+
+def _peer(values: Mapping[str, Array], loss: Array) -> tuple[str, int, float, float] | None:
+    """Name, starts timed, seconds and objective reached of the package ``chinchilla``; None when it is not installed.
+
+    It runs BFGS in as many processes as there are cores, over a grid of the same span with two levels an axis.
+    """
+    try:
+        name = f"chinchilla {version('chinchilla')}, BFGS in {os.cpu_count()} processes"
+    except PackageNotFoundError:
+        return None
+    import pandas
+
+    package, metrics = import_module("chinchilla"), import_module("chinchilla._metrics")
+    order = ("e", "a", "b", "alpha", "beta")
+    levels = {
+        axis: np.linspace(HOFFMANN_GRID[axis][0], HOFFMANN_GRID[axis][-1], _PEER_LEVELS) for axis in order
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        peer = package.Chinchilla(
+            project_dir=folder,
+            param_grid=levels,
+            loss_fn=partial(metrics.log_huber, delta=HUBER_DELTA),
+            log_level=50,
+        )
+        n, d = values["N"], values["D"]
+        peer.database.df = pandas.DataFrame({"C": 6 * n * d, "N": n, "D": d, "loss": loss})
+        began = time.perf_counter()
+        peer.fit()
+        seconds = time.perf_counter() - began
+        found = peer.get_params()
+    law = LAWS["chinchilla"]
+    predicted = evaluate(law, np.array([float(found[c]) for c in law.coefficients]), values, {})
+    objective = float(engine.huber(np.log(predicted / loss), HUBER_DELTA).sum())
+    return name, _PEER_LEVELS**5, seconds, objective

@@ -1,9 +1,9 @@
 """Which implementation of an operation runs.
 
-    reference   readable PyTorch, any dtype; what the others are tested against
-    aten        stock PyTorch operations without large intermediates, any device
-    native      C++ on the CPU, compiled at first use
-    triton      CUDA GPUs from Ampere on; on a CPU only through Triton's interpreter (`TRITON_INTERPRET=1`), for tests
+reference   readable PyTorch, any dtype; what the others are tested against
+aten        stock PyTorch operations without large intermediates, any device
+native      C++ on the CPU, compiled at first use
+triton      CUDA GPUs from Ampere on; on a CPU only through Triton's interpreter (`TRITON_INTERPRET=1`), for tests
 """
 
 import functools

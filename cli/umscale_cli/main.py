@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from umscale_cli import bench, cost, data, fit, plot, runs, sweep
+from umscale_cli import bench, cost, data, fit, plan, plot, runs, simulate, sweep
 
 app = typer.Typer(
     name="umscale",
@@ -26,6 +26,8 @@ app.command("laws")(fit.laws)
 app.command("plot")(plot.plot)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("plan")(plan.plan)
+app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

@@ -55,7 +55,7 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size", "architectures")
+QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn")
 KEYS = (
     "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "model", "data",
     "train",

@@ -100,9 +100,11 @@ def paired_contrast(rows: Rows, steps: Steps) -> PairedContrast | None:
 def run_noise(rows: Rows) -> tuple[float, float]:
     """Variance of a run's loss beside its cell, seed block and budget, and its degrees of freedom.
 
-    Zero degrees when no cell was run twice.
+    Zero degrees when no cell was run twice. Rows without tokens are taken to have one budget.
     """
-    factors = [rows.cell, rows.seed, np.unique(rows.values["D"], return_inverse=True)[1]]
+    factors = [rows.cell, rows.seed]
+    if "D" in rows.values:
+        factors.append(np.unique(rows.values["D"], return_inverse=True)[1])
     design = np.hstack([codes[:, None] == np.unique(codes) for codes in factors]).astype(np.float64)
     residuals = rows.loss - design @ np.linalg.lstsq(design, rows.loss, rcond=1e-9)[0]
     between = np.hstack([codes[:, None] == np.unique(codes) for codes in factors[:2]])

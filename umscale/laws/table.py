@@ -134,7 +134,12 @@ def select_rows(
     """
     mapping = {**COLUMNS, **(columns or {})}
     symbols = list(dict.fromkeys(s for law in laws for s in law.symbols))
-    _require(table, [loss, *(mapping[s] for s in symbols)])
+    _require(table, [loss])
+    for symbol in symbols:
+        if mapping[symbol] not in table:
+            hint = nearest(mapping[symbol], table)
+            raise UserError(f"the table has no column {mapping[symbol]!r}, which {symbol} stands for{hint}")
+    any_sign = {s for law in laws for s in law.symbols} - {s for law in laws for s in law.positive}
     symbols += [s for s in extra if s not in symbols and mapping[s] in table]
     for name in ("stage", "compensation"):
         if len(levels(table, name)) > 1:
@@ -147,22 +152,24 @@ def select_rows(
         valid &= np.isfinite(column)
     n_invalid = int((~valid).sum())
     if n_invalid and not drop_invalid:
-        raise UserError(f"{n_invalid} of {len(valid)} rows lack {loss} or a column of the law")
+        raise UserError(
+            f"{n_invalid} of {len(valid)} rows lack {loss} or a column of the law; --drop-invalid leaves them out"
+        )
     if not valid.any():
         raise UserError(f"no row has a finite {loss} and all of {', '.join(mapping[s] for s in symbols)}")
-    for name, column in ((loss, losses), *((mapping[s], values[s]) for s in symbols)):
+    for name, column in ((loss, losses), *((mapping[s], values[s]) for s in symbols if s not in any_sign)):
         if (column[valid] <= 0).any():
             raise UserError(f"column {name!r} holds values that are zero or negative and have no logarithm")
 
-    run = _codes(table, ["run_id"]) if "run_id" in table else np.arange(len(losses), dtype=np.int64)
+    run = group_codes(table, ["run_id"]) if "run_id" in table else np.arange(len(losses), dtype=np.int64)
     cell_columns = [c for c in CELL_COLUMNS if c in table]
     rows = Rows(
         loss=losses,
         values=values,
         run=run,
-        cell=_codes(table, cell_columns) if cell_columns else run,
-        seed=_codes(table, ["seed"]),
-        setting=_codes(table, _settings(table)),
+        cell=group_codes(table, cell_columns) if cell_columns else run,
+        seed=group_codes(table, ["seed"]),
+        setting=group_codes(table, _settings(table)),
         index=np.arange(len(losses), dtype=np.int64),
         notes=(f"{n_invalid} of {len(valid)} rows without a usable {loss} were left out",)
         if n_invalid
@@ -177,7 +184,7 @@ def _settings(table: Table) -> list[str]:
     return [c for c in (*_SETTING_COLUMNS, *(("d_ffn",) if free_ffn else ())) if c in table]
 
 
-def _codes(table: Table, names: Sequence[str]) -> Codes:
+def group_codes(table: Table, names: Sequence[str]) -> Codes:
     """Integer code of each distinct combination of ``names``; one code for all rows when there are none."""
     present = [text(table, name) for name in names if name in table]
     if not present:

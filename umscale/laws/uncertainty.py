@@ -5,13 +5,19 @@ enlarged for their leverage (CR2: (1 − H_gg)^-½), are multiplied by one rando
 underestimate their own spread, so the draws are widened by Student's factor for the Bell–McCaffrey degrees
 of freedom.
 
-Power laws, *pairs*: whole groups are drawn with replacement and the law is refitted; percentiles are expanded
+Other laws, *pairs*: whole groups are drawn with replacement and the law is refitted; percentiles are expanded
 by Student's factor for groups minus coefficients (Hesterberg 2015).
 
 What a group is. With one seed per cell, a run. With several seeds, a cell with all its runs when there are
 cells enough: what a law misses in a cell is then shared by its seeds and does not average away. With too few
 cells for that, a run. Offsets that a seed block shares are fitted beside a local law, not resampled; a slope
 that differs between seed blocks is visible only with ``group="seed"`` and many blocks.
+
+Intervals are percentiles of the draws, or BCa (Efron 1987): percentiles shifted for the bias of the draws and for
+how fast their spread changes with the truth, which a jackknife over the groups gives.
+
+A *profile* interval needs no draws: the values of one coefficient at which the best fit of all others is not worse
+than noise explains. It sees what a curvature at the optimum does not, a coefficient without an end.
 """
 
 import itertools
@@ -21,21 +27,26 @@ from typing import Literal
 
 import numpy as np
 
-from umscale.laws import engine
-from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, from_theta, local_features, to_theta
+from umscale.errors import UserError, nearest
+from umscale.laws.fit import FitResult, profile, refit
+from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, local_features
 from umscale.laws.table import Codes
 
 Group = Literal["auto", "cell", "run", "seed"]
+Interval = Literal["percentile", "bca"]
 
 LEVEL = 0.95
 _SPARE_CELLS = 6  # cells beyond the law's coefficients from which cells are the groups
 _EXACT = 1e-9  # eigenvalues of 1 − H_gg below this: the group alone fixes that direction
+_FAR = 1e3  # times its value, or e^±7 for a scale: a profile that has not closed by then is open
+_WORDS = {True: ", BCa", False: ""}
+_CLOSED = 1e-3  # relative distance from an end at which one more step of the search is exact enough
+_MOST_STEPS = 60  # of the search for an end of a profile interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number with its interval; NaN ends mean that no interval can be given."""
+    """A number with its interval; NaN ends mean that no interval can be given, infinite ones that it has no end."""
 
     value: float
     low: float
@@ -53,6 +64,8 @@ class Uncertainty:
     fit: FitResult
     draws: Array = field(repr=False, compare=False)
     """[draws, coefficients] in the law's order; empty when nothing is left over to estimate noise from."""
+    jackknife: Array | None = field(default=None, repr=False, compare=False)
+    """Coefficients without each group in turn [groups, coefficients]; where there are any, intervals are BCa."""
     method: str
     """In words."""
     resampled: str
@@ -65,21 +78,26 @@ class Uncertainty:
     warnings: tuple[str, ...] = ()
 
     def estimate(self, quantity: Callable[[Array], Array], level: float = LEVEL) -> Estimate:
-        """Percentile interval of a scalar function of coefficients [..., p] → [...]."""
+        """Interval of a scalar function of coefficients [..., p] → [...]."""
         low, high = self.interval(quantity, level)
         return Estimate(value=float(quantity(self.fit.vector)), low=float(low), high=float(high))
 
     def interval(self, quantity: Callable[[Array], Array], level: float = LEVEL) -> tuple[Array, Array]:
-        """Percentile interval, elementwise, of any function of coefficients [draws, p] → [draws, ...]."""
+        """Interval, elementwise, of any function of coefficients [draws, p] → [draws, ...]."""
         if not len(self.draws):
             nothing = np.full_like(np.asarray(quantity(self.fit.vector), dtype=np.float64), np.nan)
             return nothing, nothing
         from scipy.special import ndtr, ndtri
 
-        tail = ndtr(ndtri((1 - level) / 2) * self.expansion)
+        normal = ndtri((1 - level) / 2) * self.expansion
         values = np.asarray(quantity(self.draws), dtype=np.float64)
-        low, high = np.quantile(values, [tail, 1 - tail], axis=0)
-        return low, high
+        if self.jackknife is None:
+            tail = ndtr(normal)
+            low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+            return low, high
+        value = np.asarray(quantity(self.fit.vector), dtype=np.float64)
+        tails = _bca_tails(values, value, np.asarray(quantity(self.jackknife), dtype=np.float64), normal)
+        return _quantile(values, tails[0]), _quantile(values, tails[1])
 
     def coefficients(self, level: float = LEVEL) -> dict[str, Estimate]:
         """Every coefficient with its interval; coefficients that are not identified get none."""
@@ -101,22 +119,175 @@ class Uncertainty:
 
 
 def bootstrap(
-    fit: FitResult, *, n_draws: int | None = None, group: Group = "auto", seed: int = 0
+    fit: FitResult,
+    *,
+    n_draws: int | None = None,
+    group: Group | Codes = "auto",
+    unit: str = "groups of rows",
+    seed: int = 0,
+    interval: Interval = "percentile",
 ) -> Uncertainty:
     """Uncertainty of ``fit`` by resampling groups of its rows; the same ``seed`` gives the same draws.
 
-    ``n_draws`` defaults to 20 000 for local laws, whose draws are linear, and to 1000 refits for power laws.
+    ``n_draws`` defaults to 20 000 for local laws, whose draws are linear, and to 1000 refits for others. ``group`` may
+    be a code for each of the fit's rows; ``unit`` is then what the groups are called. ``bca`` intervals take one more
+    refit a group.
     """
-    codes, resampled = _groups(fit, group)
+    codes, resampled = _groups(fit, group, unit)
     rng = np.random.Generator(np.random.PCG64(seed))
+    bca = interval == "bca"
     if isinstance(fit.law, LocalLaw):
-        return _wild(fit, fit.law, codes, resampled, n_draws or 20_000, rng, seed)
-    return _pairs(fit, fit.law, codes, resampled, n_draws or 1000, rng, seed)
+        return _wild(fit, fit.law, codes, resampled, n_draws or 20_000, rng, seed, bca)
+    return _pairs(fit, codes, resampled, n_draws or 1000, rng, seed, bca)
 
 
-def _groups(fit: FitResult, group: Group) -> tuple[Codes, str]:
-    """Group code of each row and the sentence that names the groups."""
+def without_each(fit: FitResult, codes: Codes) -> Array:
+    """Coefficients fitted without each group of rows in turn, [groups, coefficients].
+
+    ``codes`` [rows] number the groups from 0. For a local law in closed form: θ − (X'X)^-1 X_g'(1 − H_gg)^-1 e_g.
+    """
+    if isinstance(fit.law, LocalLaw):
+        leverage = _leverage(fit, fit.law, codes)
+        moves = [
+            leverage.bread @ leverage.design[rows].T @ (adjust @ (adjust @ fit.residuals[rows]))
+            for rows, adjust in zip(leverage.members, leverage.adjust, strict=True)
+        ]
+        return fit.vector - np.array(moves)[:, : len(fit.law.coefficients)]
+    return refit(fit, (np.arange(int(codes.max()) + 1)[:, None] != codes).astype(np.float64))
+
+
+def profile_interval(fit: FitResult, name: str, level: float = LEVEL) -> Estimate:
+    """Profile-likelihood interval of one coefficient: its values c with Q(c) − Q̂ ≤ ½ t² s²/b.
+
+    Q(c) is the objective with the coefficient held at c and all others fitted anew, t Student's quantile, s² = Σψ²
+    per degree of freedom and b the mean of ψ′ (ψ the derivative of the objective in a residual). For least squares
+    that is the F statistic's interval, which is the exact one where the law is linear in its coefficients. Rows are
+    taken to be independent. An end that the rows do not bound is infinite, or 0 for a scale.
+
+    Raises ``UserError`` for a coefficient that the law lacks, and for least absolute deviations, whose objective has
+    corners where a profile would be read.
+    """
+    from scipy.special import stdtrit
+
+    if fit.objective_name == "least_absolute":
+        raise UserError("a profile needs a smooth objective: huber or least_squares, not least_absolute")
+    if name in fit.constraints.pins:
+        return Estimate(
+            value=fit.constraints.pins[name], low=fit.constraints.pins[name], high=fit.constraints.pins[name]
+        )
+    if isinstance(fit.law, LocalLaw):
+        return _exact_interval(fit, fit.law, name, level)
+    value, freedom = fit.coefficients[name], fit.n_rows - fit.n_free
+    if freedom < 1:
+        return Estimate(value=value, low=float("nan"), high=float("nan"))
+    psi = np.clip(fit.residuals, -fit.delta, fit.delta)
+    quantile = float(stdtrit(freedom, (1 + level) / 2))
+    allowed = 0.5 * quantile**2 * float(psi @ psi) / freedom / _curvature(fit)
+    by_ratio = isinstance(fit.law, PowerLaw) and name in fit.law.scales and value > 0
+    low, high = _profile_ends(fit, name, allowed, by_ratio)
+    least, most = fit.constraints.bounds.get(name, (-np.inf, np.inf))
+    return Estimate(value=value, low=max(low, least), high=min(high, most))
+
+
+def _profile_ends(fit: FitResult, name: str, allowed: float, by_ratio: bool) -> tuple[float, float]:
+    """The two values at which the profile has risen by ``allowed``; steps follow √rise, which is near linear."""
+    value = fit.coefficients[name]
+    signs = np.array([-1.0, 1.0])
+    size = 1.0 if by_ratio else max(abs(value), 1e-3)
+    furthest = float(np.log(_FAR)) if by_ratio else _FAR * size
+    distance = np.full(2, 0.05 * size)
+    inside, outside = np.zeros(2), np.full(2, np.inf)
+    active = np.array([True, True])
+    for _ in range(_MOST_STEPS):
+        at = signs[active] * distance[active]
+        rise = profile(fit, name, value * np.exp(at) if by_ratio else value + at) - fit.objective
+        with np.errstate(divide="ignore"):
+            factor = np.sqrt(allowed / np.maximum(rise, 0.0))
+        here = distance[active]
+        inside[active] = np.where(factor >= 1, here, inside[active])
+        outside[active] = np.where(factor < 1, here, outside[active])
+        following = here * np.clip(factor, 0.2, 5.0)
+        # Never leave the bracket: halve it instead.
+        between = (following > inside[active]) & (following < outside[active])
+        following = np.where(
+            between, following, 0.5 * (inside[active] + np.minimum(outside[active], 4 * here))
+        )
+        closed = np.abs(factor - 1) < _CLOSED
+        open_ended = inside[active] >= furthest
+        distance[active] = np.where(open_ended & ~closed, np.inf, following)
+        active[active] = ~(closed | open_ended)
+        if not active.any():
+            break
+    with np.errstate(over="ignore"):
+        ends = value * np.exp(signs * distance) if by_ratio else value + signs * distance
+    return float(ends[0]), float(ends[1])
+
+
+def _curvature(fit: FitResult) -> float:
+    """Mean of ψ′, the share of residuals within δ; from a wider window where δ is narrow, as density times 2δ."""
+    if np.isinf(fit.delta):
+        return 1.0
+    size = np.abs(fit.residuals)
+    window = max(fit.delta, float(np.quantile(size, 0.5)) * fit.n_rows**-0.2)
+    return max(float(np.mean(size <= window)), 1 / fit.n_rows) * min(1.0, fit.delta / window)
+
+
+def _exact_interval(fit: FitResult, law: LocalLaw, name: str, level: float) -> Estimate:
+    """Student's interval of a coefficient of a linear law, block intercepts beside it."""
+    from scipy.special import stdtrit
+
+    if name not in law.coefficients:
+        raise UserError(f"law {law.name!r} has no coefficient {name!r}{nearest(name, law.coefficients)}")
+    design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks])
+    k = law.coefficients.index(name)
+    value, freedom = fit.coefficients[name], fit.n_rows - fit.rank - fit.blocks.shape[1]
+    if freedom < 1 or name in fit.unidentified:
+        return Estimate(value=value, low=float("nan"), high=float("nan"))
+    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+    error = float(np.sqrt(bread[k, k] * (fit.residuals @ fit.residuals) / freedom))
+    half = float(stdtrit(freedom, (1 + level) / 2)) * error
+    return Estimate(value=value, low=value - half, high=value + half)
+
+
+def _bca_tails(values: Array, value: Array, left_out: Array, normal: float) -> tuple[Array, Array]:
+    """Shares of the draws [draws, ...] below the two ends of the BCa interval, each [...].
+
+    With z0 the normal quantile of the share of draws below the estimate and a = Σd³/6(Σd²)^1.5, d the jackknife's
+    deviations, the ends are at Φ(z0 + (z0 ± z)/(1 − a(z0 ± z))). ``normal`` is −z.
+    """
+    from scipy.special import ndtr, ndtri
+
+    n = len(values)
+    below = np.mean(values < value, axis=0) + 0.5 * np.mean(values == value, axis=0)
+    shift = ndtri(np.clip(below, 0.5 / n, 1 - 0.5 / n))
+    deviation = left_out.mean(axis=0) - left_out
+    spread = (deviation**2).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pull = np.where(spread > 0, (deviation**3).sum(axis=0) / (6 * spread**1.5), 0.0)
+
+    def tail(z: float) -> Array:
+        # Beyond the pole the transformation has no meaning; the interval then ends at the extreme draw.
+        return np.asarray(ndtr(shift + (shift + z) / np.maximum(1 - pull * (shift + z), 1e-3)))
+
+    return tail(normal), tail(-normal)
+
+
+def _quantile(values: Array, shares: Array) -> Array:
+    """The quantile of ``values`` [draws, ...] at a share of its own for each element [...], interpolated."""
+    ordered = np.sort(values, axis=0)
+    position = shares * (len(ordered) - 1)
+    lower = np.floor(position).astype(np.int64)
+    upper = np.minimum(lower + 1, len(ordered) - 1)
+    low, high = (np.take_along_axis(ordered, k[None], axis=0)[0] for k in (lower, upper))
+    return np.asarray(low + (position - lower) * (high - low))
+
+
+def _groups(fit: FitResult, group: Group | Codes, unit: str) -> tuple[Codes, str]:
+    """Group code of each row, from 0, and the words for the groups."""
     rows = fit.rows
+    if not isinstance(group, str):
+        codes = np.unique(group, return_inverse=True)[1].astype(np.int64).reshape(-1)
+        return codes, f"{int(codes.max()) + 1} {unit}"
     n_cells, n_runs, n_seeds = (len(np.unique(c)) for c in (rows.cell, rows.run, rows.seed))
     if group == "auto":
         spare = n_cells - _coefficients_between_cells(fit.law)
@@ -146,6 +317,7 @@ def _wild(
     n_draws: int,
     rng: np.random.Generator,
     seed: int,
+    bca: bool,
 ) -> Uncertainty:
     """θ* = θ̂ + √(ν/χ²_ν) Σ_g z_g s_g, s_g = (X'X)^-1 X_g'(1 − H_gg)^-½ u_g, z_g standard normal.
 
@@ -175,7 +347,8 @@ def _wild(
     return Uncertainty(
         fit=fit,
         draws=fit.vector + moves,
-        method=method,
+        jackknife=without_each(fit, codes) if bca and len(moves) else None,
+        method=method + _WORDS[bca and len(moves) > 0],
         resampled=resampled,
         n_groups=len(scores),
         degrees_of_freedom=freedom,
@@ -187,35 +360,33 @@ def _wild(
 
 def _pairs(
     fit: FitResult,
-    law: PowerLaw,
     codes: Codes,
     resampled: str,
     n_draws: int,
     rng: np.random.Generator,
     seed: int,
+    bca: bool,
 ) -> Uncertainty:
     """Refits from the optimum to groups drawn with replacement, all as one batch."""
     n_groups = int(codes.max()) + 1
-    freedom = float(n_groups - len(law.coefficients))
-    draws = np.zeros((0, len(law.coefficients)))
+    freedom = float(n_groups - fit.n_free)
+    draws = np.zeros((0, len(fit.law.coefficients)))
     method, expansion = "none", 1.0
     warnings: tuple[str, ...] = ()
     if freedom < 1:
         warnings = ("the law has as many coefficients as there are groups: no interval can be given",)
     else:
-        problem = engine.make_problem(law, fit.rows.values, residual=fit.residual, delta=fit.delta)
-        start = np.repeat(problem.centred(to_theta(law, fit.vector))[None], n_draws, axis=0)
         counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
-        solution = engine.minimise(problem, start, fit.rows.loss, weights=counts[:, codes].astype(np.float64))
-        draws = from_theta(law, problem.restored(solution.theta))
+        draws = refit(fit, counts[:, codes].astype(np.float64))
         method = (
             f"pairs cluster bootstrap, {n_draws} refits, percentiles expanded for t with {freedom:.0f} "
-            "degrees of freedom"
+            f"degrees of freedom{_WORDS[bca]}"
         )
         expansion = _student_over_normal(freedom) * float(np.sqrt(n_groups / (n_groups - 1)))
     return Uncertainty(
         fit=fit,
         draws=draws,
+        jackknife=without_each(fit, codes) if bca and len(draws) else None,
         method=method,
         resampled=resampled,
         n_groups=n_groups,

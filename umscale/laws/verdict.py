@@ -34,10 +34,15 @@ from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 
 Answer = Literal["supported", "contradicted", "inconclusive"]
 
-_SPARE_FOR_INTERACTION = 12  # cells beyond its coefficients from which the interaction law decides
-_POWER = 0.8  # with which further runs are counted
+SPARE_FOR_INTERACTION = 12
+"""Cells beyond its coefficients from which the interaction law decides."""
+POWER = 0.8
+"""With which further runs are counted."""
+
 _OWN_BLOCKS = 5  # seed blocks from which their spread alone gives the paired intervals
 _NAN = float("nan")
+
+RUN_NOISE = "run-to-run noise within cells"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,18 +125,41 @@ def density_over_size(
         compensation = present[0]
     context = _Context(stage=stage, compensation=compensation, loss=loss)
     try:
-        part = where(table, stage=stage, compensation=compensation)
-        rows = select_rows(part, [LAWS["interaction"]], loss=loss, columns=columns)
-        spare = len(np.unique(rows.cell)) - 4
-        law = LAWS["interaction" if spare >= _SPARE_FOR_INTERACTION else "additive"]
-        fit = fit_rows(rows, law, columns=mapping, loss=loss, stage=stage, compensation=compensation)
+        fit = fit_effects(table, stage=stage, compensation=compensation, loss=loss, columns=columns)
     except UserError as error:
         return _undecided(context, str(error))
-    thin = _why_thin(fit, mapping)
+    thin = why_thin(fit)
     if thin:
         return _undecided(context, thin, fit)
     uncertainty = bootstrap(fit, seed=seed)
     return _decide(context, uncertainty, _from_pairs(fit))
+
+
+def fit_effects(
+    table: Table,
+    *,
+    stage: str | None,
+    compensation: str | None = None,
+    loss: str = "loss",
+    columns: Mapping[str, str] | None = None,
+    spare_for_interaction: int = SPARE_FOR_INTERACTION,
+) -> FitResult:
+    """Fit the law a verdict is read from: with the interaction of m and N_s where the grid has cells to spare for it.
+
+    ``spare_for_interaction`` counts cells beyond the interaction law's coefficients. Raises ``UserError`` as
+    ``fit_law`` does.
+    """
+    part = where(table, stage=stage, compensation=compensation)
+    rows = select_rows(part, [LAWS["interaction"]], loss=loss, columns=columns)
+    spare = len(np.unique(rows.cell)) - 4
+    return fit_rows(
+        rows,
+        LAWS["interaction" if spare >= spare_for_interaction else "additive"],
+        columns={**COLUMNS, **(columns or {})},
+        loss=loss,
+        stage=stage or next(iter(levels(part, "stage")), None),
+        compensation=compensation or next(iter(levels(part, "compensation")), None),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +169,9 @@ class _Context:
     loss: str
 
 
-def _why_thin(fit: FitResult, mapping: Mapping[str, str]) -> str:
+def why_thin(fit: FitResult) -> str:
     """Why this design cannot separate the two effects, or the empty string."""
+    mapping = fit.columns
     missing = [mapping[s] for s, name in (("m", "a"), ("N_s", "b")) if name in fit.dropped]
     if missing:
         return f"the design cannot say: {' and '.join(missing)} has one level"
@@ -255,7 +284,7 @@ def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
     n_runs = len(np.unique(uncertainty.fit.rows.run))
     factor = 1.0
     for _ in range(50):
-        quantiles = float(stdtrit(freedom * factor, (1 + LEVEL) / 2) + stdtrit(freedom * factor, _POWER))
+        quantiles = float(stdtrit(freedom * factor, (1 + LEVEL) / 2) + stdtrit(freedom * factor, POWER))
         factor = max(1.0, 0.5 * (factor + (quantiles * error / difference.value) ** 2))
     further = (factor - 1) * n_runs
     return max(1, int(np.ceil(further))) if further < 1e6 else None
@@ -279,25 +308,21 @@ def _from_pairs(fit: FitResult) -> Contrasts | None:
     contrasts = [paired_contrast(rows, steps) for steps in (steps_in_m, steps_in_n, corners, paper_pairs)]
     if not any(contrasts):
         return None
-    n_blocks = len(np.unique(rows.seed))
     variance, freedom = run_noise(rows)
-    if n_blocks >= _OWN_BLOCKS:
-        source = f"intervals from the spread of {n_blocks} seed blocks"
-    elif freedom:
-        source = f"intervals from run-to-run noise within cells ({freedom:.0f} degrees of freedom)"
-    else:
+    noise = RUN_NOISE
+    if not freedom:
         freedom = float(len(np.unique(rows.run)) - _between(fit))
-        source = (
-            f"one run a cell: intervals take the law's residuals for noise ({freedom:.0f} degrees of freedom)"
-        )
+        noise = "the law's residuals, for want of cells run twice"
         variance = run_variance(rows, fit.residuals, freedom) if freedom > 0 else _NAN
-    delta_m, delta_n, difference, paper = (_with_interval(c, variance, freedom) for c in contrasts)
+    found = [paired_estimate(c, variance, freedom, noise) if c else None for c in contrasts]
+    source = next(pair[1] for pair in found if pair)
+    delta_m, delta_n, difference, paper = (pair[0] if pair else None for pair in found)
     return Contrasts(
         delta_m=delta_m,
         delta_n=delta_n,
         difference=difference,
         paper=paper,
-        basis=f"neighbouring cells within seed block and budget, per doubling, grid average; {source}",
+        basis=f"neighbouring cells within seed block and budget, per doubling, average of these cells; {source}",
     )
 
 
@@ -306,16 +331,23 @@ def _between(fit: FitResult) -> int:
     return len(fit.law.coefficients) + fit.blocks.shape[1] - ("d" in fit.law.coefficients)
 
 
-def _with_interval(contrast: PairedContrast | None, variance: float, freedom: float) -> Estimate | None:
+def paired_estimate(
+    contrast: PairedContrast, variance: float, freedom: float, noise: str = RUN_NOISE
+) -> tuple[Estimate, str]:
+    """A paired contrast with its 95% interval, and the words for where the interval comes from.
+
+    From five seed blocks on, their spread gives it; with fewer, ``variance`` of a run at ``freedom`` degrees of
+    freedom, which comes from ``noise``.
+    """
     from scipy.special import stdtrit
 
-    if contrast is None:
-        return None
     n_blocks = len(contrast.by_block)
     if n_blocks >= _OWN_BLOCKS:
         error = float(contrast.by_block.std(ddof=1) / np.sqrt(n_blocks))
         freedom = n_blocks - 1.0
+        source = f"intervals from the spread of {n_blocks} seed blocks"
     else:
         error = float(np.sqrt(variance * contrast.gain))
+        source = f"intervals from {noise} ({freedom:.0f} degrees of freedom)"
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error if freedom > 0 else _NAN
-    return Estimate(value=contrast.value, low=contrast.value - half, high=contrast.value + half)
+    return Estimate(value=contrast.value, low=contrast.value - half, high=contrast.value + half), source

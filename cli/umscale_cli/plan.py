@@ -1,0 +1,178 @@
+"""``umscale plan``: the configuration that a study's law recommends within limits on size, compute and access."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umscale_cli.console import JsonFlag, count, note, number, out, print_json
+from umscale_cli.runs import StudyArgument, open_store, warn_damaged
+
+if TYPE_CHECKING:
+    from umscale.laws.plan import Configuration, Plan
+
+_RESOURCES = {
+    "total_params": "total parameters",
+    "active_flops": "FLOPs per token",
+    "memory_access_bytes": "memory access",
+}
+
+
+def plan(
+    study: StudyArgument,
+    max_total_params: Annotated[
+        str, typer.Option(help="Parameters without embeddings, as in 120B.", show_default=False)
+    ],
+    max_active_flops: Annotated[
+        str | None, typer.Option(help="Forward FLOPs per token, head included.", show_default=False)
+    ] = None,
+    max_memory_access: Annotated[
+        str | None,
+        typer.Option(help="Bytes of FFN and memory weights read by a decoding step.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens decoded together in that step.")] = 16,
+    tokens: Annotated[
+        str | None, typer.Option(help="Training tokens; default the study's.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="What the plan does not vary: a preset or a .toml file; default the study's.",
+            show_default=False,
+        ),
+    ] = None,
+    law: Annotated[
+        str | None,
+        typer.Option(help="Law that ranks; default the one `umscale fit` would use.", show_default=False),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="annealed or stable; default annealed.", show_default=False)
+    ] = None,
+    compensation: Annotated[
+        str | None, typer.Option(help="Of the runs the law is fitted to.", show_default=False)
+    ] = None,
+    sizing: Annotated[
+        str | None,
+        typer.Option(
+            help="How the FFN follows: none, iso_flops or iso_active (of --model); default as the runs.",
+            show_default=False,
+        ),
+    ] = None,
+    vary: Annotated[
+        str, typer.Option(help="Also vary these, comma-separated: d_key, d_pre_value, d_value, d_ffn.")
+    ] = "",
+    max_octaves: Annotated[
+        float, typer.Option(min=0, help="Extrapolation allowed on any axis of the law but tokens.")
+    ] = 1.0,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(min=1, help="Context of the attention scores; default the study's.", show_default=False),
+    ] = None,
+    loss: Annotated[str, typer.Option(help="loss (raw weights) or loss_ema (averaged).")] = "loss",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the recommendation as a study file."),
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Recommend real dimensions within limits, with the predicted loss, the runners-up and what the limits cost."""
+    from umscale.design.study import parse
+    from umscale.files import write_text
+    from umscale.laws.plan import Limits, to_json
+    from umscale.laws.plan import plan as make_plan
+    from umscale.spec import quantity, read_toml
+    from umscale_cli.cost import _load as load_model
+
+    store = open_store(study)
+    table = store.columns()
+    tree = read_toml(store.root / "study.toml")
+    reference = parse(tree, "study.toml").reference
+    base = reference.model
+    if model is not None:
+        base = load_model(model, [])[0]
+    elif not base.vocab_size and len(table["vocab_size"]):
+        base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
+
+    def limit(given: str | None, option: str) -> float | None:
+        return None if given is None else quantity(given, option)
+
+    found = make_plan(
+        table,
+        base,
+        Limits(
+            total_params=limit(max_total_params, "--max-total-params"),
+            active_flops=limit(max_active_flops, "--max-active-flops"),
+            memory_access_bytes=limit(max_memory_access, "--max-memory-access"),
+            batch=batch,
+        ),
+        tokens=limit(tokens, "--tokens"),
+        law=law,
+        stage=stage,
+        compensation=compensation,
+        sizing=sizing,
+        loss=loss,
+        vary=tuple(name.strip() for name in vary.split(",") if name.strip()),
+        max_octaves=max_octaves,
+        seq_len=seq_len or reference.data.seq_len,
+        seed=seed,
+    )
+    if json_:
+        print_json(to_json(found))
+    else:
+        print_plan(found, out())
+    if output is not None:
+        write_text(Path(output), found.to_toml(tree))
+        note(f"wrote {output}")
+    warn_damaged(store)
+
+
+def print_plan(found: "Plan", console: Any) -> None:
+    """Print the recommendation beside the runners-up, what each limit costs, and the doubts."""
+    from rich.table import Table
+
+    from umscale_cli.fit import estimate_text
+
+    shown = (found.recommended, *found.runners_up)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for i in range(len(shown)):
+        table.add_column("recommended" if i == 0 else f"runner-up {i}", justify="right", no_wrap=True)
+    for name in found.recommended.dimensions:
+        table.add_row(name, *(str(c.dimensions[name]) for c in shown))
+    table.add_row("total parameters", *(count(c.cost.total_params) for c in shown))
+    table.add_row("active parameters", *(count(c.cost.active_params) for c in shown))
+    table.add_row("FLOPs per token", *(count(c.cost.flops_per_token) for c in shown))
+    table.add_row(f"bytes read, batch {found.limits.batch}", *(count(c.memory_access_bytes) for c in shown))
+    table.add_row("MCP", *(f"{c.cost.mcp:.1%}" for c in shown))
+    for name in found.recommended.used:
+        table.add_row(f"  of the limit on {_RESOURCES[name]}", *(f"{c.used[name]:.0%}" for c in shown))
+    table.add_row("predicted loss, nats", *(number(c.loss.value) for c in shown))
+    table.add_row("  95% interval", *(_interval(c) for c in shown))
+    table.add_row("behind the recommended", "", *(f"{c.behind.value:+.4f}" for c in shown[1:]))
+    table.add_row("  95% interval", "", *(_interval(c, behind=True) for c in shown[1:]))
+    for column in found.recommended.extrapolation:
+        table.add_row(f"octaves outside, {column}", *(f"{c.extrapolation[column]:+.1f}" for c in shown))
+    console.print(table)
+    console.print()
+    for one in found.sensitivities:
+        change = f"loss {estimate_text(one.change)}, " + ", ".join(
+            f"{name} {one.dimensions[name]}" for name in ("top_m", "n_keys")
+        )
+        if one.change.value == 0:
+            change = "nothing gained"
+        console.print(
+            f"twice the {_RESOURCES[one.constraint]} ({count(2 * one.limit)}): {change}", soft_wrap=True
+        )
+    console.print(f"{found.n_considered} configurations considered, FFN sized by {found.compensation}")
+    for line in found.statements:
+        console.print(f"note: {line}", soft_wrap=True)
+
+
+def _interval(one: "Configuration", behind: bool = False) -> str:
+    estimate = one.behind if behind else one.loss
+    if not estimate.has_interval:
+        return "none"
+    sign = "+" if behind else ""
+    return f"[{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"

@@ -46,7 +46,7 @@ def cost(
         return
     entries = []
     for model in models:
-        spec, source, remark = _load(model, set_ or [])
+        spec, source, remark = load_model(model, set_ or [])
         entries.append(
             {
                 "model": model,
@@ -141,7 +141,8 @@ def _list_presets(json_: bool) -> None:
     out().print(table)
 
 
-def _load(model: str, overrides: list[str]) -> "tuple[ModelSpec, str, str]":
+def load_model(model: str, overrides: list[str]) -> "tuple[ModelSpec, str, str]":
+    """Return a model by preset name or .toml file with overrides, where it comes from, and a remark."""
     from umscale.errors import UserError
     from umscale.presets import preset
     from umscale.spec import ModelSpec, apply_overrides, from_dict, read_toml, to_dict

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umscale_cli.answers import estimate_text, print_contrast, print_map, print_ratio, print_suggestion
 from umscale_cli.console import JsonFlag, count, number, out, print_json
 from umscale_cli.runs import StudyArgument, open_store, warn_damaged
 
 if TYPE_CHECKING:
     from umscale.laws.architectures import ArchitectureTable
     from umscale.laws.report import Section, StudyReport
-    from umscale.laws.uncertainty import Estimate
     from umscale.laws.verdict import Contrasts, Verdict
     from umscale.store import Store
 
@@ -33,17 +34,37 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     question: Annotated[
         str | None,
-        typer.Option(help="density-over-size or architectures; default the study's.", show_default=False),
+        typer.Option(
+            help="density-over-size, architectures or memory-to-ffn; default the study's.", show_default=False
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(help="Architecture that differences refer to; default dense.", show_default=False),
     ] = None,
+    plane: Annotated[
+        bool, typer.Option("--plane", help="Also say where in the (top_m, N_s) plane density beats size.")
+    ] = False,
+    suggest: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only suggest this many further runs for the verdict.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where --suggest writes its study file.", show_default=False)
+    ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'CELL - CELL'",
+            help="Only compare two cells, as in 'top_m=64,n_keys=64 - top_m=16,n_keys=128'.",
+            show_default=False,
+        ),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Fit scaling laws to a study's results and answer its question.
 
-    The question is whether density beats size, or which of several architectures is best.
+    The question is whether density beats size, which of several architectures is best, or which memory-to-FFN ratio.
     """
     from umscale.design.study import QUESTIONS
     from umscale.errors import UserError, nearest
@@ -57,6 +78,14 @@ def fit(
         raise UserError(
             f"--question {question!r} must be one of {', '.join(QUESTIONS)}{nearest(question, QUESTIONS)}"
         )
+    if output is not None and suggest is None:
+        raise UserError("--output is where --suggest writes; add --suggest N")
+    if suggest is not None or contrast is not None:
+        _answer(store, suggest, output, contrast, stage, "loss" if loss == "both" else loss, json_)
+        return
+    if question == "memory-to-ffn":
+        _ratios(store, loss, stage, json_)
+        return
     if question == "architectures":
         losses = LOSS_NAMES if loss == "both" else (loss,)
         tables = {name: compare_store(store, name, baseline, stage) for name in losses}
@@ -72,7 +101,56 @@ def fit(
         print_json(to_json(found))
     else:
         print_fit(found, out(), details=LOSS_NAMES if loss == "both" else (loss,))
+        if plane:
+            for verdict in found.verdicts:
+                if loss in (verdict.loss, "both") and verdict.stage:
+                    heading = _heading(verdict.stage, verdict.compensation, verdict.loss)
+                    print_map(store, verdict.stage, verdict.compensation, verdict.loss, heading, out())
     warn_damaged(store)
+
+
+def _answer(
+    store: "Store",
+    n_runs: int | None,
+    output: Path | None,
+    contrast: str | None,
+    stage: str | None,
+    loss: str,
+    json_: bool,
+) -> None:
+    """Suggest runs, or compare two cells."""
+    from umscale.laws.contrast import contrast as compare_cells
+    from umscale.laws.contrast import parse_contrast
+    from umscale.laws.suggest import suggest
+    from umscale.spec import read_toml
+
+    if contrast is not None:
+        cells = compare_cells(
+            store.columns(), *parse_contrast(contrast), stage=stage or "annealed", loss=loss
+        )
+        if json_:
+            print_json(asdict(cells))
+        else:
+            print_contrast(cells, contrast, out())
+    if n_runs is not None:
+        tree = read_toml(store.root / "study.toml")
+        found = suggest(store.columns(), tree, n_runs, stage=stage, loss=loss)
+        if json_:
+            print_json(asdict(found))
+        else:
+            print_suggestion(found, output, out())
+
+
+def _ratios(store: "Store", loss: str, stage: str | None, json_: bool) -> None:
+    from umscale.laws.ratio import ratio_verdicts
+
+    losses = tuple(LOSS_NAMES) if loss == "both" else (loss,)
+    found = [v for v in ratio_verdicts(store.columns(), losses=losses) if stage in (None, v.stage)]
+    if json_:
+        print_json([asdict(v) for v in found])
+        return
+    for verdict in found:
+        print_ratio(verdict, _heading(verdict.stage, verdict.compensation, verdict.loss), out())
 
 
 def laws() -> None:
@@ -210,16 +288,6 @@ def _law_table(section: "Section") -> Any:
             errors["future"],
         )
     return table
-
-
-def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
-    """Return ``0.0123 [0.0101, 0.0145]``; without the interval where there is none."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate.value:+.{digits}f}"
-    if not estimate.has_interval:
-        return f"{value} [no interval]"
-    return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
 
 
 def _print_verdict(verdict: "Verdict", console: Any) -> None:

@@ -83,7 +83,7 @@ def plan(
     from umscale.laws.plan import Limits, to_json
     from umscale.laws.plan import plan as make_plan
     from umscale.spec import quantity, read_toml
-    from umscale_cli.cost import _load as load_model
+    from umscale_cli.cost import load_model
 
     store = open_store(study)
     table = store.columns()

@@ -195,9 +195,10 @@ class _Search:
 
     def half_width(self, *, power: bool = False) -> float:
         """Expected half-width of the interval; with ``power`` the effect that clears zero with an 80% chance."""
-        return self._width(self.variance, self.freedom(self.added), power)
+        return self.width(self.variance, self.freedom(self.added), power)
 
-    def _width(self, variance: float, freedom: float, power: bool = False) -> float:
+    def width(self, variance: float, freedom: float, power: bool = False) -> float:
+        """``half_width`` at this variance of the contrast and these degrees of freedom."""
         quantiles = _quantile(freedom, (1 + LEVEL) / 2) + (_quantile(freedom, POWER) if power else 0.0)
         return quantiles * self.error * float(np.sqrt(variance / self.start))
 
@@ -239,7 +240,7 @@ class _Search:
 
         def rate(choice: _Choice) -> float:
             freedom = self.freedom([*self.added, *choice.runs])
-            return (before - self._width(self.variance - choice.gain, freedom)) / choice.flops
+            return (before - self.width(self.variance - choice.gain, freedom)) / choice.flops
 
         best = max(choices, key=rate)
         for index, seed in best.runs:
@@ -328,7 +329,7 @@ def _beyond(search: _Search, runs: Sequence[SuggestedRun], effect: float) -> tup
     factor = 1.0
     freedom = search.freedom(search.added)
     while factor * len(search.rows) - len(search.rows) + len(runs) <= _MOST_RUNS:
-        if search._width(search.variance / factor, freedom * factor, power=True) <= effect:
+        if search.width(search.variance / factor, freedom * factor, power=True) <= effect:
             more = int(np.ceil((factor - 1) * len(search.rows)))
             return len(runs) + more, sum(r.flops for r in runs) * (1 + more / len(runs))
         factor *= 1.05

@@ -17,7 +17,10 @@ Table = Mapping[str, NDArray[np.generic]]
 Codes = NDArray[np.int64]
 
 # What makes two runs of one table the same cell: every axis of a design except seed and budget.
-CELL_COLUMNS = ("top_m", "sparse_params", "n_keys", "d_model", "n_layers", "d_ffn", "compensation")
+CELL_COLUMNS = (
+    "architecture", "top_m", "sparse_params", "n_keys", "heads", "d_key", "d_pre_value", "d_value", "n_experts",
+    "top_k", "d_model", "n_layers", "d_ffn", "compensation",
+)  # fmt: skip
 # Axes that no local law speaks about; runs that differ in them get an intercept of their own.
 _SETTING_COLUMNS = ("d_model", "n_layers")
 

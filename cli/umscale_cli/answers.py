@@ -1,4 +1,4 @@
-"""What `umscale fit` prints beyond laws and verdicts: the best ratio, the map, suggested runs, cell contrasts."""
+"""What `umscale fit` answers from a study: verdict, architectures, best ratio, map, suggested runs, cell contrasts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
+    from umscale.laws.architectures import ArchitectureTable
     from umscale.laws.contrast import CellContrast
     from umscale.laws.ratio import RatioVerdict
     from umscale.laws.suggest import Suggestion
+    from umscale.laws.table import Table
     from umscale.laws.uncertainty import Estimate
-    from umscale.store import Store
+    from umscale.laws.verdict import Contrasts, Verdict
+
+LOSS_NAMES = {"loss": "raw weights", "loss_ema": "averaged weights"}
 
 
 def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
@@ -19,15 +23,98 @@ def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
         return "–"
     value = f"{estimate.value:+.{digits}f}"
     if not estimate.has_interval:
-        return f"{value} [no interval]"
+        return f"{value} (no interval)"
     return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
 
 
-def print_ratio(found: "RatioVerdict", heading: str, console: Any) -> None:
+def heading(stage: str | None, compensation: str | None, loss: str) -> str:
+    """Return words for one part of a study."""
+    parts = [stage or "", LOSS_NAMES.get(loss, loss)]
+    if compensation not in (None, "", "none"):
+        parts.append(str(compensation))
+    return ", ".join(p for p in parts if p)
+
+
+def print_verdict(verdict: "Verdict", console: Any) -> None:
+    """Print the verdict on density over size with the numbers that decide it."""
+    from rich.table import Table
+
+    where = heading(verdict.stage, verdict.compensation, verdict.loss)
+    console.print(f"Density over size: {verdict.answer.upper()}  ({where})", style="bold")
+    console.print(f"  {verdict.reason}")
+    if verdict.from_law is not None or verdict.from_pairs is not None:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+        table.add_column("nats per token")
+        table.add_column("from the law")
+        table.add_column("from paired cells")
+        rows = (
+            ("doubling top_m buys", "delta_m"),
+            ("doubling N_s buys", "delta_n"),
+            ("difference", "difference"),
+            ("(m, 2 N_s) minus (3 m, N_s)", "paper"),
+        )
+        for title, name in rows:
+            table.add_row(title, _contrast(verdict.from_law, name), _contrast(verdict.from_pairs, name))
+        console.print(table)
+    if verdict.reference:
+        at = ", ".join(f"{column} {count(value)}" for column, value in verdict.reference.items())
+        console.print(f"  at {at}; {verdict.n_runs} runs, {verdict.n_cells} cells, {verdict.n_seeds} seeds")
+    rate = verdict.exchange_rate
+    if rate is not None and rate.has_interval:
+        bounds = f"[{rate.low:.3g}, {rate.high:.3g}]"
+        console.print(f"  a doubling of top_m buys as much as N_s times {rate.value:.3g} {bounds}")
+    if verdict.further_runs is not None:
+        console.print(f"  about {verdict.further_runs} more runs like these would settle it (80% power)")
+    for line in (*verdict.extrapolated, *verdict.warnings):
+        console.print(f"  note: {line}")
+
+
+def _contrast(contrasts: "Contrasts | None", name: str) -> str:
+    return "–" if contrasts is None else estimate_text(getattr(contrasts, name))
+
+
+def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, console: Any) -> None:
+    """Print a table per stage and budget, best architecture first."""
+    from rich.table import Table
+
+    for one in found:
+        table = Table(
+            title=f"Architectures: {heading(one.stage, one.compensation, loss)}, {count(one.budget)} tokens",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+        )
+        table.add_column("architecture", no_wrap=True)
+        for name in (
+            "runs", "loss, nats", f"minus {one.baseline}, 95% interval", "bits/byte", "total", "active", "FLOPs/token",
+            "sparse bytes read, batch 1", "batch 16", "lr",
+        ):  # fmt: skip
+            table.add_column(name, justify="right")
+        for row in one.rows:
+            costs = row.costs
+            table.add_row(
+                row.name,
+                str(row.n_runs),
+                number(row.loss),
+                estimate_text(row.difference),
+                number(row.bits_per_byte),
+                *(count(costs[c]) for c in ("total_params", "active_params", "flops_per_token")),
+                *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16")),
+                f"{costs['lr']:.3g}",
+            )
+        console.print()
+        console.print(table)
+        noise = (
+            f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
+        )
+        console.print(f"run-to-run standard deviation {noise}; sparse bytes are bf16 and measured, a token")
+
+
+def print_ratio(found: "RatioVerdict", console: Any) -> None:
     """Print where along the memory-to-FFN ratio the loss is least."""
-    console.print(
-        f"\nBest memory-to-FFN ratio: {found.answer.upper()} with 17% MCP  ({heading})", style="bold"
-    )
+    where = heading(found.stage, found.compensation, found.loss)
+    console.print(f"\nBest memory-to-FFN ratio: {found.answer.upper()} with 17% MCP  ({where})", style="bold")
     console.print(f"  {found.reason}")
     low, high = found.grid
     console.print(
@@ -39,19 +126,18 @@ def print_ratio(found: "RatioVerdict", heading: str, console: Any) -> None:
         console.print(f"  note: {line}")
 
 
-def print_map(
-    store: "Store", stage: str, compensation: str | None, loss: str, heading: str, console: Any
-) -> None:
+def print_map(table: "Table", stage: str | None, compensation: str | None, loss: str, console: Any) -> None:
     """Print where in the (top_m, N_s) plane density beats size, or why that cannot be said."""
     from umscale.errors import UserError
     from umscale.laws.map import study_map
 
+    where = heading(stage, compensation, loss)
     try:
-        found = study_map(store.columns(), stage=stage, compensation=compensation, loss=loss)
+        found = study_map(table, stage=stage, compensation=compensation, loss=loss)
     except UserError as error:
-        console.print(f"\nno map ({heading}): {error}")
+        console.print(f"\nno map ({where}): {error}")
         return
-    console.print(f"\nWhere density beats size ({heading}, law {found.law})", style="bold")
+    console.print(f"\nWhere density beats size ({where}, law {found.law})", style="bold")
     for line in found.lines():
         console.print(f"  {line}", markup=False)
 

@@ -1,37 +1,134 @@
-"""``umscale fit``: laws with intervals and the verdict on density over size, or architectures side by side."""
+"""``umscale fit``: laws with intervals from a study or any table, and the answer to a study's question."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umscale_cli.answers import estimate_text, print_contrast, print_map, print_ratio, print_suggestion
-from umscale_cli.console import JsonFlag, count, number, out, print_json
-from umscale_cli.runs import StudyArgument, open_store, warn_damaged
+from umscale_cli.answers import (
+    LOSS_NAMES,
+    print_architectures,
+    print_contrast,
+    print_map,
+    print_ratio,
+    print_suggestion,
+)
+from umscale_cli.console import JsonFlag, out, print_json
+from umscale_cli.law_options import choice, ends, pairs, read_laws
+from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
+from umscale_cli.runs import open_store, warn_damaged
 
 if TYPE_CHECKING:
     from umscale.laws.architectures import ArchitectureTable
-    from umscale.laws.report import Section, StudyReport
-    from umscale.laws.verdict import Contrasts, Verdict
+    from umscale.laws.report import Report, Settings
+    from umscale.laws.table import Table
     from umscale.store import Store
-
-LOSS_NAMES = {"loss": "raw weights", "loss_ema": "averaged weights"}
 
 
 def fit(
-    study: StudyArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+        ),
+    ],
     law: Annotated[
-        str, typer.Option(help="Laws to fit, comma-separated; `umscale laws` lists them.")
-    ] = "null,additive,interaction",
+        str | None,
+        typer.Option(
+            metavar="LAW,...",
+            help="Laws by name (`umscale laws`) or as expressions, 'E + A*N**-alpha'; default the local ones.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAW,...",
+            help="Instead of --law: one table of these laws and the nulls, and which to use for what.",
+            show_default=False,
+        ),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="SYMBOL=COLUMN,...",
+            help="Columns that the law's symbols and loss stand for, or formulas of columns: rho=1/num_experts.",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="A fit for each value of it.", show_default=False)
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Rows with one value are resampled together; default a study's cells, a table's run_id or rows.",
+            show_default=False,
+        ),
+    ] = None,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out a table's rows without a loss or a column.")
+    ] = False,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="huber, least_squares or least_absolute; default the law's own.", show_default=False
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Huber's threshold; default 0.001.", show_default=False)
+    ] = None,
+    residual: Annotated[
+        str | None, typer.Option(help="log (of ln L) or raw (of L, nats).", show_default=False)
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Fix a coefficient; repeatable.")
+    ] = None,
+    tie: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NAME", help="Give two coefficients one value; repeatable."),
+    ] = None,
+    bounds: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=LOW:HIGH", help="Bound a coefficient; repeatable, either end may be left out."
+        ),
+    ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SYMBOL=WORDS",
+            help="Unit and convention of a table's column, carried along: 'N=parameters without embeddings'.",
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the bootstrap; default 1000 refits, 0 for none.", show_default=False),
+    ] = None,
+    interval: Annotated[str, typer.Option(help="percentile or bca.")] = "percentile",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Profile-likelihood intervals beside the bootstrap's.")
+    ] = False,
+    diagnostics: Annotated[
+        bool,
+        typer.Option(
+            "--diagnostics", help="Residuals by axis and by run, rows that carry the fit, conditioning."
+        ),
+    ] = False,
     loss: Annotated[
-        str, typer.Option(help="Detail for loss (raw weights), loss_ema (averaged weights) or both.")
+        str, typer.Option(help="Of a study: detail for loss (raw weights), loss_ema (averaged) or both.")
     ] = "loss",
     stage: Annotated[
         str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     question: Annotated[
         str | None,
         typer.Option(
@@ -62,55 +159,172 @@ def fit(
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Fit scaling laws to a study's results and answer its question.
+    """Fit scaling laws to a study's results or to any table; answer a study's question.
 
-    The question is whether density beats size, which of several architectures is best, or which memory-to-FFN ratio.
+    A study's question is whether density beats size, which of several architectures is best, or which memory-to-FFN
+    ratio. A table needs --law and, unless its columns have the usual names, --map.
     """
-    from umscale.design.study import QUESTIONS
-    from umscale.errors import UserError, nearest
-    from umscale.laws.report import to_json
+    from umscale.errors import UserError
+    from umscale.laws.compare import Recipe
+    from umscale.laws.forms import Objective, Residual
+    from umscale.laws.report import Settings
+    from umscale.laws.source import choose_rows, is_table
+    from umscale.laws.uncertainty import Interval
+    from umscale.spec import quantity
 
-    store = open_store(study)
-    if loss not in (*LOSS_NAMES, "both"):
-        raise UserError(f"--loss {loss!r} must be loss, loss_ema or both")
-    question = question or store.question()
-    if question not in QUESTIONS:
-        raise UserError(
-            f"--question {question!r} must be one of {', '.join(QUESTIONS)}{nearest(question, QUESTIONS)}"
-        )
+    if law is not None and compare is not None:
+        raise UserError("--law or --compare: --compare names its laws itself")
+    mapping = dict(pairs(",".join(map_ or ()).split(",") if map_ else (), "--map", "SYMBOL=COLUMN"))
+    settings = Settings(
+        recipe=Recipe(
+            objective=choice(objective, "--objective", Objective),
+            delta=delta,
+            residual=choice(residual, "--residual", Residual),
+            pins={name: quantity(value, f"--pin {name}") for name, value in pairs(pin, "--pin")},
+            ties=pairs(tie, "--tie", "NAME=NAME"),
+            bounds={name: ends(value, name) for name, value in pairs(bounds, "--bounds", "NAME=LOW:HIGH")},
+        ),
+        units=dict(pairs(unit, "--unit", "SYMBOL=WORDS")),
+        by=by,
+        group=group,
+        nulls=compare is not None,
+        # A comparison prints no coefficients: nothing is resampled for it unless asked.
+        n_draws=0 if draws is None and compare is not None else draws,
+        interval=choice(interval, "--interval", Interval),
+        profile=profile,
+        diagnostics=diagnostics,
+    )
+    job = _Job(
+        source=source,
+        laws=law or compare,
+        compare=compare is not None,
+        measured=mapping.pop("loss", None),
+        mapping=mapping,
+        where=where,
+        stage=stage,
+        seed=seed,
+        settings=settings,
+        json=json_,
+    )
+    study_only = {
+        "--question": question,
+        "--baseline": baseline,
+        "--plane": plane,
+        "--suggest": suggest,
+        "--output": output,
+        "--contrast": contrast,
+        "--loss": loss if loss != "loss" else None,
+    }
+    if is_table(source):
+        for option, given in study_only.items():
+            if given:
+                raise UserError(f"{option} needs a study, and {source} is a table")
+        _fit_table(job, drop_invalid)
+        return
+    if drop_invalid:
+        raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
     if output is not None and suggest is None:
         raise UserError("--output is where --suggest writes; add --suggest N")
+    if loss not in (*LOSS_NAMES, "both"):
+        raise UserError(f"--loss {loss!r} must be loss, loss_ema or both")
+    store = open_store(source)
+    table: Table = store.columns()
+    if where:
+        table = choose_rows(table, where)
+    details = (job.measured,) if job.measured else tuple(LOSS_NAMES) if loss == "both" else (loss,)
     if suggest is not None or contrast is not None:
-        _answer(store, suggest, output, contrast, stage, "loss" if loss == "both" else loss, json_)
-        return
-    if question == "memory-to-ffn":
-        _ratios(store, loss, stage, json_)
-        return
-    if question == "architectures":
-        losses = LOSS_NAMES if loss == "both" else (loss,)
-        tables = {name: compare_store(store, name, baseline, stage) for name in losses}
-        if json_:
-            print_json({name: [asdict(t) for t in each] for name, each in tables.items()})
-        else:
-            for name, compared in tables.items():
-                print_architectures(compared, name, out())
-        warn_damaged(store)
-        return
-    found = fit_store(store, law.split(","), stage, seed)
-    if json_:
-        print_json(to_json(found))
+        _answer(store, table, suggest, output, contrast, stage, details[0], json_)
+    elif (asked := _question(question, store, job)) == "memory-to-ffn":
+        _ratios(table, details, stage, json_)
+    elif asked == "architectures":
+        _architectures(table, details, baseline, stage, json_)
     else:
-        print_fit(found, out(), details=LOSS_NAMES if loss == "both" else (loss,))
-        if plane:
-            for verdict in found.verdicts:
-                if loss in (verdict.loss, "both") and verdict.stage:
-                    heading = _heading(verdict.stage, verdict.compensation, verdict.loss)
-                    print_map(store, verdict.stage, verdict.compensation, verdict.loss, heading, out())
+        _fit_study(job, table, details, plane)
     warn_damaged(store)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What a command line asks of laws."""
+
+    source: str
+    laws: str | None
+    compare: bool
+    measured: str | None
+    """Column of the loss where --map names one."""
+    mapping: dict[str, str]
+    where: str | None
+    stage: str | None
+    seed: int
+    settings: "Settings"
+    json: bool
+
+
+def _fit_table(job: _Job, drop_invalid: bool) -> None:
+    from umscale.errors import UserError
+    from umscale.laws.report import table_report, to_json
+    from umscale.laws.source import choose_rows, map_columns, read_table
+
+    if job.laws is None:
+        raise UserError(f"name a law for {job.source} with --law; `umscale laws` lists them")
+    whole = read_table(job.source)
+    kept, columns = map_columns(choose_rows(whole, job.where) if job.where else whole, job.mapping)
+    settings = replace(
+        job.settings, columns=columns, extra=tuple(job.mapping), is_study=False, drop_invalid=drop_invalid
+    )
+    laws = read_laws(job.laws, kept, columns, job.mapping)
+    loss = job.measured or "loss"
+    found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
+    n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
+    if job.json:
+        print_json(
+            to_json(found, input={"table": job.source, "rows": n_whole, "where": job.where, "kept": n_kept})
+        )
+        return
+    console = out()
+    words = f"{n_kept} of {n_whole} rows, where {job.where}" if job.where else f"{n_whole} rows"
+    console.print(f"{job.source}: {words}", markup=False, soft_wrap=True)
+    (print_comparison if job.compare else print_table_fit)(found, console)
+
+
+def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool) -> None:
+    from umscale.laws.forms import FIRST_LAWS
+    from umscale.laws.report import STUDY_UNITS, report, to_json
+    from umscale.laws.source import map_columns
+
+    mapped, columns = map_columns(table, job.mapping)
+    laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else FIRST_LAWS
+    settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
+    losses = details if job.compare or job.measured else tuple(LOSS_NAMES)
+    found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)
+    if job.json:
+        print_json(to_json(found, input={"study": job.source, "where": job.where}))
+    elif job.compare:
+        print_comparison(found, out())
+    else:
+        print_fit(found, out(), details=details)
+        for verdict in found.verdicts if plane else ():
+            if verdict.loss in details:
+                print_map(table, verdict.stage, verdict.compensation, verdict.loss, out())
+
+
+def _question(given: str | None, store: "Store", job: _Job) -> str:
+    """The question asked: of the option, else about laws where laws are named, else the study's."""
+    from umscale.design.study import QUESTIONS
+    from umscale.errors import UserError, nearest
+
+    if given is None:
+        return QUESTIONS[0] if job.laws else store.question()
+    if given not in QUESTIONS:
+        raise UserError(
+            f"--question {given!r} must be one of {', '.join(QUESTIONS)}{nearest(given, QUESTIONS)}"
+        )
+    return given
 
 
 def _answer(
     store: "Store",
+    table: "Table",
     n_runs: int | None,
     output: Path | None,
     contrast: str | None,
@@ -125,32 +339,41 @@ def _answer(
     from umscale.spec import read_toml
 
     if contrast is not None:
-        cells = compare_cells(
-            store.columns(), *parse_contrast(contrast), stage=stage or "annealed", loss=loss
-        )
+        cells = compare_cells(table, *parse_contrast(contrast), stage=stage or "annealed", loss=loss)
         if json_:
             print_json(asdict(cells))
         else:
             print_contrast(cells, contrast, out())
     if n_runs is not None:
-        tree = read_toml(store.root / "study.toml")
-        found = suggest(store.columns(), tree, n_runs, stage=stage, loss=loss)
+        found = suggest(table, read_toml(store.root / "study.toml"), n_runs, stage=stage, loss=loss)
         if json_:
             print_json(asdict(found))
         else:
             print_suggestion(found, output, out())
 
 
-def _ratios(store: "Store", loss: str, stage: str | None, json_: bool) -> None:
+def _ratios(table: "Table", losses: Sequence[str], stage: str | None, json_: bool) -> None:
     from umscale.laws.ratio import ratio_verdicts
 
-    losses = tuple(LOSS_NAMES) if loss == "both" else (loss,)
-    found = [v for v in ratio_verdicts(store.columns(), losses=losses) if stage in (None, v.stage)]
+    found = [v for v in ratio_verdicts(table, losses=tuple(losses)) if stage in (None, v.stage)]
     if json_:
         print_json([asdict(v) for v in found])
         return
     for verdict in found:
-        print_ratio(verdict, _heading(verdict.stage, verdict.compensation, verdict.loss), out())
+        print_ratio(verdict, out())
+
+
+def _architectures(
+    table: "Table", losses: Sequence[str], baseline: str | None, stage: str | None, json_: bool
+) -> None:
+    from umscale.laws.architectures import compare_architectures
+
+    found = {loss: compare_architectures(table, loss=loss, baseline=baseline, stage=stage) for loss in losses}
+    if json_:
+        print_json({loss: [asdict(one) for one in each] for loss, each in found.items()})
+        return
+    for loss, each in found.items():
+        print_architectures(each, loss, out())
 
 
 def laws() -> None:
@@ -169,7 +392,7 @@ def laws() -> None:
 
 def fit_store(
     store: "Store", laws: "list[str] | None" = None, stage: str | None = None, seed: int = 0
-) -> "StudyReport":
+) -> "Report":
     """Fit what a store holds; see ``umscale.laws.report.report``."""
     from umscale.laws.forms import FIRST_LAWS
     from umscale.laws.report import report
@@ -184,144 +407,3 @@ def compare_store(
     from umscale.laws.architectures import compare_architectures
 
     return compare_architectures(store.columns(), loss=loss, baseline=baseline, stage=stage)
-
-
-def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, console: Any) -> None:
-    """Print a table per stage and budget, best architecture first."""
-    from rich.table import Table
-
-    for one in found:
-        heading = _heading(one.stage, one.compensation, loss)
-        table = Table(
-            title=f"Architectures: {heading}, {count(one.budget)} tokens",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            padding=(0, 2, 0, 0),
-        )
-        table.add_column("architecture", no_wrap=True)
-        for name in (
-            "runs", "loss, nats", f"minus {one.baseline}, 95% interval", "bits/byte", "total", "active", "FLOPs/token",
-            "sparse bytes read, batch 1", "batch 16", "lr",
-        ):  # fmt: skip
-            table.add_column(name, justify="right")
-        for row in one.rows:
-            costs = row.costs
-            table.add_row(
-                row.name,
-                str(row.n_runs),
-                number(row.loss),
-                estimate_text(row.difference),
-                number(row.bits_per_byte),
-                *(count(costs[c]) for c in ("total_params", "active_params", "flops_per_token")),
-                *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16")),
-                f"{costs['lr']:.3g}",
-            )
-        console.print()
-        console.print(table)
-        noise = (
-            f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
-        )
-        console.print(f"run-to-run standard deviation {noise}; sparse bytes are bf16 and measured, a token")
-
-
-def print_fit(found: "StudyReport", console: Any, details: "Iterable[str]" = ("loss",)) -> None:
-    """Print laws and verdicts of the losses in ``details`` in full, and a line for every other verdict."""
-    for section in found.sections:
-        if section.loss not in details:
-            continue
-        console.print()
-        console.print(_law_table(section))
-        console.print(f"Law to use: {section.comparison.recommended} ({section.comparison.reason})")
-    for line in found.skipped:
-        console.print(f"not fitted: {line}")
-    for verdict in found.verdicts:
-        if verdict.loss in details:
-            console.print()
-            _print_verdict(verdict, console)
-    console.print()
-    for verdict in found.verdicts:
-        if verdict.loss not in details:
-            heading = _heading(verdict.stage, verdict.compensation, verdict.loss)
-            difference = verdict.from_law.difference if verdict.from_law else None
-            console.print(f"{heading}: {verdict.answer}, difference {estimate_text(difference)}")
-
-
-def _heading(stage: str | None, compensation: str | None, loss: str) -> str:
-    parts = [stage or "", LOSS_NAMES.get(loss, loss)]
-    if compensation not in (None, "", "none"):
-        parts.append(str(compensation))
-    return ", ".join(p for p in parts if p)
-
-
-def _law_table(section: "Section") -> Any:
-    from rich.table import Table
-
-    first = section.comparison.laws[0].fit
-    table = Table(
-        title=f"Laws: {_heading(section.stage, section.compensation, section.loss)} ({first.n_rows} records)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
-    table.add_column("law", no_wrap=True)
-    table.add_column("coefficients, 95% interval")
-    for name in ("parameters", "RMSE nats", "R²", "AICc", "held out: largest", "sparsest", "future"):
-        table.add_column(name, justify="right")
-    for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
-        fit = compared.fit
-        lines = []
-        for name, value in uncertainty.coefficients().items():
-            loose = "  not identified" if name in fit.unidentified else ""
-            lines.append(f"{name} {estimate_text(value)}{loose}")
-        errors = {h.edge: number(h.rmse_nats) for h in compared.holdouts}
-        table.add_row(
-            fit.law.name,
-            "\n".join(lines),
-            str(compared.n_parameters),
-            number(fit.rmse_nats),
-            number(fit.r_squared, 3),
-            number(compared.aicc, 1),
-            errors["largest"],
-            errors["sparsest"],
-            errors["future"],
-        )
-    return table
-
-
-def _print_verdict(verdict: "Verdict", console: Any) -> None:
-    from rich.table import Table
-
-    heading = _heading(verdict.stage, verdict.compensation, verdict.loss)
-    console.print(f"Density over size: {verdict.answer.upper()}  ({heading})", style="bold")
-    console.print(f"  {verdict.reason}")
-    if verdict.from_law is not None or verdict.from_pairs is not None:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-        table.add_column("nats per token")
-        table.add_column("from the law")
-        table.add_column("from paired cells")
-        rows = (
-            ("doubling top_m buys", "delta_m"),
-            ("doubling N_s buys", "delta_n"),
-            ("difference", "difference"),
-            ("(m, 2 N_s) minus (3 m, N_s)", "paper"),
-        )
-        for title, name in rows:
-            table.add_row(title, _contrast(verdict.from_law, name), _contrast(verdict.from_pairs, name))
-        console.print(table)
-    if verdict.reference:
-        at = ", ".join(f"{column} {count(value)}" for column, value in verdict.reference.items())
-        console.print(f"  at {at}; {verdict.n_runs} runs, {verdict.n_cells} cells, {verdict.n_seeds} seeds")
-    rate = verdict.exchange_rate
-    if rate is not None and rate.has_interval:
-        bounds = f"[{rate.low:.3g}, {rate.high:.3g}]"
-        console.print(f"  a doubling of top_m buys as much as N_s times {rate.value:.3g} {bounds}")
-    if verdict.further_runs is not None:
-        console.print(f"  about {verdict.further_runs} more runs like these would settle it (80% power)")
-    for line in (*verdict.extrapolated, *verdict.warnings):
-        console.print(f"  note: {line}")
-
-
-def _contrast(contrasts: "Contrasts | None", name: str) -> str:
-    return "–" if contrasts is None else estimate_text(getattr(contrasts, name))

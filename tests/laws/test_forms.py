@@ -37,6 +37,9 @@ TRUTH = {
         "a": 35.91, "alpha": -0.1889, "delta": -0.2285, "gamma": 0.0098, "b": 35.98, "beta": -0.1775,
         "omega": 0.5529, "zeta": -0.0259, "E_start": 2.0732, "E_max": 290.45, "c": 1.3637,
     },
+    "leverage": {
+        "a": -0.9, "d": -0.02, "gamma": 0.017, "beta": -0.11, "A_start": 0.016, "A_max": 4.0,
+    },
     "P0_log": {"E": 1.5, "A": 200.0, "alpha": 0.3, "B": 500.0, "beta": 0.32, "kappa": 0.004},
     "P2": {
         "E": 1.4, "A": 100.0, "alpha": 0.28, "S": 5.0, "gamma": 0.12, "kappa": 0.15, "B": 300.0, "beta": 0.3,
@@ -69,6 +72,7 @@ def grid() -> dict[str, np.ndarray]:
         "granularity": 2.0 ** np.arange(0, 5, 2),
         "memory_to_ffn": 2.0 ** np.arange(-5, 2, 2),
         "n_experts": 2.0 ** np.arange(0, 10, 2),
+        "training_flops": 10.0 ** np.arange(18, 24, 2),
     }
     points = np.array(list(itertools.product(*axes.values())))
     chosen = np.random.default_rng(0).permutation(len(points))[:200]

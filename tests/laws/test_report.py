@@ -29,7 +29,7 @@ def test_every_stage_and_loss_has_laws_and_a_verdict():
 def test_json_names_each_coefficient_with_its_interval():
     tree = to_json(report(study(0.03, 0.01), losses=("loss",)))
     fit = next(f for f in tree["fits"] if f["law"] == "additive" and f["stage"] == "annealed")
-    assert tree["schema"] == 1
+    assert tree["schema"] == 2
     slope = fit["coefficients"]["a"]
     assert slope["value"] == pytest.approx(-0.03, abs=0.004)
     assert slope["low"] < slope["value"] < slope["high"] < 0

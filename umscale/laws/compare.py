@@ -13,7 +13,7 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult, Objective, fit_rows
 from umscale.laws.forms import COLUMNS, FIRST_LAWS, LAWS, Array, Law, LocalLaw, Residual, law_named
-from umscale.laws.table import Rows, Table, levels, select_rows, where
+from umscale.laws.table import Rows, Table, levels, missing_columns, select_rows, where
 
 Edge = Literal["largest", "sparsest", "future"]
 
@@ -64,7 +64,7 @@ class Compared:
 
     fit: FitResult
     n_parameters: int
-    """Coefficients identified, block intercepts and the noise's variance."""
+    """Coefficients identified, block intercepts and the noise's variance, as AICc and BIC count."""
     aicc: float
     """Gaussian likelihood of the losses in nats; NaN unless the fit is least squares with rows to spare."""
     bic: float
@@ -177,9 +177,12 @@ def fit_each(
         if name not in known:
             raise UserError(f"no law here has a coefficient {name!r}{nearest(name, known)}")
     part = where(table, stage=stage, compensation=compensation)
-    rows = select_rows(part, chosen, loss=loss, columns=columns, extra=extra, drop_invalid=drop_invalid)
-    fits, refused = [], []
-    for law in chosen:
+    lacking = {law.name: missing_columns(part, law, columns) for law in chosen}
+    readable = [law for law in chosen if not lacking[law.name]] or chosen
+    rows = select_rows(part, readable, loss=loss, columns=columns, extra=extra, drop_invalid=drop_invalid)
+    fits: list[FitResult] = []
+    refused = [UserError(f"law {law.name!r}: {lacking[law.name]}") for law in chosen if law not in readable]
+    for law in readable:
         how = recipe.of(law)
         try:
             fits.append(
@@ -340,7 +343,11 @@ def _skipped(fit: FitResult, edge: Edge, axis: str, n_test: int, reason: str) ->
 
 def _recommend(laws: Sequence[Compared]) -> tuple[str, str]:
     """Least mean hold-out error over the edges all laws were tested on; else AICc; else the smallest law."""
-    usable = [c for c in laws if not c.fit.unidentified] or list(laws)
+    usable = [c for c in laws if not c.fit.unidentified]
+    if not usable:
+        best = min(laws, key=lambda c: c.standard_error if np.isfinite(c.standard_error) else np.inf)
+        reason = "least residual standard error, for these rows only: no law here is identified on them"
+        return best.fit.law.name, reason
     edges = [e for e in EDGES if all(_error(c, e) is not None for c in usable)]
     if edges:
         means = [float(np.mean([_error(c, e) for e in edges])) for c in usable]

@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "G": "granularity",
         "r": "memory_to_ffn",
         "experts": "n_experts",
+        "C": "training_flops",
     }
 )
 """Symbol of a formula → column of a results table, unless the caller maps it elsewhere."""
@@ -241,7 +242,8 @@ def from_theta(law: PowerLaw, theta: Array) -> Array:
     """θ [..., p] → coefficients [..., p]; inverse of ``to_theta``."""
     coefficients = np.array(theta, dtype=np.float64)
     positions = [law.coefficients.index(s) for s in law.scales]
-    coefficients[..., positions] = np.exp(coefficients[..., positions])
+    with np.errstate(over="ignore"):  # a trial step may overshoot; its infinite loss rejects it
+        coefficients[..., positions] = np.exp(coefficients[..., positions])
     return coefficients
 
 
@@ -303,6 +305,7 @@ _FEW = (-0.02, 0.02)
 _SATURATED = "(1/(1/(experts - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max))"
 _SATURATION = "1/Ê = 1/(experts - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max"
 _SATURATION_SPANS = {"E_start": (1.05, 10.0), "E_max": (50.0, 2000.0)}
+_SATURATED_RATIO = "(1/(1/(rho + 1/(1/A_start - 1/A_max)) + 1/A_max))"
 _SPARSITY = "(1/(1/(1/rho - 1 + 1/(1/X_start - 1/X_max)) + 1/X_max))"
 _SPARSE = Term(scale="S", factors=(_power("gamma", "N_s"), _power("kappa", "m")))
 _CAPACITY_P3 = Term(
@@ -441,6 +444,18 @@ _PUBLISHED: tuple[Law, ...] = (
             "gamma": _FEW,
             "zeta": (-0.04, 0.04),
         },
+    ),
+    ExpressionLaw(
+        name="leverage",
+        source="Tian et al. 2025 (arXiv 2507.17702), eq. 13; of compute saved against dense (EL), not of loss",
+        formula=(
+            "EL = Â^(a + d·ln C + gamma·ln²G + beta·ln G), 1/Â = 1/(rho + 1/(1/A_start - 1/A_max)) + 1/A_max"
+        ),
+        root=tree.parse(
+            f"exp((a + d*log(C) + gamma*log(G)**2 + beta*log(G))*log({_SATURATED_RATIO}))", ("rho", "C", "G")
+        ),
+        spans={"A_start": (0.003, 0.1), "A_max": (1.5, 100.0)},
+        objective="least_squares",
     ),
     LocalLaw(
         name="sparse_size",

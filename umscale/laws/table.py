@@ -118,6 +118,15 @@ def levels(table: Table, name: str) -> tuple[str, ...]:
     return tuple(sorted(set(text(table, name).tolist()) - {""}))
 
 
+def missing_columns(table: Table, law: Law, columns: Mapping[str, str] | None = None) -> str:
+    """Which symbol of a law has no column, in words with the nearest name; the empty string when all have one."""
+    for symbol in law.symbols:
+        column = {**COLUMNS, **(columns or {})}.get(symbol, symbol)
+        if column not in table:
+            return f"the table has no column {column!r} for {symbol}: say --map {symbol}=COLUMN{nearest(column, table)}"
+    return ""
+
+
 def select_rows(
     table: Table,
     laws: Sequence[Law],
@@ -138,10 +147,10 @@ def select_rows(
     mapping = {**COLUMNS, **(columns or {})}
     symbols = list(dict.fromkeys(s for law in laws for s in law.symbols))
     _require(table, [loss])
-    for symbol in symbols:
-        if mapping[symbol] not in table:
-            hint = nearest(mapping[symbol], table)
-            raise UserError(f"the table has no column {mapping[symbol]!r}, which {symbol} stands for{hint}")
+    for law in laws:
+        missing = missing_columns(table, law, columns)
+        if missing:
+            raise UserError(missing)
     any_sign = {s for law in laws for s in law.symbols} - {s for law in laws for s in law.positive}
     symbols += [s for s in extra if s not in symbols and mapping[s] in table]
     for name in ("stage", "compensation"):

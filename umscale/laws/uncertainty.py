@@ -129,16 +129,16 @@ def bootstrap(
 ) -> Uncertainty:
     """Uncertainty of ``fit`` by resampling groups of its rows; the same ``seed`` gives the same draws.
 
-    ``n_draws`` defaults to 20 000 for local laws, whose draws are linear, and to 1000 refits for others. ``group`` may
-    be a code for each of the fit's rows; ``unit`` is then what the groups are called. ``bca`` intervals take one more
-    refit a group.
+    ``n_draws`` defaults to 20 000 for local laws, whose draws are linear, and to 1000 refits for others; 0 gives no
+    intervals. ``group`` may be a code for each of the fit's rows; ``unit`` is then what the groups are called. ``bca``
+    intervals take one more refit a group.
     """
     codes, resampled = _groups(fit, group, unit)
     rng = np.random.Generator(np.random.PCG64(seed))
     bca = interval == "bca"
     if isinstance(fit.law, LocalLaw):
-        return _wild(fit, fit.law, codes, resampled, n_draws or 20_000, rng, seed, bca)
-    return _pairs(fit, codes, resampled, n_draws or 1000, rng, seed, bca)
+        return _wild(fit, fit.law, codes, resampled, 20_000 if n_draws is None else n_draws, rng, seed, bca)
+    return _pairs(fit, codes, resampled, 1000 if n_draws is None else n_draws, rng, seed, bca)
 
 
 def without_each(fit: FitResult, codes: Codes) -> Array:
@@ -375,7 +375,7 @@ def _pairs(
     warnings: tuple[str, ...] = ()
     if freedom < 1:
         warnings = ("the law has as many coefficients as there are groups: no interval can be given",)
-    else:
+    elif n_draws:
         counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
         draws = refit(fit, counts[:, codes].astype(np.float64))
         method = (

@@ -1,0 +1,295 @@
+"""How `umscale fit` prints laws: side by side, by group, compared, and with what their residuals show."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from umscale_cli.answers import estimate_text, heading, print_verdict
+from umscale_cli.console import count, number
+
+if TYPE_CHECKING:
+    from umscale.laws.compare import Compared
+    from umscale.laws.diagnostics import Diagnostics
+    from umscale.laws.fit import FitResult
+    from umscale.laws.report import Report, Section
+    from umscale.laws.uncertainty import Estimate
+
+_EDGES = ("largest", "sparsest", "future")
+
+
+def print_fit(found: "Report", console: Any, details: "Iterable[str]" = ("loss",)) -> None:
+    """Print laws and verdicts of the losses in ``details`` in full, and a line for every other verdict."""
+    shown = [section for section in found.sections if section.loss in details]
+    _print_sections(found, shown, console)
+    for line in found.skipped:
+        console.print(f"not fitted: {line}", markup=False)
+    for verdict in found.verdicts:
+        if verdict.loss in details:
+            console.print()
+            print_verdict(verdict, console)
+    console.print()
+    for verdict in found.verdicts:
+        if verdict.loss not in details:
+            difference = verdict.from_law.difference if verdict.from_law else None
+            where = heading(verdict.stage, verdict.compensation, verdict.loss)
+            console.print(f"{where}: {verdict.answer}, difference {estimate_text(difference)}")
+
+
+def print_table_fit(found: "Report", console: Any) -> None:
+    """Print the laws of a table that is no study, with what was fitted and what each column means."""
+    _print_sections(found, found.sections, console)
+    for line in found.skipped:
+        console.print(f"not fitted: {line}", soft_wrap=True, markup=False)
+    console.print()
+    for line in _provenance(found):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def print_comparison(found: "Report", console: Any) -> None:
+    """Print one table of all laws a section, and which of them to use for what."""
+    for section in found.sections:
+        console.print()
+        console.print(_comparison_table(found, section))
+        for compared in section.comparison.laws:
+            loose = compared.fit.unidentified
+            if loose:
+                console.print(f"{compared.fit.law.name}: not identified: {', '.join(loose)}")
+        for use in section.comparison.uses:
+            console.print(f"{use.purpose}: {use.law} ({use.reason})", soft_wrap=True)
+        console.print(
+            f"one law for all: {section.comparison.recommended} ({section.comparison.reason})", soft_wrap=True
+        )
+        for index, diagnostics in enumerate(section.diagnostics):
+            _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console)
+    for line in found.skipped:
+        console.print(f"not fitted: {line}", soft_wrap=True, markup=False)
+    console.print()
+    for line in _provenance(found):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any) -> None:
+    if found.settings.by is not None:
+        places = dict.fromkeys((s.stage, s.compensation, s.loss) for s in sections)
+        for place in places:
+            inside = [s for s in sections if (s.stage, s.compensation, s.loss) == place]
+            for law in dict.fromkeys(c.fit.law.name for s in inside for c in s.comparison.laws):
+                console.print()
+                console.print(_group_table(found, inside, law))
+    for section in sections:
+        if found.settings.by is None:
+            console.print()
+            console.print(_law_table(found, section))
+            if found.n_runs is not None or len(section.comparison.laws) > 1:
+                words = section.comparison
+                console.print(f"Law to use: {words.recommended} ({words.reason})")
+        for index, diagnostics in enumerate(section.diagnostics):
+            _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console, section.by)
+
+
+def _table(title: str, columns: Mapping[str, str]) -> Any:
+    """Return a table without lines; ``columns`` maps names to ``left`` or ``right``."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, side in columns.items():
+        justify: Any = side
+        table.add_column(name, justify=justify)
+    return table
+
+
+def _title(found: "Report", section: "Section") -> str:
+    return f"Laws: {_heading(found, section)} ({section.comparison.laws[0].fit.n_rows} records)"
+
+
+def _heading(found: "Report", section: "Section") -> str:
+    if found.n_runs is not None:
+        return heading(section.stage, section.compensation, section.loss)
+    return ", ".join(part for part in (section.stage, section.compensation, section.loss) if part)
+
+
+def _law_table(found: "Report", section: "Section") -> Any:
+    profiled = {"profile": "left"} if section.profiles else {}
+    tested = _tested(section)
+    right = ("free", "RMSE nats", "R²", "AICc", *tested.values())
+    columns = {
+        "law": "left",
+        "coefficients, 95% interval": "left",
+        **profiled,
+        **dict.fromkeys(right, "right"),
+    }
+    table = _table(_title(found, section), columns)
+    for index, compared in enumerate(section.comparison.laws):
+        fit = compared.fit
+        estimates = section.uncertainty[index].coefficients()
+        lines = [f"{name} {_coefficient(fit, name, value)}" for name, value in estimates.items()]
+        profiles = section.profiles[index] if section.profiles else {}
+        table.add_row(
+            fit.law.name,
+            "\n".join(lines),
+            *(["\n".join(_interval(p) for p in profiles.values())] if profiles else []),
+            str(compared.n_parameters - 1),
+            number(fit.rmse_nats),
+            number(fit.r_squared, 3),
+            number(compared.aicc, 1),
+            *(_error(compared, edge) for edge in tested),
+        )
+    return table
+
+
+def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> Any:
+    """One law, a row for each value of the grouping column."""
+    from rich.markup import escape
+
+    pairs = [(s, i) for s in sections for i, c in enumerate(s.comparison.laws) if c.fit.law.name == law]
+    names = list(dict.fromkeys(n for s, i in pairs for n in s.comparison.laws[i].fit.law.coefficients))
+    tested = {edge: head for s, _ in pairs for edge, head in _tested(s).items()}
+    right = ("rows", *names, "RMSE nats", *tested.values())
+    title = f"{law}: {_heading(found, sections[0])}"
+    table = _table(title, {str(found.settings.by): "left", **dict.fromkeys(right, "right")})
+    for section, index in pairs:
+        compared = section.comparison.laws[index]
+        estimates = section.uncertainty[index].coefficients()
+        cells = [
+            _coefficient(compared.fit, name, estimates[name], "\n", 3).replace("  ", "\n")
+            if name in estimates
+            else "–"
+            for name in names
+        ]
+        table.add_row(
+            escape(section.by or ""),
+            str(compared.fit.n_rows),
+            *cells,
+            number(compared.fit.rmse_nats),
+            *(_error(compared, edge) for edge in tested),
+        )
+    return table
+
+
+def _comparison_table(found: "Report", section: "Section") -> Any:
+    heads = _tested(section)
+    right = ("free", "RMSE nats", "%", "AICc", "BIC", *heads.values())
+    table = _table(_title(found, section), {"law": "left", **dict.fromkeys(right, "right")})
+    for compared in section.comparison.laws:
+        name = compared.fit.law.name
+        table.add_row(
+            f"{name} (null)" if compared.is_null else name,
+            str(compared.n_parameters - 1),
+            number(compared.fit.rmse_nats),
+            number(compared.fit.rmse_percent, 2),
+            number(compared.aicc, 1),
+            number(compared.bic, 1),
+            *(_error(compared, edge) for edge in heads),
+        )
+    return table
+
+
+def _tested(section: "Section") -> dict[str, str]:
+    """The edges at which any law could be held out, each with its heading."""
+    axes = {h.edge: h.axis for c in section.comparison.laws for h in c.holdouts if not h.skipped}
+    return {edge: f"{edge} {axes[edge]} held out" for edge in _EDGES if edge in axes}
+
+
+def _error(compared: "Compared", edge: str) -> str:
+    holdout = next((h for h in compared.holdouts if h.edge == edge), None)
+    if holdout is None or holdout.skipped:
+        return "–"
+    return f"{holdout.rmse_nats:.4f} ({holdout.mean_percent:.2f}%)"
+
+
+def _coefficient(
+    fit: "FitResult", name: str, estimate: "Estimate", between: str = " ", digits: int = 5
+) -> str:
+    """A coefficient with its interval: nats per doubling with fixed digits, others with seven significant ones."""
+    from umscale.laws.forms import LocalLaw
+
+    loose = "  not identified" if name in fit.unidentified else ""
+    if isinstance(fit.law, LocalLaw):
+        return estimate_text(estimate) + loose
+    if name in fit.constraints.pins:
+        return f"{estimate.value:.{digits + 2}g}{between}pinned"
+    return f"{estimate.value:.{digits + 2}g}{between}{_interval(estimate, digits)}{loose}"
+
+
+def _interval(estimate: "Estimate", digits: int = 5) -> str:
+    """``[0.32, 0.37]``; an end that the rows do not bound is infinite."""
+    if estimate.low != estimate.low or estimate.high != estimate.high:
+        return "(no interval)"
+    return f"[{estimate.low:.{digits}g}, {estimate.high:.{digits}g}]"
+
+
+def _provenance(found: "Report") -> list[str]:
+    """How the laws were fitted, where their numbers come from, and in what units."""
+    lines: list[str] = []
+    laws = {c.fit.law.name: c.fit.law for s in found.sections for c in s.comparison.laws}
+    for law in laws.values():
+        lines.append(f"{law.name}: {law.formula}   [{law.source}]")
+        for section in found.sections:
+            words: tuple[str | None, ...] = ()
+            if found.n_runs is not None:
+                words = (section.stage, section.compensation, section.loss)
+            words = (*words, f"{found.settings.by} {section.by}" if section.by is not None else None)
+            place = ", ".join(word for word in words if word)
+            for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
+                if compared.fit.law.name != law.name:
+                    continue
+                lines.append(f"  {place}{': ' if place else ''}{_how(compared.fit)}")
+                lines += [f"    note: {line}" for line in (*compared.fit.warnings, *uncertainty.warnings)]
+                if len(uncertainty.draws):
+                    lines.append(f"    intervals: {uncertainty.method}; resampled {uncertainty.resampled}")
+    first = found.sections[0]
+    columns: dict[str, str] = {}
+    for compared in first.comparison.laws:
+        columns |= compared.fit.columns
+    units = found.settings.units
+    said = [
+        f"{s} is {c}, {units.get(s, 'unit not given (--unit)')}"
+        for s, c in (("loss", first.loss), *columns.items())
+    ]
+    return [*lines, f"columns: {'; '.join(said)}"]
+
+
+def _how(fit: "FitResult") -> str:
+    delta = {
+        "huber": f" (delta {fit.delta:g})",
+        "least_absolute": f" (as Huber with delta {fit.delta:g})",
+        "least_squares": "",
+    }[fit.objective_name]
+    residuals = "ln L" if fit.residual == "log" else "L"
+    text = f"{fit.objective_name}{delta} on {residuals}, objective {fit.objective:.9g}"
+    if fit.starts_at_optimum is not None:
+        text += f", reached by {fit.starts_at_optimum:.0%} of {fit.n_starts} starts"
+    return text
+
+
+def _print_diagnostics(
+    fit: "FitResult", found: "Diagnostics", console: Any, group: str | None = None
+) -> None:
+    left = {"axis": "left", "from": "right", "to": "right"}
+    right = dict.fromkeys(("rows", "mean residual, nats", "RMS", "nats/octave (t)"), "right")
+    title = f"Residuals of {fit.law.name}{f', {group}' if group is not None else ''}"
+    table = _table(title, left | right)
+    for axis in found.axes:
+        for i, one in enumerate(axis.bins):
+            table.add_row(
+                axis.column if i == 0 else "",
+                _size(one.low),
+                _size(one.high),
+                str(one.n_rows),
+                f"{one.mean:+.4f}",
+                f"{one.rms:.4f}",
+                f"{axis.slope:+.4f} ({axis.t:.1f})" if i == 0 else "",
+            )
+    console.print()
+    console.print(table)
+    runs = ", ".join(f"{r.name} {r.mean:+.4f} ({abs(r.deviations):.1f} sd)" for r in found.runs)
+    console.print(f"furthest from the law: {runs}", soft_wrap=True)
+    moved = ", ".join(
+        f"{i.row} ({i.coefficient} by {abs(i.standard_errors):.2f} standard errors)" for i in found.influence
+    )
+    console.print(f"rows that move a coefficient most: {moved or '–'}", soft_wrap=True)
+    for line in found.statements:
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def _size(value: float) -> str:
+    return count(value) if abs(value) >= 1000 else f"{value:.3g}"

@@ -81,7 +81,11 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
             console.print(_law_table(found, section))
             if found.n_runs is not None or len(section.comparison.laws) > 1:
                 words = section.comparison
-                console.print(f"Law to use: {words.recommended} ({words.reason})")
+                console.print(f"Law to use: {words.recommended} ({words.reason})", soft_wrap=True)
+            if found.n_runs is not None:  # a table's notes stand beside how it was fitted
+                for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
+                    for line in (*compared.fit.warnings, *uncertainty.warnings):
+                        console.print(f"note: {compared.fit.law.name}: {line}", soft_wrap=True, markup=False)
         for index, diagnostics in enumerate(section.diagnostics):
             _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console, section.by)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umscale_cli.console import JsonFlag, count, note, number, out, print_json
-from umscale_cli.runs import StudyArgument, open_store, warn_damaged
+from umscale_cli.runs import open_store, warn_damaged
 
 if TYPE_CHECKING:
     from umscale.laws.plan import Configuration, Plan
@@ -20,7 +20,13 @@ _RESOURCES = {
 
 
 def plan(
-    study: StudyArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY|FIT",
+            help="A study's store or name, or a .json file that `umscale fit --json` printed.",
+        ),
+    ],
     max_total_params: Annotated[
         str, typer.Option(help="Parameters without embeddings, as in 120B.", show_default=False)
     ],
@@ -44,7 +50,7 @@ def plan(
     ] = None,
     law: Annotated[
         str | None,
-        typer.Option(help="Law that ranks; default the one `umscale fit` would use.", show_default=False),
+        typer.Option(help="Law that ranks; default the one `umscale fit` recommends.", show_default=False),
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="annealed or stable; default annealed.", show_default=False)
@@ -79,21 +85,39 @@ def plan(
 ) -> None:
     """Recommend real dimensions within limits, with the predicted loss, the runners-up and what the limits cost."""
     from umscale.design.study import parse
+    from umscale.errors import UserError
     from umscale.files import write_text
     from umscale.laws.plan import Limits, to_json
     from umscale.laws.plan import plan as make_plan
+    from umscale.laws.saved import read_saved, refit_saved
+    from umscale.laws.source import read_table
     from umscale.spec import quantity, read_toml
     from umscale_cli.cost import load_model
 
-    store = open_store(study)
-    table = store.columns()
-    tree = read_toml(store.root / "study.toml")
-    reference = parse(tree, "study.toml").reference
-    base = reference.model
+    saved = None
+    if source.endswith(".json"):
+        saved = read_saved(Path(source), law=law, stage=stage)
+    store, table = None, {}
+    if saved is not None and not saved.is_study:
+        table = dict(read_table(saved.source))
+    else:
+        store = open_store(source if saved is None else saved.source)
+        table = store.columns()
+    ranks_by = law if saved is None else refit_saved(saved, table)
+    tree: dict[str, Any] = {}
+    context = 2048
+    if store is not None:
+        tree = read_toml(store.root / "study.toml")
+        reference = parse(tree, "study.toml").reference
+        context = reference.data.seq_len
     if model is not None:
         base = load_model(model, [])[0]
-    elif not base.vocab_size and len(table["vocab_size"]):
-        base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
+    elif store is None:
+        raise UserError(f"{source} is a fit of a table, which has no model: say what to vary with --model")
+    else:
+        base = reference.model
+        if not base.vocab_size and len(table["vocab_size"]):
+            base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
 
     def limit(given: str | None, option: str) -> float | None:
         return None if given is None else quantity(given, option)
@@ -108,14 +132,14 @@ def plan(
             batch=batch,
         ),
         tokens=limit(tokens, "--tokens"),
-        law=law,
+        law=ranks_by,
         stage=stage,
         compensation=compensation,
         sizing=sizing,
         loss=loss,
         vary=tuple(name.strip() for name in vary.split(",") if name.strip()),
         max_octaves=max_octaves,
-        seq_len=seq_len or reference.data.seq_len,
+        seq_len=seq_len or context,
         seed=seed,
     )
     if json_:
@@ -125,7 +149,8 @@ def plan(
     if output is not None:
         write_text(Path(output), found.to_toml(tree))
         note(f"wrote {output}")
-    warn_damaged(store)
+    if store is not None:
+        warn_damaged(store)
 
 
 def print_plan(found: "Plan", console: Any) -> None:

@@ -320,6 +320,76 @@ def test_synthetic_tables_are_recovered(cli: Cli, tmp_path: Path, name: str) -> 
     assert fit["rmse_percent"] < 0.15
 
 
+def test_a_law_that_resampling_cannot_move_gets_no_interval(cli: Cli) -> None:
+    """Without tokens, a study of two budgets lies in balance on both sides of the law."""
+    law = "E + S*N_s**-g + M*m**-k"
+    fit = cli.json("fit", "enwik8_density", "--law", law, "--stage", "annealed", "--pin", "E=1")["fits"][0]
+    assert fit["coefficients"]["g"]["low"] is None
+    assert any("no interval can be given" in line for line in fit["warnings"])
+
+
+# -- a fit, planned with -----------------------------------------------------------------------------------
+
+LIMITS = ("--max-total-params", "10M", "--max-memory-access", "300k")
+
+
+def saved(cli: Cli, tmp_path: Path, *arguments: str) -> str:
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(cli.json("fit", *arguments)))
+    return str(path)
+
+
+def test_a_plan_from_a_fit_is_the_plan_from_its_study(cli: Cli, tmp_path: Path) -> None:
+    fit = saved(cli, tmp_path, "enwik8_density", "--stage", "annealed", "--law", "null,additive,interaction")
+    from_fit, from_study = cli.json("plan", fit, *LIMITS), cli.json("plan", "enwik8_density", *LIMITS)
+    assert from_fit["recommended"] == from_study["recommended"]
+    assert from_fit["law"] == from_study["law"]
+
+
+def test_a_plan_from_a_table(cli: Cli, tmp_path: Path) -> None:
+    """Columns of any name: the model is the user's, the law is the table's."""
+    import pandas as pd
+
+    rng = np.random.default_rng(5)
+    rows = {"slots": 10 ** rng.uniform(5, 7, 60), "active": 2 ** rng.uniform(3, 6, 60)}
+    loss = 1.2 + 3 * rows["slots"] ** -0.15 + 0.6 * rows["active"] ** -0.3 + 0.002 * rng.standard_normal(60)
+    path = tmp_path / "t.csv"
+    pd.DataFrame({**rows, "loss": loss}).to_csv(path, index=False)
+    law, mapping = "E + S*N_s**-gamma + M*m**-kappa", "N_s=slots,m=active"
+    fit = saved(cli, tmp_path, str(path), "--law", law, "--map", mapping)
+    assert "--model" in cli.refusal("plan", fit, *LIMITS)
+    study = tmp_path / "model.toml"
+    study.write_text(
+        "[model]\nd_model = 64\nn_layers = 2\nn_heads = 2\nvocab_size = 256\nffn = {d_ffn = 128}\n"
+        "memory = {n_keys = 64, top_m = 16, d_key = 16, d_pre_value = 16, d_value = 32}\n"
+    )
+    found = cli.json("plan", fit, *LIMITS, "--model", str(study))
+    best = found["recommended"]
+    coefficients = {
+        name: c["value"] for name, c in json.loads(Path(fit).read_text())["fits"][0]["coefficients"].items()
+    }
+    n_s, m = best["sparse_params"], best["dimensions"]["top_m"]
+    by_hand = (
+        coefficients["E"]
+        + coefficients["S"] * n_s ** -coefficients["gamma"]
+        + coefficients["M"] * m ** -coefficients["kappa"]
+    )
+    assert best["loss"]["value"] == pytest.approx(by_hand, rel=1e-9)
+    frame = pd.read_csv(path)
+    frame.loc[0, "loss"] += 0.1
+    frame.to_csv(path, index=False)
+    assert "has changed since" in cli.refusal("plan", fit, *LIMITS, "--model", str(study))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"schema": 1}', '{"schema": 2}', '{"schema": 2, "fits": [{}]}']
+)
+def test_a_damaged_fit_gets_one_line(cli: Cli, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "fit.json"
+    path.write_text(content)
+    cli.refusal("plan", str(path), *LIMITS)
+
+
 # -- what it refuses -------------------------------------------------------------------------------------
 
 REFUSALS = [

@@ -20,7 +20,7 @@ from umscale.design.axes import COMPENSATIONS, Infeasible, solve
 from umscale.errors import UserError, nearest
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.fit import FitResult, fit_law
-from umscale.laws.forms import FIRST_LAWS, Array, LocalLaw, evaluate
+from umscale.laws.forms import COLUMNS, FIRST_LAWS, Array, LocalLaw, evaluate
 from umscale.laws.table import Table, levels, numeric, where
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
 from umscale.spec import ModelSpec, to_dict
@@ -145,7 +145,7 @@ def plan(
     limits: Limits,
     *,
     tokens: float | None = None,
-    law: str | None = None,
+    law: str | FitResult | None = None,
     stage: str | None = None,
     compensation: str | None = None,
     sizing: str | None = None,
@@ -161,7 +161,8 @@ def plan(
         table: a study's finished runs.
         base: what no axis varies; its FFN is the reference of ``sizing``.
         tokens: training tokens; None is the study's (geometric mean).
-        law: a name of ``forms.LAWS``; None takes what ``compare`` recommends.
+        law: a name of ``forms.LAWS``, or a fit of ``table``'s rows that was made before, whose stage, compensation
+            and loss are then taken; None takes what ``compare`` recommends.
         stage: None takes ``annealed`` where the table has it.
         compensation: of the runs that the law is fitted to; None takes the only one, or the first.
         sizing: how the FFN's width follows (``COMPENSATIONS``); None is ``compensation``.
@@ -176,6 +177,8 @@ def plan(
     stages = levels(table, "stage")
     stage = stage or ("annealed" if "annealed" in stages else next(iter(stages), None))
     compensation = compensation or next(iter(levels(table, "compensation")), None)
+    if isinstance(law, FitResult):
+        stage, compensation, loss = law.stage, law.compensation, law.loss
     part = where(table, stage=stage, compensation=compensation)
     fit, reason = _fit(part, law, stage, loss)
     sizing = sizing or compensation or "none"
@@ -335,9 +338,11 @@ def _check(base: ModelSpec, limits: Limits, vary: Sequence[str], tokens: float |
             raise UserError(f"cannot vary {name!r}{nearest(name, VARIABLE)}")
 
 
-def _fit(table: Table, law: str | None, stage: str | None, loss: str) -> tuple[FitResult, str]:
+def _fit(table: Table, law: str | FitResult | None, stage: str | None, loss: str) -> tuple[FitResult, str]:
     """The fit that ranks, and why that law."""
-    if law is not None:
+    if isinstance(law, FitResult):
+        fit, reason = law, "as fitted before"
+    elif law is not None:
         fit, reason = fit_law(table, law, stage=stage, loss=loss), "as asked"
     else:
         fits = fit_laws(table, FIRST_LAWS, stage=stage, loss=loss)
@@ -434,7 +439,7 @@ def _smallest(search: _Search, limits: Limits) -> str:
 def _values(fit: FitResult, candidates: Sequence[_Candidate], tokens: float | None) -> dict[str, Array]:
     """Symbol of the law → [candidates]."""
     return {
-        symbol: np.array([_column(fit.columns[symbol], c, tokens) for c in candidates])
+        symbol: np.array([_column(COLUMNS.get(symbol, fit.columns[symbol]), c, tokens) for c in candidates])
         for symbol in fit.law.symbols
     }
 
@@ -478,7 +483,7 @@ def _octaves_outside(values: Array, domain: tuple[float, float]) -> Array:
 
 def _outside(table: Table, fit: FitResult, best: _Candidate) -> dict[str, float]:
     """Octaves from the measured range, of dimensions that the law does not read."""
-    read = {fit.columns[s] for s in fit.law.symbols}
+    read = {COLUMNS.get(s, fit.columns[s]) for s in fit.law.symbols}
     out = {}
     for name in _FIXED:
         if name in table and name not in read:

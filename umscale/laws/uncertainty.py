@@ -383,6 +383,13 @@ def _pairs(
             f"degrees of freedom{_WORDS[bca]}"
         )
         expansion = _student_over_normal(freedom) * float(np.sqrt(n_groups / (n_groups - 1)))
+        if np.ptp(draws, axis=0).max() == 0 and fit.n_free and fit.rmse_nats > _EXACT:
+            # Huber far inside its linear part, rows balanced around the law in every group: any resample agrees.
+            draws, method = draws[:0], "none"
+            warnings = (
+                "resampling does not move the fit: rows lie in balance on both sides of it, far beyond delta; the law "
+                "misses what sets them apart, and no interval can be given (--objective least_squares has one)",
+            )
     return Uncertainty(
         fit=fit,
         draws=draws,

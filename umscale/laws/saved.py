@@ -1,0 +1,143 @@
+"""A fit that ``umscale fit --json`` printed, taken up again: the same law on the same rows, with its draws.
+
+The file is not trusted for numbers. Its source is read again and the law fitted again, and the optimum must be the
+one recorded; intervals of whatever is predicted from it then come from refits, not from the file's marginal ones.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umscale.errors import UserError
+from umscale.laws.compare import Recipe, fit_each
+from umscale.laws.expression import parse_law
+from umscale.laws.fit import FitResult
+from umscale.laws.forms import COLUMNS, LAWS, Law
+from umscale.laws.report import SCHEMA_VERSION
+from umscale.laws.source import choose_rows, map_columns, satisfies
+from umscale.laws.table import Table, text
+
+_SAME = 1e-6  # relative difference of two objectives that are one optimum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedFit:
+    """One law of a file of ``umscale fit --json``."""
+
+    path: Path
+    source: str
+    """A study or a table file, as it was named."""
+    is_study: bool
+    where: str | None
+    by: Mapping[str, str]
+    law: Law
+    recipe: Recipe
+    columns: Mapping[str, str]
+    loss: str
+    stage: str | None
+    compensation: str | None
+    rows: int
+    objective: float
+
+
+def read_saved(path: Path, *, law: str | None = None, stage: str | None = None) -> SavedFit:
+    """Read one fit of a file: the law named, else the one recommended; of the stage named, else the first.
+
+    Raises ``UserError`` for a file that is no such output, is of another schema, or has no such fit.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        version = tree["schema"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not what `umscale fit --json` prints") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema {version}, this is {SCHEMA_VERSION}: fit again")
+    try:
+        return _chosen(path, tree, law, stage)
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); fit again") from None
+
+
+def refit_saved(saved: SavedFit, table: Table) -> FitResult:
+    """The recorded fit made again from ``table``, the source's rows.
+
+    Raises ``UserError`` when the rows or the optimum are not those recorded.
+    """
+    if saved.where:
+        table = choose_rows(table, saved.where)
+    given = {symbol: column for symbol, column in saved.columns.items() if COLUMNS.get(symbol) != column}
+    mapped, columns = map_columns(table, given)
+    for column, value in saved.by.items():
+        kept = text(mapped, column) == value
+        if not kept.any():
+            kept = satisfies(mapped, f"`{column}` == {value}")
+        mapped = {name: np.asarray(cells)[kept] for name, cells in mapped.items()}
+    fits, refused = fit_each(
+        mapped,
+        [saved.law],
+        stage=saved.stage,
+        compensation=saved.compensation,
+        loss=saved.loss,
+        columns=columns,
+        extra=tuple(symbol for symbol in saved.columns if symbol not in saved.law.symbols),
+        recipe=saved.recipe,
+    )
+    if not fits:
+        raise refused[0]
+    fit = fits[0]
+    if fit.n_rows != saved.rows or abs(fit.objective - saved.objective) > _SAME * abs(saved.objective):
+        raise UserError(
+            f"{saved.source} has changed since {saved.path} was written ({fit.n_rows} rows, then {saved.rows}; "
+            f"objective {fit.objective:.9g}, then {saved.objective:.9g}): fit again"
+        )
+    return fit
+
+
+def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | None) -> SavedFit:
+    fits = [f for f in tree["fits"] if stage in (None, f["stage"])]
+    if not fits:
+        raise UserError(f"{path} holds no fit of stage {stage!r}")
+    if law is None:
+        first = fits[0]
+        place = {k: first[k] for k in ("stage", "compensation", "loss", "by")}
+        law = next(r["law"] for r in tree["recommended"] if all(r[k] == v for k, v in place.items()))
+    named = [f for f in fits if f["law"] == law]
+    if not named:
+        raise UserError(
+            f"{path} holds no law {law!r}; it has {', '.join(dict.fromkeys(f['law'] for f in fits))}"
+        )
+    fit, source = named[0], tree["input"]
+    columns = {str(s): str(c) for s, c in fit["columns"].items()}
+    how = fit["constraints"]
+    return SavedFit(
+        path=path,
+        source=str(source.get("study") or source["table"]),
+        is_study="study" in source,
+        where=source["where"],
+        by=dict(fit["by"]),
+        law=LAWS[law] if law in LAWS else parse_law(str(fit["formula"]), columns),
+        recipe=Recipe(
+            objective=fit["objective"]["name"],
+            delta=fit["objective"]["delta"] if fit["objective"]["name"] == "huber" else None,
+            residual=fit["objective"]["residual"],
+            pins={str(name): float(value) for name, value in how["pins"].items()},
+            ties=[(str(a), str(b)) for a, b in how["ties"]],
+            bounds={
+                str(name): (
+                    -np.inf if low is None else float(low),
+                    np.inf if high is None else float(high),
+                )
+                for name, (low, high) in how["bounds"].items()
+            },
+        ),
+        columns=columns,
+        loss=str(fit["loss"]),
+        stage=fit["stage"],
+        compensation=fit["compensation"],
+        rows=int(fit["rows"]),
+        objective=float(fit["objective"]["value"]),
+    )

@@ -38,7 +38,7 @@ def fit(
         str | None,
         typer.Option(
             metavar="LAW,...",
-            help="Laws by name (`umscale laws`) or as expressions, 'E + A*N**-alpha'; default the local ones.",
+            help="Laws by name (`umscale laws`) or as formulas, 'mine: E + A*N**-alpha'; default the local ones.",
             show_default=False,
         ),
     ] = None,
@@ -55,7 +55,7 @@ def fit(
         typer.Option(
             "--map",
             metavar="SYMBOL=COLUMN,...",
-            help="Columns that the law's symbols and loss stand for, or formulas of columns: rho=1/num_experts.",
+            help="Columns that the law's symbols and loss stand for; or formulas of columns, numbers: rho=1/experts.",
         ),
     ] = None,
     where: Annotated[

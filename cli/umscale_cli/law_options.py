@@ -18,10 +18,10 @@ _OPERATORS = frozenset("+-*/()")
 def read_laws(
     text: str, table: "Table", columns: Mapping[str, str], mapping: Mapping[str, str]
 ) -> "list[Law]":
-    """Read the laws of --law; names are looked up, what holds an operator is an expression of ``columns``."""
+    """Read the laws of --law: names are looked up; ``NAME: FORMULA`` and what holds an operator is a formula."""
     from umscale.errors import UserError, nearest
     from umscale.laws.expression import parse_law
-    from umscale.laws.forms import law_named
+    from umscale.laws.forms import LAWS, law_named
 
     found: list[Law] = []
     for one in (part.strip() for part in text.split(",")):
@@ -30,7 +30,12 @@ def read_laws(
             continue
         if not columns:
             raise UserError(f"say what the symbols of {one!r} stand for: --map N=COLUMN,...")
-        law = parse_law(one, columns)
+        name, colon, formula = (part.strip() for part in one.partition(":"))
+        if colon and name in LAWS:
+            raise UserError(
+                f"{name!r} is the name of a law that is here already: call {formula!r} something else"
+            )
+        law = parse_law(formula, columns, name) if colon else parse_law(one, columns)
         for name in law.coefficients:
             if name in table:
                 note(f"note: {name} is a coefficient of {one!r}; --map {name}={name} makes it the column")

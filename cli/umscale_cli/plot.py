@@ -1,118 +1,289 @@
-"""``umscale plot``: figures of a study's results."""
+"""``umscale plot``: figures of a study's results, or of any table's laws."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from umscale_cli.console import JsonFlag, note, print_json
-from umscale_cli.runs import DEFAULT_ROOT, StudyArgument, is_recorded, open_store, warn_damaged
+from umscale_cli.law_options import pairs, read_laws
+from umscale_cli.runs import DEFAULT_ROOT, is_recorded, open_store, warn_damaged
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from umscale.laws.table import Table
+    from umscale.plots.kinds import Gallery
     from umscale.store import Store
 
-FIGURES = {
-    "density": "loss against top_m by sparse parameters, with the recommended law",
-    "size": "loss against sparse parameters by top_m, with the recommended law",
-    "curves": "training loss along trunk and branches",
-    "architectures": "loss of every architecture beside the baseline",
-}
+T = TypeVar("T")
+
 FORMATS = ("png", "svg", "pdf")
+_READ_BY_FIGURES = ("C", "r")
+"""Symbols that may be mapped although no law reads them: figures do."""
+
+
+def _print_kinds(wanted: bool) -> None:
+    if wanted:
+        from umscale.plots.kinds import KINDS
+
+        width = max(map(len, KINDS)) + 2
+        for name, kind in KINDS.items():
+            print(f"{name:<{width}}{kind.shows}; needs {kind.needs}")
+        raise typer.Exit
 
 
 def plot(
-    study: StudyArgument,
-    figures: Annotated[
-        str, typer.Option(help=f"Comma-separated: {', '.join(FIGURES)}; default all that fit the question.")
-    ] = "all",
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+        ),
+    ],
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND]...",
+            help="Figures by name, see --list; default all that the data can give.",
+            show_default=False,
+        ),
+    ] = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list", is_eager=True, callback=_print_kinds, help="Say what there is to draw, and exit."
+        ),
+    ] = False,
+    term: Annotated[
+        bool, typer.Option("--term", help="Draw in the terminal instead; needs umscale[term].")
+    ] = False,
+    law: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAW,...",
+            help="Laws to draw, by name or as expressions; default of a study: the one it recommends.",
+            show_default=False,
+        ),
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="SYMBOL=COLUMN,...",
+            help="Columns that the law's symbols and loss stand for, or formulas of columns: rho=1/num_experts.",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Rows with one value are resampled together.", show_default=False
+        ),
+    ] = None,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out a table's rows without a loss or a column.")
+    ] = False,
+    loss: Annotated[
+        str, typer.Option(help="Of a study: loss (raw weights) or loss_ema (averaged weights).")
+    ] = "loss",
+    stage: Annotated[
+        str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
+    ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder to write to; default figures/ in the store.",
+            help="Folder to write to; default figures/ in the store, TABLE-figures/ here for a table.",
             show_default=False,
         ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="Comma-separated: png, svg, pdf.")] = "png",
-    loss: Annotated[str, typer.Option(help="loss (raw weights) or loss_ema (averaged weights).")] = "loss",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="Also write the points and lines of all figures.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     json_: JsonFlag = False,
 ) -> None:
-    """Draw a study's figures; prints the paths it wrote."""
-    store = open_store(study)
-    folder = out_dir or (DEFAULT_ROOT / study if is_recorded(store) else store.root) / "figures"
-    fitting = (
-        ["architectures", "curves"] if store.question() == "architectures" else ["density", "size", "curves"]
-    )
-    names = fitting if figures == "all" else figures.split(",")
-    paths = plot_store(store, names, folder, format_.split(","), loss)
-    if json_:
-        print_json([str(path) for path in paths])
+    """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
+    from umscale.errors import UserError
+    from umscale.files import write_text
+    from umscale.laws.report import Settings
+    from umscale.laws.source import choose_rows, is_table, map_columns, read_table
+    from umscale.plots.kinds import KINDS, Gallery
+
+    named = tuple(dict.fromkeys(kinds or ()))
+    _check(named, KINDS, "kind of figure")
+    formats = format_.split(",")
+    _check(formats, FORMATS, "format")
+    mapping = dict(pairs(",".join(map_ or ()).split(",") if map_ else (), "--map", "SYMBOL=COLUMN"))
+    measured = mapping.pop("loss", None)
+    store: Store | None = None
+    if is_table(source):
+        if loss != "loss":
+            raise UserError(f"--loss needs a study: name the loss of {source} with --map loss=COLUMN")
+        whole = read_table(source)
     else:
-        for path in paths:
-            print(path)
-    warn_damaged(store)
+        if drop_invalid:
+            raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
+        _check((loss,), ("loss", "loss_ema"), "loss")
+        store = open_store(source)
+        whole = store.columns()
+    table, columns = map_columns(choose_rows(whole, where) if where else whole, mapping)
+    of_laws = {symbol: column for symbol, column in mapping.items() if symbol not in _READ_BY_FIGURES}
+    settings = Settings(columns=columns, group=group)
+    if store is None:
+        settings = replace(settings, is_study=False, extra=tuple(of_laws), drop_invalid=drop_invalid)
+    gallery = Gallery(
+        table,
+        laws=read_laws(law, table, columns, of_laws) if law else (),
+        loss=measured or loss,
+        stage=stage,
+        settings=settings,
+        training=partial(_curves, store, table) if store else None,
+        seed=seed,
+    )
+    if term:
+        _print(gallery, named, source)
+    else:
+        folder = out_dir or _folder(store, source)
+        paths, numbers = [], ["figure,panel,series,drawn_as,x,y"]
+        for name, figure in _figures(gallery, named, source):
+            paths += _save(figure, folder / name, formats)
+            numbers += _numbers(name, figure) if data else []
+        if data:
+            write_text(data, "\n".join([*numbers, ""]))
+            paths.append(data)
+        if json_:
+            print_json([str(path) for path in paths])
+        else:
+            for path in paths:
+                print(path)
+    if store:
+        warn_damaged(store)
 
 
-def plot_store(
-    store: "Store", names: list[str], folder: Path, formats: list[str], loss: str = "loss"
-) -> list[Path]:
+def plot_store(store: "Store", names: Sequence[str], folder: Path, formats: Sequence[str]) -> list[Path]:
     """Draw the named figures of a store into ``folder`` and return the paths, one a figure and format."""
+    from umscale.plots.kinds import Gallery
+
+    gallery = Gallery(store.columns(), training=store.curves)
+    drawn = _figures(gallery, names, str(store.root))
+    return [path for name, figure in drawn for path in _save(figure, folder / name, formats)]
+
+
+def _check(given: Iterable[str], known: Iterable[str], what: str) -> None:
     from umscale.errors import UserError, nearest
+
+    for one in given:
+        if one not in known:
+            raise UserError(f"no {what} is called {one!r}{nearest(one, known)}")
+
+
+def _folder(store: "Store | None", source: str) -> Path:
+    if store is None:
+        return Path(f"{Path(source).name.partition('.')[0]}-figures")
+    return (DEFAULT_ROOT / source if is_recorded(store) else store.root) / "figures"
+
+
+def _curves(store: "Store", table: "Table") -> "Table":
+    """The training curves of the runs in ``table``; of all, running ones too, while none has finished."""
+    import numpy as np
+
+    found = store.curves()
+    chosen = np.isin(found["run_id"].astype(str), table["run_id"].astype(str)) | (not len(table["run_id"]))
+    return {name: column[chosen] for name, column in found.items()}
+
+
+def _drawn(named: Sequence[str], source: str, draw: Callable[[str], Iterable[T]]) -> Iterator[T]:
+    """What ``draw`` gives for each kind; of all kinds those that the data cannot give are noted and skipped."""
+    from umscale.errors import UserError
+    from umscale.plots.kinds import KINDS
+
+    something = False
+    for kind in named or KINDS:
+        try:
+            found = draw(kind)
+        except UserError as error:
+            if named:
+                raise UserError(f"{kind}: {error}") from None
+            note(f"{kind}: {error}")
+            continue
+        something = True
+        yield from found
+    if not something:
+        raise UserError(f"{source} can give no figure, for the reasons above")
+
+
+def _figures(gallery: "Gallery", named: Sequence[str], source: str) -> "Iterator[tuple[str, Figure]]":
+    """File names without suffix, each with its figure."""
+    from umscale.plots.kinds import KINDS
+
+    def draw(kind: str) -> "Iterable[tuple[str, Figure]]":
+        return [(f"{kind}{suffix}", figure) for suffix, figure in KINDS[kind].draw(gallery).items()]
+
+    return _drawn(named, source, draw)
+
+
+def _save(figure: "Figure", stem: Path, formats: Sequence[str]) -> list[Path]:
     from umscale.plots import save
 
-    for name in names:
-        if name not in FIGURES:
-            raise UserError(f"no figure {name!r}{nearest(name, FIGURES)}")
-    for format_ in formats:
-        if format_ not in FORMATS:
-            raise UserError(f"--format {format_!r} must be one of {', '.join(FORMATS)}")
-    if loss not in ("loss", "loss_ema"):
-        raise UserError(f"--loss {loss!r} must be loss or loss_ema")
-    paths = []
-    for name in names:
-        try:
-            drawn = _draw(store, name, loss)
-        except UserError as error:
-            if len(names) == 1:
-                raise
-            note(f"{name}: {error}")
-            continue
-        for suffix, figure in drawn.items():
-            for format_ in formats:
-                path = folder / f"{name}{suffix}.{format_}"
-                save(figure, path)
-                paths.append(path)
-    return paths
+    return [save(figure, stem.with_name(f"{stem.name}.{format_}")) for format_ in formats]
 
 
-def _draw(store: "Store", name: str, loss: str) -> dict[str, Any]:
-    """Return figures by file-name suffix: one, or one for each compensation of the study."""
+def _numbers(name: str, figure: "Figure") -> list[str]:
+    """The points and lines of a figure as lines of CSV."""
+    from umscale.plots.series import panels_of
+
+    lines = []
+    for panel in panels_of(figure):
+        for one in panel.series:
+            words = ",".join(_quoted(part) for part in (name, panel.title, one.name))
+            kind = "line" if one.is_line else "points"
+            lines += [
+                f"{words},{kind},{x!r},{y!r}" for x, y in zip(one.x.tolist(), one.y.tolist(), strict=True)
+            ]
+    return lines
+
+
+def _quoted(words: str) -> str:
+    return '"' + words.replace('"', '""') + '"'
+
+
+def _print(gallery: "Gallery", named: Sequence[str], source: str) -> None:
+    """Print the figures as characters."""
     from umscale.errors import UserError
-    from umscale.laws.report import report
-    from umscale.laws.table import levels, where
-    from umscale.plots import architectures, curves, loss_vs_density, loss_vs_size
+    from umscale.plots.kinds import KINDS, density_maps
+    from umscale.plots.series import panels_of
+    from umscale_cli.plot_terminal import panel_text, plotext_module
 
-    if name == "curves":
-        return {"": curves(store.curves())}
-    table = store.columns()
-    if not len(table["run_id"]):
-        raise UserError("the store holds no finished runs yet; `umscale runs` shows what there is")
-    if name == "architectures":
-        return {"": architectures(table, loss=loss)}
-    modes = levels(table, "compensation")
-    out = {}
-    for mode in modes or (None,):
-        part = where(table, compensation=mode)
-        fits = []
-        try:
-            for section in report(part, losses=(loss,)).sections:
-                laws = [c.fit.law.name for c in section.comparison.laws]
-                # A flat line says nothing of how flat: the band of the additive law does.
-                best = section.comparison.recommended
-                fits.append(section.uncertainty[laws.index("additive" if best == "null" else best)])
-        except UserError as error:
-            note(f"no law drawn: {error}")
-        figure = (loss_vs_density if name == "density" else loss_vs_size)(part, fits, loss=loss)
-        out["" if len(modes) < 2 else f"-{mode}"] = figure
-    return out
+    plotext = plotext_module()
+
+    def draw(kind: str) -> list[str]:
+        if kind == "map":
+            maps = density_maps(gallery, per_octave=1)
+            return [
+                "\n".join([f"map{suffix}: {stage}", *one.lines(), ""])
+                for suffix, stages in maps.items()
+                for stage, one in stages.items()
+            ]
+        if not KINDS[kind].terminal:
+            raise UserError("has no terminal version; leave out --term")
+        figures = KINDS[kind].draw(gallery)
+        return [
+            panel_text(plotext, panel, f"{kind}{suffix}")
+            for suffix, figure in figures.items()
+            for panel in panels_of(figure)
+        ]
+
+    for text in _drawn(named, source, draw):
+        print(text)

@@ -188,6 +188,17 @@ def test_a_derived_column_is_a_symbol(cli: Cli, csv: str) -> None:
     assert 0 < fit["coefficients"]["gamma"]["value"] < 1
 
 
+def test_a_number_stands_for_a_column_that_every_row_shares(cli: Cli, csv: str) -> None:
+    fit = cli.json("fit", csv, "--law", "P0", "--map", "N=params,D=300,loss=final", "--draws", "0")["fits"][0]
+    assert fit["dropped"] == ["B", "beta"]
+
+
+def test_a_formula_may_be_named(cli: Cli, csv: str) -> None:
+    fit = cli.json("fit", csv, "--law", "mine: E + A*N**-alpha", "--map", MAP, "--draws", "0")["fits"][0]
+    assert (fit["law"], fit["formula"]) == ("mine", "E + A*N**-alpha")
+    assert "something else" in cli.refusal("fit", csv, "--law", "P0: E + A*N**-alpha", "--map", MAP)
+
+
 def test_groups_are_resampled_whole(cli: Cli, csv: str) -> None:
     """Two equal rows a run carry no more than one: intervals by run are wider than by row."""
     import pandas as pd

@@ -29,10 +29,11 @@ class _Product:
     logs: Logs
 
 
-def parse_law(text: str, symbols: Collection[str]) -> Law:
+def parse_law(text: str, symbols: Collection[str], name: str = "") -> Law:
     """The law that ``text`` writes; ``symbols`` are the names that stand for columns, all others coefficients.
 
-    Raises ``UserError`` for what is not in the grammar of ``tree``, and for a law without columns or coefficients.
+    It is called ``name``, or else what it says. Raises ``UserError`` for what is not in the grammar of ``tree``, and
+    for a law without columns or coefficients.
     """
     formula = " ".join(text.split())
     root = tree.parse(formula, symbols)
@@ -41,9 +42,10 @@ def parse_law(text: str, symbols: Collection[str]) -> Law:
     if not tree.coefficient_names(root):
         raise UserError(f"the law {formula!r} has no coefficients to fit")
     terms = _terms(root)
+    name = name or formula
     if terms is None:
-        return ExpressionLaw(name=formula, source="written by the user", formula=formula, root=root)
-    return PowerLaw(name=formula, source="written by the user", formula=formula, terms=terms)
+        return ExpressionLaw(name=name, source="written by the user", formula=formula, root=root)
+    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
 
 
 def _terms(root: tree.Node) -> tuple[Term, ...] | None:

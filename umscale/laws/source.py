@@ -116,13 +116,13 @@ def map_columns(
 
     A symbol stands for the column it is given; else for its default of ``forms.COLUMNS``; else for the column of
     its own name. Where no column is called what is given, a formula of columns is (``1/num_experts``) and becomes
-    one. Raises ``UserError`` for neither.
+    one, or a number, which every row then has. Raises ``UserError`` for neither.
     """
     columns = {s: s for s in COLUMNS if s in table} | {s: c for s, c in COLUMNS.items() if c in table}
     out = {name: np.asarray(column) for name, column in table.items()}
     for symbol, source in given.items():
         if source not in out:
-            if not _FORMULA & set(source):
+            if not _FORMULA & set(source) and not source[:1].isdigit():
                 raise UserError(f"the table has no column {source!r} for {symbol}{nearest(source, table)}")
             out[source] = derive(table, source)
         columns[symbol] = source

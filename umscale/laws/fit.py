@@ -173,7 +173,9 @@ def fit_rows(
     for symbol in constant:
         if symbol not in law.symbols:
             warnings.append(
-                f"every row has {columns[symbol]} {rows.values[symbol][0]:g}: it is not in the law"
+                f"every row has the same {columns[symbol]}, {rows.values[symbol][0]:g}: it is not in the law"
+                if columns[symbol][:1].isalpha()
+                else f"every row has the same {symbol}, {columns[symbol]}: it is not in the law"
             )
     reduced = None if isinstance(law, LocalLaw) else reduce_law(law, constraints)
     n_free = len((reduced.law if reduced else law).coefficients)

@@ -255,7 +255,7 @@ def _train(
 
     plan = make_plan(study.name, cells)
     with LocalExecutor(store, plan, n_workers, threads, device) as executor:
-        remaining = executor.remaining()
+        remaining = plan.unfinished(store)
         done = len(plan.runs) - len(remaining)
         note(
             f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers; results in {store.root}"
@@ -412,7 +412,11 @@ def _report(store: "Store", study: "Study", source: str) -> None:
         console.print(f"\nNo fit yet: {error}")
         return
     kinds = ["architectures"] if study.question == "architectures" else ["density"]
-    figures = plot_store(store, kinds, store.root / "figures", ["png"])
+    try:
+        figures = plot_store(store, kinds, store.root / "figures", ["png"])
+    except UserError as error:
+        figures = []
+        console.print(f"\nNo figure: {error}")
     console.print(
         f"\nResults   {store.root / 'runs'} (Parquet: pandas, Polars, DuckDB and pyarrow read it as it is)"
     )

@@ -1,4 +1,4 @@
-"""Workers on this machine: starts them, hears them, replaces those that die, stops them cleanly."""
+"""Workers of a job on this machine: starts them, hears them, replaces those that die, stops them cleanly."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from typing import Any
 
 import umscale
 from umscale.errors import UserError
-from umscale.execute.plan import Plan, write_plan
-from umscale.store import FINAL, Store
+from umscale.execute.job import Job, write_job
+from umscale.store import Store
 
 Event = dict[str, Any]
 
@@ -36,15 +36,13 @@ class Worker:
 
 
 class LocalExecutor:
-    """Runs a plan with ``workers`` processes of ``threads`` threads each.
+    """Does a job with ``workers`` processes of ``threads`` threads each.
 
     Use as a context manager: leaving it, for whatever reason, stops every worker, with a checkpoint.
     """
 
-    def __init__(
-        self, store: Store, plan: Plan, workers: int, threads: int = 1, device: str = "auto"
-    ) -> None:
-        self.store, self.plan = store, plan
+    def __init__(self, store: Store, job: Job, workers: int, threads: int = 1, device: str = "auto") -> None:
+        self.store, self.job = store, job
         self.n_workers, self.threads, self.device = workers, threads, device
         self.events: queue.Queue[tuple[int, Event]] = queue.Queue()
         self.workers: dict[int, Worker] = {}
@@ -52,23 +50,20 @@ class LocalExecutor:
         self.started = 0
 
     def __enter__(self) -> "LocalExecutor":
-        self.plan_path = write_plan(self.store, self.plan)
+        self.name = write_job(self.store, self.job)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def run(self, on_event: Callable[[int, Event], None]) -> None:
-        """Train until every run of the plan is over; runs that other sweeps hold are waited for.
+        """Work until nothing of the job remains; what others have in hand is waited for.
 
         Raises:
             UserError: a worker met something only the user can put right.
         """
-        while True:
-            remaining = self.remaining()
-            if not remaining:
-                return
-            for _ in range(min(self.n_workers, len(remaining)) - len(self.workers)):
+        while remaining := self.job.remaining(self.store):
+            for _ in range(min(self.n_workers, remaining) - len(self.workers)):
                 self._start()
             while self.workers:
                 try:
@@ -76,13 +71,8 @@ class LocalExecutor:
                 except queue.Empty:
                     continue
                 self._handle(number, event, on_event)
-            if any(self.store.status(run_id) not in FINAL for run_id in remaining):
-                time.sleep(ELSEWHERE_SECONDS)  # held by another sweep's workers, or freed just now
-
-    def remaining(self) -> list[str]:
-        """Return the ids of runs that are not over."""
-        statuses = self.store.statuses()
-        return [run.run_id for run in self.plan.runs if statuses.get(run.run_id) not in FINAL]
+            if self.job.remaining(self.store):
+                time.sleep(ELSEWHERE_SECONDS)  # held by workers elsewhere, or freed just now
 
     def stop(self) -> None:
         """Ask the workers to checkpoint and stop; kill those that do not."""
@@ -101,7 +91,7 @@ class LocalExecutor:
         number = self.started
         self.started += 1
         command = [sys.executable, "-m", "umscale.execute.worker"]
-        arguments = [str(self.store.root), str(self.plan_path), str(self.threads), self.device]
+        arguments = [str(self.store.root), self.name, str(self.threads), self.device]
         log = self.store.root / "work" / "logs" / f"worker-{os.getpid()}-{number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ, OMP_NUM_THREADS=str(self.threads), PYTHONPATH=_python_path())
@@ -157,12 +147,9 @@ class LocalExecutor:
         else:
             self.deaths[run_id] = self.deaths.get(run_id, 0) + 1
             if self.deaths[run_id] >= DEATHS_PER_RUN:
-                run = next(r for r in self.plan.runs if r.run_id == run_id)
                 reason = f"its worker died {self.deaths[run_id]} times, last by {cause} (out of memory?)"
-                with self.store.claim(run_id) as mine:
-                    if mine:
-                        self.store.write_run(run, self.plan.study, status="failed", reason=reason)
-        if self.remaining():
+                self.job.give_up(self.store, run_id, reason)
+        if self.job.remaining(self.store):
             self._start()
 
 

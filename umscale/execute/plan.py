@@ -1,25 +1,60 @@
-"""The ordered list of runs that workers share, as a file in the store."""
+"""The plainest job: an ordered list of runs."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 from umscale.accounting import cost, gathered_params
 from umscale.design.study import Cell
-from umscale.errors import UserError
-from umscale.files import write_text
+from umscale.execute.running import Reporter, train_one
 from umscale.spec import RunSpec, from_dict, to_dict
-from umscale.store import Store
+from umscale.store import FINAL, Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """Runs to train, in order, with the study they belong to."""
 
+    kind: ClassVar[str] = "plan"
+
     study: str
     runs: tuple[RunSpec, ...]
+
+    def remaining(self, store: Store) -> int:
+        """Runs that are not over."""
+        return len(self.unfinished(store))
+
+    def unfinished(self, store: Store) -> list[str]:
+        """Ids of the runs that are not over."""
+        statuses = store.statuses()
+        return [run.run_id for run in self.runs if statuses.get(run.run_id) not in FINAL]
+
+    def work(self, store: Store, report: Reporter, device_name: str) -> None:
+        """Train every run that is neither finished nor claimed by another worker."""
+        for run in self.runs:
+            if report.stopping:
+                return
+            if store.status(run.run_id) in FINAL:
+                continue
+            with store.claim(run.run_id) as mine:
+                if mine and store.status(run.run_id) not in FINAL:
+                    train_one(store, self.study, run, report, device_name)
+
+    def give_up(self, store: Store, run_id: str, reason: str) -> None:
+        """Record a run as failed, unless another worker has it."""
+        run = next(r for r in self.runs if r.run_id == run_id)
+        with store.claim(run_id) as mine:
+            if mine:
+                store.write_run(run, self.study, status="failed", reason=reason)
+
+    def to_tree(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return {"study": self.study, "runs": [to_dict(run) for run in self.runs]}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Plan":
+        """Read what ``to_tree`` gave."""
+        return cls(study=str(tree["study"]), runs=tuple(from_dict(RunSpec, run) for run in tree["runs"]))
 
 
 def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
@@ -43,25 +78,3 @@ def run_weight(run: RunSpec) -> float:
     sizes = cost(run.model, run.data.seq_len)
     per_token = 3 * sizes.flops_per_token + 64 * gathered_params(run.model)
     return (per_token + 200 * sizes.sparse_params / run.tokens_per_step) * run.train.budgets[-1]
-
-
-def write_plan(store: Store, plan: Plan) -> Path:
-    """Write the plan into the store's work folder and return its path."""
-    text = json.dumps({"study": plan.study, "runs": [to_dict(run) for run in plan.runs]})
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = store.root / "work" / "plans" / f"{name}.json"
-    write_text(path, text)
-    return path
-
-
-def read_plan(path: Path) -> Plan:
-    """Read what ``write_plan`` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(study=str(tree["study"]), runs=tuple(from_dict(RunSpec, run) for run in tree["runs"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no readable plan ({error}); run the sweep again") from None

@@ -1,0 +1,74 @@
+"""What workers share: a job, kept as a file in the store so that any process can join it by name."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from umscale.errors import UserError
+from umscale.execute.running import Reporter
+from umscale.files import write_text
+from umscale.store import Store
+
+
+class Job(Protocol):
+    """Work that any number of workers do side by side, kept apart by claims in the store."""
+
+    kind: ClassVar[str]
+
+    def remaining(self, store: Store) -> int:
+        """Units of work that are not over; no more workers than that are of use."""
+        ...
+
+    def work(self, store: Store, report: Reporter, device_name: str) -> None:
+        """Do what nobody else does, until nothing is left or ``report.stopping``."""
+        ...
+
+    def give_up(self, store: Store, run_id: str, reason: str) -> None:
+        """End a run whose workers keep dying."""
+        ...
+
+    def to_tree(self) -> dict[str, Any]:
+        """The job as JSON; ``from_tree`` of its class reads it back."""
+        ...
+
+
+def write_job(store: Store, job: Job) -> str:
+    """Write a job into the store's work folder and return its name."""
+    text = json.dumps({"kind": job.kind, **job.to_tree()})
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    write_text(_path(store, name), text)
+    return name
+
+
+def read_job(store: Store, name: str) -> Job:
+    """Read what ``write_job`` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = _path(store, name)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return _from_tree(tree)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no readable job ({error}); run the same command again") from None
+
+
+def _from_tree(tree: Mapping[str, Any]) -> Job:
+    match tree["kind"]:
+        case "plan":
+            from umscale.execute.plan import Plan
+
+            return Plan.from_tree(tree)
+        case "search":
+            from umscale.search.job import SearchJob
+
+            return SearchJob.from_tree(tree)
+        case kind:
+            raise ValueError(f"a job of kind {kind!r}")
+
+
+def _path(store: Store, name: str) -> Path:
+    return store.root / "work" / "jobs" / f"{name}.json"

@@ -1,0 +1,145 @@
+"""What happens in a worker whatever its job: reports of progress, and the training of one claimed run."""
+
+import dataclasses
+import json
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from umscale.errors import UserError
+from umscale.spec import RunSpec
+from umscale.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from umscale.train import Outcome, Progress
+
+REPORT_SECONDS = 0.5
+
+
+class Reporter:
+    """Writes events as JSON lines; notes when nobody reads them any more, or when asked to stop."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.stopping = False
+        self.last_progress = 0.0
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        if self.stopping and event == "progress":
+            return
+        try:
+            self.stream.write(json.dumps({"event": event} | fields) + "\n")
+            self.stream.flush()
+        except (BrokenPipeError, ValueError):
+            self.stopping = True
+
+    def progress(self, run_id: str, fields: dict[str, Any]) -> None:
+        """Report progress at most twice a second."""
+        now = time.monotonic()
+        if now - self.last_progress >= REPORT_SECONDS:
+            self.last_progress = now
+            self("progress", run=run_id, **fields)
+
+
+class Watch(Protocol):
+    """Looks on while a run trains, and may end it early."""
+
+    def record(self, outcome: "Outcome") -> None:
+        """Called after each record."""
+        ...
+
+    def progress(self, progress: "Progress") -> None:
+        """Called after each step."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Asked before each step; true interrupts the run, whose checkpoint is kept."""
+        ...
+
+
+def train_one(
+    store: Store, study: str, run: RunSpec, report: Reporter, device_name: str, watch: Watch | None = None
+) -> "Outcome | None":
+    """Train one claimed run and write its results; a failure becomes a row with its reason.
+
+    Returns:
+        What the run produced; None when it was interrupted (its checkpoint is kept) or failed.
+
+    Raises:
+        UserError: something the user must put right before any run can go on (disk, corpus).
+    """
+    from umscale.data.corpus import open_corpus
+    from umscale.model import resolve_device
+    from umscale.train import Interrupted, Run
+
+    run_id = run.run_id
+    report("start", run=run_id)
+    device = resolve_device(device_name)
+    context = provenance(device)
+
+    def on_record(outcome: "Outcome") -> None:
+        store.write_run(
+            run,
+            study,
+            status=outcome.status,
+            reason=outcome.reason,
+            records=outcome.records,
+            documents=outcome.documents,
+            curve=outcome.curve,
+            context=context,
+        )
+        if outcome.records and outcome.status == "running":
+            last = outcome.records[-1]
+            report("record", run=run_id, **{k: last[k] for k in ("budget", "stage", "loss", "loss_ema")})
+        if watch is not None:
+            watch.record(outcome)
+
+    def on_progress(progress: "Progress") -> None:
+        report.progress(run_id, dataclasses.asdict(progress))
+        if watch is not None:
+            watch.progress(progress)
+
+    def should_stop() -> bool:
+        return report.stopping or (watch is not None and watch.should_stop())
+
+    try:
+        corpus = open_corpus(run.data.corpus)
+        if corpus.hash != run.data.hash:
+            raise UserError(
+                f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
+            )
+        outcome = Run(run, corpus, store.checkpoints(run_id), device).execute(
+            on_record, on_progress, should_stop
+        )
+    except Interrupted:
+        return None
+    except UserError:
+        raise
+    except Exception as error:  # a bug or a machine's fault: recorded, and the other runs go on
+        log = store.log_path(run_id)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
+        store.write_run(run, study, status="failed", reason=reason, context=context)
+        report("end", run=run_id, status="failed", reason=reason)
+        return None
+    store.clear_work(run_id)
+    report("end", run=run_id, status=outcome.status, reason=outcome.reason)
+    return outcome
+
+
+def provenance(device: "torch.device") -> dict[str, str]:
+    """Columns of a record that say what it was made with."""
+    from umscale.machine import stamp
+    from umscale_kernels import default_backend
+
+    info = stamp()
+    return {
+        "device": device.type,
+        "kernels": default_backend(device.type),
+        "versions": json.dumps(info["versions"]),
+        "git_revision": info["git_revision"],
+        "machine": info["machine"],
+    }

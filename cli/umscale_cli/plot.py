@@ -46,7 +46,7 @@ def plot(
     kinds: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KIND]...",
+            metavar="KIND",
             help="Figures by name, see --list; default all that the data can give.",
             show_default=False,
         ),
@@ -168,6 +168,8 @@ def plot(
         else:
             for path in paths:
                 print(path)
+    for line in gallery.skipped if law else ():
+        note(f"not fitted: {line}")
     if store:
         warn_damaged(store)
 

@@ -9,10 +9,13 @@ from matplotlib.figure import Figure
 from tests.laws.tables import study_table
 from umscale.errors import UserError
 from umscale.laws.compare import fit_laws
+from umscale.laws.expression import parse_law
+from umscale.laws.fit import fit_law
 from umscale.laws.table import Table
 from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.plots import curves, loss_vs_density, loss_vs_size, save
-from umscale.plots.style import human, ordered_colours
+from umscale.plots.series import panels_of
+from umscale.plots.style import human, ordered_colours, thinned
 
 
 def drawn_fits(table: Table, law: str = "additive") -> list[Uncertainty]:
@@ -32,7 +35,7 @@ def test_a_panel_for_each_stage_and_budget() -> None:
         "stable, 4M tokens",
         "annealed, 4M tokens",
     ]
-    assert [ax.get_xlabel() for ax in figure.axes] == ["", "", "top_m", "top_m"]
+    assert [ax.get_xlabel()[:5] for ax in figure.axes] == ["", "", "top_m", "top_m"]
     assert "nats per token" in figure.axes[0].get_ylabel()
 
 
@@ -47,22 +50,25 @@ def test_a_series_for_each_size_with_its_line_and_band() -> None:
     assert legend_texts(figure) == ["65.5k", "262k", "1.05M", "law: additive", "95% band"]
 
 
-def test_points_are_means_and_bars_their_spread() -> None:
-    table = study_table(seeds=3)
+def test_points_are_means_and_bars_their_spread_without_what_seeds_share() -> None:
+    table = study_table(seeds=3, block_noise=0.5)
     ax = loss_vs_density(table).axes[1]
-    chosen = (table["stage"] == "annealed") & (table["sparse_params"] == 2**16) & (table["top_m"] == 32)
-    losses = table["loss"][chosen].astype(float)
+    annealed = table["stage"] == "annealed"
+    seed, losses = table["seed"][annealed], table["loss"][annealed].astype(float)
+    offsets = {s: losses[seed == s].mean() - losses.mean() for s in set(seed.tolist())}
+    chosen = ((table["sparse_params"] == 2**16) & (table["top_m"] == 32))[annealed]
+    rest = losses[chosen] - [offsets[s] for s in seed[chosen].tolist()]
     smallest = ax.containers[0]
     points, _, (bars,) = smallest.lines  # type: ignore[attr-defined]
-    at = list(points.get_xdata()).index(32)
-    assert points.get_ydata()[at] == pytest.approx(losses.mean())
+    at = int(np.argmin(np.abs(points.get_xdata() - 32)))
+    assert points.get_ydata()[at] == pytest.approx(losses[chosen].mean())
     segment = bars.get_segments()[at]
-    assert np.ptp(segment[:, 1]) == pytest.approx(2 * losses.std(ddof=1))
+    assert np.ptp(segment[:, 1]) == pytest.approx(2 * rest.std(ddof=1))
 
 
 def test_the_line_is_the_law() -> None:
     table = study_table(run_noise=0.0, block_noise=0.0)
-    fits = fit_laws(table, ("interaction",), stage="annealed")
+    fits = [bootstrap(f, n_draws=0) for f in fit_laws(table, ("interaction",), stage="annealed")]
     stable, annealed = loss_vs_density(table, fits).axes
     assert not [line for line in stable.lines if len(line.get_xdata()) == 25]  # type: ignore[arg-type]
     line = next(line for line in annealed.lines if len(line.get_xdata()) == 25)  # type: ignore[arg-type]
@@ -70,6 +76,31 @@ def test_the_line_is_the_law() -> None:
     chosen = (table["stage"] == "annealed") & (table["sparse_params"] == 2**16)
     observed = table["loss"][chosen].astype(float)
     assert (y[0], y[-1]) == pytest.approx((observed[0], observed[-1]), abs=1e-9)
+
+
+def test_a_law_of_more_than_the_axes_goes_through_the_measured_cells() -> None:
+    plain = study_table(run_noise=0.0, block_noise=0.0)
+    table = {**plain, "active_params": 1e4 * np.sqrt(plain["top_m"].astype(float))}
+    formula = parse_law("c - a*log(N) - b*log(N_s) + d*log(m)", ("N", "N_s", "m"))
+    # Pinned, since N follows m here.
+    fit = fit_law(table, formula, stage="annealed", pins={"a": 0.05}, columns={"N": "active_params"})
+    ax = loss_vs_density(table, [bootstrap(fit, n_draws=0)]).axes[1]
+    lines = [one for one in panels_of(ax.figure)[1].series if one.is_line]
+    assert [len(one.x) for one in lines] == [4, 4, 4]
+    n, size = 1e4 * np.sqrt(lines[0].x), np.full(4, 2.0**16)
+    np.testing.assert_allclose(lines[0].y, fit.predict({"N": n, "N_s": size, "m": lines[0].x}))
+
+
+def test_each_law_has_its_own_dashes_in_every_panel() -> None:
+    table = study_table()
+    stable = drawn_fits(table, "interaction")[:1]
+    annealed = drawn_fits(table, "additive")[1:]
+    figure = loss_vs_density(table, [*stable, *annealed])
+    styles = [
+        {line.get_linestyle() for line in ax.lines if "law" in str(line.get_label())} for ax in figure.axes
+    ]
+    assert styles == [{"-"}, {"--"}]
+    assert legend_texts(figure)[3:5] == ["law: interaction", "law: additive"]
 
 
 def test_a_law_that_ignores_the_series_is_one_line() -> None:
@@ -142,7 +173,20 @@ def test_curves_subtract_what_runs_share() -> None:
     assert legend_texts(figure) == ["top_m=0", "top_m=1", "top_m=2", "branch with decay"]
     np.testing.assert_allclose(np.asarray(right.lines[0].get_ydata()), -0.1, atol=1e-9)
     assert left.get_ylabel() == "training loss (nats per token)"
-    assert left.get_xlabel() == right.get_xlabel() == "tokens"
+    assert left.get_xlabel() == right.get_xlabel() == "training tokens $D$"
+
+
+def test_the_runs_of_a_seed_are_compared_with_each_other() -> None:
+    """Seeds see other batches: what a seed's runs share is no difference, however large."""
+    table = curve_table(2)
+    other = {**table, "loss": table["loss"] + 5.0, "run_id": "other-" + table["run_id"]}
+    both = {name: np.concatenate([table[name], other[name]]) for name in table}
+    n = len(table["loss"])
+    both["label"] = both["label"] + np.array([" seed=0"] * n + [" seed=1"] * n, dtype=object)
+    figure = curves(both)
+    shown = [np.asarray(line.get_ydata()) for line in figure.axes[1].lines]
+    assert {round(float(np.abs(y).max()), 6) for y in shown} == {0.05}
+    assert legend_texts(figure) == ["top_m=0", "top_m=1", "branch with decay"], "a colour a cell, not a run"
 
 
 def test_many_curves_keep_a_short_legend() -> None:
@@ -192,10 +236,27 @@ def test_an_unwritable_path_is_the_users_error(tmp_path: Path) -> None:
         (1_048_576, "1.05M"),
         (2.5e9, "2.50B"),
         (1.2e11, "120B"),
+        (5.72e18, "5.72e18"),
+        (0.08, "0.08"),
+        (0.00195, "0.00195"),
+        (4.88e-4, "4.88e-4"),
     ],
 )
 def test_human_numbers(value: float, words: str) -> None:
     assert human(value) == words
+
+
+@pytest.mark.parametrize(
+    ("ticks", "kept"),
+    [
+        ([8.0, 16.0, 32.0, 64.0], [8.0, 16.0, 32.0, 64.0]),
+        ([1e6, 1.1e6, 4e6], [1e6, 4e6]),
+        ([1.22e-4, 2.44e-4, 4.88e-4, 9.76e-4, 1.95e-3], [1.22e-4, 1.95e-3]),
+    ],
+)
+def test_ticks_whose_labels_would_touch_are_left_out(ticks: list[float], kept: list[float]) -> None:
+    assert set(kept) <= set(thinned(ticks)) <= set(ticks)
+    assert (thinned(ticks) == ticks) == (kept == ticks)
 
 
 def test_colours_differ_in_lightness() -> None:
@@ -219,7 +280,14 @@ def test_architectures_best_on_top_with_intervals() -> None:
         "budget": np.full(len(rows), 1e6),
         "compensation": np.full(len(rows), "iso_flops", dtype=object),
     }
-    left, right = architectures(table).axes
+    figure = architectures(table)
+    left, right = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["ultramem_v2", "moe-8of64", "dense"]
-    assert "annealed" in left.get_title()
+    assert ["stable" in left.get_title(), "annealed" in right.get_title()] == [True, True]
     assert "iso_flops" in right.get_title()
+    drawn = {one.name: one.x for one in panels_of(figure)[1].series}
+    assert drawn["dense, runs"].tolist() == [2.0, 2.01]
+    assert drawn["dense, mean"].tolist() == [2.005]
+    only = {name: column[table["architecture"] == "dense"] for name, column in table.items()}
+    with pytest.raises(UserError, match="nothing to compare"):
+        architectures(only)

@@ -1,5 +1,6 @@
-"""Loss against density by size, and against size by density, with the fitted laws."""
+"""Loss against one axis of a study in series by another, with the fitted laws: against density, and against size."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,158 +8,328 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.errors import UserError
-from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array
-from umscale.laws.table import Table, levels, n_rows, numeric, text
+from umscale.errors import UserError, nearest
+from umscale.laws.forms import COLUMNS, Array
+from umscale.laws.table import Table, group_codes, levels, n_rows, numeric, text
 from umscale.laws.uncertainty import Uncertainty
-from umscale.plots.style import INK, MARKERS, house_style, human, ordered_colours, panels
+from umscale.plots.style import (
+    INK,
+    MARKERS,
+    Artists,
+    axis_words,
+    band,
+    caption,
+    house_style,
+    human,
+    laws_words,
+    level_codes,
+    log_ticks,
+    loss_words,
+    ordered_colours,
+    panels,
+    symbol_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_TITLES: Mapping[str, str] = {"top_m": "top_m", "sparse_params": "sparse parameters $N_s$"}
-_LOSSES: Mapping[str, str] = {"loss": "validation loss", "loss_ema": "validation loss, averaged weights"}
-_SYMBOLS: Mapping[str, str] = {"top_m": "m", "sparse_params": "N_s"}
 _DASHES = ("-", "--", ":", "-.")
-_SAME_LEVEL = 1.01
 _STAGES = ("stable", "annealed")
+_MIXED = ("architecture", "d_model", "n_layers")  # a figure's points must not average over these
+_MOST_BUDGETS = 6
+_APART = 2.2  # points between the markers of neighbouring series, so that their bars can be told apart
+_WIDEST = 7.0  # points between the markers of the first and the last
 
-Fits = Sequence[FitResult | Uncertainty]
+Place = tuple[str, float]
+"""A panel: stage and token budget."""
 
 
-def loss_vs_density(table: Table, fits: Fits = (), *, loss: str = "loss") -> "Figure":
+def loss_vs_density(
+    table: Table,
+    fits: Sequence[Uncertainty] = (),
+    *,
+    loss: str = "loss",
+    columns: Mapping[str, str] | None = None,
+    words: str = "",
+) -> "Figure":
     """Loss against top_m, one series per N_s; a panel per stage and token budget, all spanning equal nats.
 
-    Points are means over the runs of a cell, with bars of their standard deviation when there are several.
-    Each fit of this loss is drawn in the panels of its stage, with its 95% band when it comes as an
-    ``Uncertainty``; a law that reads other columns than top_m, N_s and tokens is left out. Raises
-    ``UserError`` when there is nothing to draw or the table mixes compensations.
+    Points are means over the runs of a cell, with bars of their standard deviation when there are several. Each fit
+    of this loss is drawn in the panels of its stage with its 95% band; a law that reads more than top_m, N_s and
+    tokens is drawn through the measured cells alone. ``columns`` maps symbols over ``forms.COLUMNS``, ``words`` end
+    the caption. Raises ``UserError`` when there is nothing to draw or the table mixes what a figure cannot.
     """
-    with house_style():
-        return _draw(_Series.of(table, "top_m", "sparse_params", loss), fits)
+    return _against(table, "m", "N_s", fits, loss, columns, words)
 
 
-def loss_vs_size(table: Table, fits: Fits = (), *, loss: str = "loss") -> "Figure":
+def loss_vs_size(
+    table: Table,
+    fits: Sequence[Uncertainty] = (),
+    *,
+    loss: str = "loss",
+    columns: Mapping[str, str] | None = None,
+    words: str = "",
+) -> "Figure":
     """Loss against N_s, one series per top_m; otherwise as ``loss_vs_density``."""
+    return _against(table, "N_s", "m", fits, loss, columns, words)
+
+
+def _against(
+    table: Table,
+    along: str,
+    by: str,
+    fits: Sequence[Uncertainty],
+    loss: str,
+    columns: Mapping[str, str] | None,
+    words: str,
+) -> "Figure":
+    rows = LossRows.of(table, along, by, fits, loss=loss, columns=columns)
     with house_style():
-        return _draw(_Series.of(table, "sparse_params", "top_m", loss), fits)
+        drawing = draw_losses(rows, fits)
+        drawing.finish([*drawing.words(rows), *laws_words(drawing.fits), words])
+    return drawing.figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Series:
+class LossRows:
     """The rows of one figure, [rows], and the levels that separate its series."""
 
     along: str
-    by: str
+    """Symbol of the horizontal axis."""
+    by: str | None
+    """Symbol that separates the series; None for one series."""
+    columns: Mapping[str, str]
     loss: str
-    x: Array
+    values: Mapping[str, Array]
+    """Symbol → [rows]: both axes and what the laws read."""
     y: Array
-    tokens: Array
+    """Losses; offsets that the runs of a seed share are taken out of every panel."""
+    n_seeds: int
     stage: NDArray[np.str_]
     budget: Array
+    """Tokens a panel stands for; 0 where the table has none."""
     level: NDArray[np.int64]
     sizes: tuple[float, ...]
     """Level → value of ``by``."""
 
+    @property
+    def x(self) -> Array:
+        return self.values[self.along]
+
     @classmethod
-    def of(cls, table: Table, along: str, by: str, loss: str) -> "_Series":
-        for name in (along, by, loss):
+    def of(
+        cls,
+        table: Table,
+        along: str,
+        by: str | None,
+        fits: Sequence[Uncertainty] = (),
+        *,
+        loss: str = "loss",
+        columns: Mapping[str, str] | None = None,
+    ) -> "LossRows":
+        """The rows that have a loss and a place; raises ``UserError`` as ``loss_vs_density`` says."""
+        mapping = {**COLUMNS, **(columns or {})}
+        axes = [along, *([by] if by else [])]
+        for name in (loss, *(mapping[s] for s in axes)):
             if name not in table:
-                raise UserError(f"the table has no column {name!r}: this figure needs it")
-        if len(modes := levels(table, "compensation")) > 1:
-            raise UserError(f"the table mixes compensation {' and '.join(modes)}: draw one at a time")
-        n = n_rows(table)
-        x, group, y = (numeric(table, name) for name in (along, by, loss))
-        tokens = numeric(table, "tokens") if "tokens" in table else np.full(n, np.nan)
-        budget = numeric(table, "budget") if "budget" in table else np.zeros(n)
-        stage = text(table, "stage") if "stage" in table else np.full(n, "", dtype=str)
-        keep = np.isfinite(x) & np.isfinite(group) & np.isfinite(y) & (x > 0) & (group > 0)
+                raise UserError(
+                    f"the table has no column {name!r}: this figure needs it{nearest(name, table)}"
+                )
+        for name in ("compensation", *_MIXED):
+            if len(mixed := levels(table, name)) > 1:
+                raise UserError(f"the table mixes {name} {' and '.join(mixed)}: draw one at a time")
+        read = {s for fit in fits for s in fit.fit.law.symbols}
+        symbols = [*axes, *(s for s in sorted(read) if s not in axes)]
+        values = {s: numeric(table, mapping[s]) for s in symbols if mapping[s] in table}
+        y = numeric(table, loss)
+        keep = np.isfinite(y) & np.all([np.isfinite(values[s]) & (values[s] > 0) for s in axes], axis=0)
+        names = " and ".join(mapping[s] for s in axes)
         if not keep.any():
-            raise UserError(f"no row has a finite {loss}, {along} and {by}: there is nothing to draw")
-        logs = np.log(group[keep])
-        order = np.argsort(logs)
-        level = np.empty(len(logs), dtype=np.int64)
-        level[order] = np.concatenate([[0], np.cumsum(np.diff(logs[order]) > np.log(_SAME_LEVEL))])
+            raise UserError(f"no row has a finite {loss}, {names}: there is nothing to draw")
+        values = {s: v[keep] for s, v in values.items()}
+        if not np.ptp(level_codes(values[along])[0]):
+            raise UserError(
+                f"every row has {mapping[along]} {human(values[along][0])}: no axis to draw along"
+            )
+        stage = text(table, "stage")[keep] if "stage" in table else np.full(len(y[keep]), "", dtype=str)
+        level, sizes = level_codes(values[by]) if by else (np.zeros(len(stage), dtype=np.int64), np.ones(1))
+        budget = _budgets(table, mapping["D"])[keep]
+        seed = group_codes(table, ["seed"])[keep]
+        cell = level_codes(values[along])[0] * len(sizes) + level
         return cls(
             along=along,
             by=by,
+            columns=mapping,
             loss=loss,
-            x=x[keep],
-            y=y[keep],
-            tokens=tokens[keep],
-            stage=stage[keep],
-            budget=np.nan_to_num(budget[keep]),
+            values=values,
+            y=_without_offsets(
+                y[keep], cell, seed, group_codes({"stage": stage, "budget": budget}, ["stage", "budget"])
+            ),
+            n_seeds=len(set(seed.tolist())),
+            stage=stage,
+            budget=budget,
             level=level,
-            sizes=tuple(float(np.exp(logs[level == k].mean())) for k in range(level.max() + 1)),
+            sizes=tuple(sizes.tolist()),
         )
 
 
-def _draw(series: _Series, fits: Fits) -> "Figure":
-    colours = ordered_colours(len(series.sizes))
-    stages = sorted(set(series.stage.tolist()), key=lambda s: (s not in _STAGES, s == "annealed", s))
-    budgets = sorted(set(series.budget.tolist()))
-    figure, axes = panels(len(budgets), len(stages))
-    extents = {}
+@dataclass(slots=True, kw_only=True)
+class LossDrawing:
+    """A figure of losses while it is built: what else a kind of figure draws goes into its panels and legend."""
+
+    figure: "Figure"
+    axes: "dict[Place, Axes]"
+    handles: Artists
+    title: str | None
+    fits: list[Uncertainty]
+    """Those that were drawn."""
+
+    def words(self, rows: LossRows) -> list[str]:
+        """What points and bars are, as the caption says it."""
+        counts = [_runs_per_point(rows, place) for place in self.axes]
+        least, most = min(low for low, _ in counts), max(high for _, high in counts)
+        n = str(most) if least == most else f"{least} to {most}"
+        bars = ", bars their standard deviation" if most > 1 else ""
+        each = "one run each" if most == 1 else f"means of {n} runs{bars}"
+        seeds = f" Offsets of {rows.n_seeds} seed blocks are taken out." if rows.n_seeds > 1 else ""
+        return [f"Points: {each}.{seeds} All panels span equal nats."]
+
+    def finish(self, words: Sequence[str]) -> None:
+        self.figure.legend(
+            handles=self.handles, title=self.title, loc="outside right upper", alignment="left"
+        )
+        caption(self.figure, *words)
+
+
+def draw_losses(rows: LossRows, fits: Sequence[Uncertainty] = ()) -> LossDrawing:
+    """Panels by stage and budget with points, and the laws with their bands; no legend yet."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    colours = ordered_colours(len(rows.sizes))
+    stages = sorted(set(rows.stage.tolist()), key=lambda s: (s not in _STAGES, s == "annealed", s))
+    budgets = sorted(set(rows.budget.tolist()))
+    dashes = dict(zip(dict.fromkeys(f.fit.law.name for f in fits), itertools.cycle(_DASHES), strict=False))
+    figure, grid = panels(len(budgets), len(stages))
+    axes: dict[Place, Axes] = {}
+    extents: list[tuple[float, float]] = []
+    drawn: list[Uncertainty] = []
     for row, budget in enumerate(budgets):
         for column, stage in enumerate(stages):
-            ax = axes[row][column]
-            here = (series.stage == stage) & (series.budget == budget)
-            ax.set_xscale("log", base=2)
+            ax = grid[row][column]
+            here = (rows.stage == stage) & (rows.budget == budget)
             ax.set_title(", ".join(filter(None, (stage, f"{human(budget)} tokens" if budget else ""))))
+            log_ticks(ax, "x", rows.x)
             if row == len(budgets) - 1:
-                ax.set_xlabel(_TITLES[series.along])
+                ax.set_xlabel(axis_words(rows.columns[rows.along]))
             if not here.any():
                 ax.text(0.5, 0.5, "no finished run", ha="center", transform=ax.transAxes)
                 continue
+            axes[stage, budget] = ax
             seen = [
-                _points(ax, series, here & (series.level == k), k, colours[k])
-                for k in sorted(set(series.level[here].tolist()))
+                _points(ax, rows, here & (rows.level == k), k, colours[k])
+                for k in sorted(set(rows.level[here].tolist()))
             ]
-            for number, fit in enumerate(_drawable(fits, stage, series)):
-                seen += _lines(ax, fit, series, here, colours, _DASHES[number % len(_DASHES)])
-            extents[row, column] = (min(low for low, _ in seen), max(high for _, high in seen))
-        axes[row][0].set_ylabel(f"{_LOSSES.get(series.loss, series.loss)}\n(nats per token)")
+            speaking = [f for f in fits if f.fit.loss == rows.loss and f.fit.stage in (None, stage)]
+            for fit in (f for f in speaking if set(f.fit.law.symbols) <= set(rows.values)):
+                seen += _lines(ax, fit, rows, here, colours, dashes[fit.fit.law.name])
+                drawn.append(fit)
+            extents.append((min(low for low, _ in seen), max(high for _, high in seen)))
+        grid[row][0].set_ylabel(loss_words(rows.loss, study=any(stages)))
     # One span for all panels: equal heights are equal nats, whatever the level of a panel.
-    span = max(high - low for low, high in extents.values()) * 1.12 or 0.1
-    for (row, column), (low, high) in extents.items():
-        axes[row][column].set_ylim((low + high - span) / 2, (low + high + span) / 2)
-    _ticks([ax for line in axes for ax in line], series.x)
-    _legend(figure, series, colours, [f for s in stages for f in _drawable(fits, s, series)])
-    return figure
+    span = max(high - low for low, high in extents) * 1.12 or 0.1
+    for ax, (low, high) in zip(axes.values(), extents, strict=True):
+        ax.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+    handles: Artists = [
+        Line2D([], [], color=colours[k], marker=MARKERS[k % len(MARKERS)], ls="none", label=human(size))
+        for k, size in enumerate(rows.sizes if rows.by else ())
+    ]
+    handles += [
+        Line2D([], [], color=INK, ls=dashes[name], label=f"law: {name}")
+        for name in dict.fromkeys(f.fit.law.name for f in drawn)
+    ]
+    if any(len(f.draws) for f in drawn):
+        handles.append(Patch(color=INK, alpha=0.15, lw=0, label="95% band"))
+    title = symbol_words(rows.by, rows.columns) if rows.by else None
+    return LossDrawing(figure=figure, axes=axes, handles=handles, title=title, fits=drawn)
+
+
+def _budgets(table: Table, tokens: str) -> Array:
+    """What tells the panels of a stage apart, [rows]: a study's budgets, or the tokens of a table with few levels."""
+    if "budget" in table:
+        return np.nan_to_num(numeric(table, "budget"))
+    if tokens not in table:
+        return np.zeros(n_rows(table))
+    values = numeric(table, tokens)
+    positive = np.isfinite(values) & (values > 0)
+    out = np.zeros(len(values))
+    if positive.any():
+        level, sizes = level_codes(values[positive])
+        if len(sizes) > _MOST_BUDGETS:
+            raise UserError(
+                f"{tokens} takes {len(sizes)} values, a panel each: keep {_MOST_BUDGETS} or fewer with --where"
+            )
+        out[positive] = sizes[level]
+    return out
+
+
+def _without_offsets(
+    y: Array, cell: NDArray[np.int64], seed: NDArray[np.int64], panel: NDArray[np.int64]
+) -> Array:
+    """Losses without what the runs of a seed share, by least squares on cells and seeds within each panel, [rows].
+
+    Every cell of a seed sees the same data, so the offsets say nothing of the cells' differences.
+    """
+    out = y.copy()
+    for one in np.unique(panel):
+        here = panel == one
+        seeds = (seed[here, None] == np.unique(seed[here])).astype(np.float64)
+        cells = (cell[here, None] == np.unique(cell[here])).astype(np.float64)
+        solved = np.linalg.lstsq(np.hstack([cells, seeds - seeds.mean(axis=0)]), y[here], rcond=1e-9)[0]
+        out[here] -= (seeds - seeds.mean(axis=0)) @ solved[cells.shape[1] :]
+    return out
+
+
+def _runs_per_point(rows: LossRows, place: Place) -> tuple[int, int]:
+    here = (rows.stage == place[0]) & (rows.budget == place[1])
+    cells = np.stack([rows.level[here], level_codes(rows.x)[0][here]])
+    counts = np.unique(cells, axis=1, return_counts=True)[1]
+    return int(counts.min()), int(counts.max())
 
 
 def _points(
-    ax: "Axes", series: _Series, chosen: NDArray[np.bool_], k: int, colour: tuple[float, float, float]
+    ax: "Axes", rows: LossRows, chosen: NDArray[np.bool_], k: int, colour: tuple[float, float, float]
 ) -> tuple[float, float]:
     """Means over runs with the same x, bars of one standard deviation; returns the lowest and highest ink."""
-    xs = np.unique(series.x[chosen])
-    groups = [series.y[chosen & (series.x == x)] for x in xs]
+    from matplotlib.transforms import ScaledTranslation
+
+    codes, xs = level_codes(rows.x[chosen])
+    groups = [rows.y[chosen][codes == code] for code in range(len(xs))]
     means = np.array([g.mean() for g in groups])
     spread = np.array([g.std(ddof=1) if len(g) > 1 else 0.0 for g in groups])
-    bars = spread if spread.any() else None
-    ax.errorbar(
-        xs, means, yerr=bars, color=colour, marker=MARKERS[k % len(MARKERS)], ls="none", capsize=2, zorder=3
+    last = max(1, len(rows.sizes) - 1)
+    shift = min(_APART, _WIDEST / last) * (k - last / 2) if spread.any() and rows.by else 0.0
+    drawn = ax.errorbar(
+        xs,
+        means,
+        yerr=spread if spread.any() else None,
+        color=colour,
+        marker=MARKERS[k % len(MARKERS)],
+        ls="none",
+        capsize=2,
+        elinewidth=0.9,
+        zorder=3,
+        transform=ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans),
     )
+    drawn.lines[0].set_label(f"{human(rows.sizes[k])}, measured" if rows.by else "measured")
     return float((means - spread).min()), float((means + spread).max())
-
-
-def _drawable(fits: Fits, stage: str, series: _Series) -> list[FitResult | Uncertainty]:
-    """The fits of this stage and loss whose law reads only what a panel fixes."""
-    chosen = []
-    for fit in fits:
-        result = fit.fit if isinstance(fit, Uncertainty) else fit
-        speaks = result.loss == series.loss and result.stage in (None, stage)
-        if speaks and set(result.law.symbols) <= {"m", "N_s", "D"}:
-            chosen.append(fit)
-    return chosen
 
 
 def _lines(
     ax: "Axes",
-    fit: FitResult | Uncertainty,
-    series: _Series,
+    found: Uncertainty,
+    rows: LossRows,
     here: NDArray[np.bool_],
     colours: Sequence[tuple[float, float, float]],
     dashes: str,
@@ -167,61 +338,37 @@ def _lines(
 
     Returns each line's lowest and highest loss.
     """
-    result = fit.fit if isinstance(fit, Uncertainty) else fit
-    tokens = float(np.nanmedian(series.tokens[here])) if np.isfinite(series.tokens[here]).any() else 1.0
-    x = np.geomspace(series.x[here].min(), series.x[here].max(), 25)
+    symbols = set(found.fit.law.symbols)
+    smooth = symbols <= {rows.along, rows.by, "D"}
     extents = []
-    present = sorted(set(series.level[here].tolist()))
-    separate = _SYMBOLS[series.by] in result.law.symbols
+    present = sorted(set(rows.level[here].tolist()))
+    separate = not smooth or rows.by in symbols
     for k in present if separate else present[:1]:
         colour = colours[k] if separate else INK
-        values = {
-            _SYMBOLS[series.along]: x,
-            _SYMBOLS[series.by]: np.full_like(x, series.sizes[k]),
-            "D": np.full_like(x, tokens),
-        }
-        y = result.predict(values)
-        ax.plot(x, y, color=colour, ls=dashes, zorder=2)
-        if isinstance(fit, Uncertainty):
-            low, high = fit.band(values)
-            ax.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, zorder=1)
+        chosen = here & (rows.level == k) if separate else here
+        values = _curve(rows, here, k) if smooth else _cells(rows, chosen)
+        x, y = values[rows.along], found.fit.predict(values)
+        level = f"{human(rows.sizes[k])}, " if rows.by and separate else ""
+        ax.plot(x, y, color=colour, ls=dashes, zorder=2, label=f"{level}law {found.fit.law.name}")
+        if len(found.draws):
+            band(ax, x, *found.band(values), colour)
         extents.append((float(y.min()), float(y.max())))
     return extents
 
 
-def _ticks(axes: "Sequence[Axes]", x: Array) -> None:
-    """Ticks at the levels themselves, thinned where their labels would touch."""
-    from matplotlib.ticker import NullLocator
-
-    present = np.unique(x).tolist()
-    chosen: list[float] = []
-    gap = np.log(present[-1] / present[0]) / 7
-    for level in (present[0], present[-1], *present[1:-1]):
-        if all(abs(np.log(level / other)) > gap for other in chosen):
-            chosen.append(level)
-    chosen.sort()
-    for ax in axes:
-        ax.set_xticks(chosen, [human(level) for level in chosen])
-        ax.xaxis.set_minor_locator(NullLocator())
+def _curve(rows: LossRows, here: NDArray[np.bool_], k: int) -> dict[str, Array]:
+    """Values of a law's symbols at 25 points along the panel, at the size of level ``k`` and the panel's tokens."""
+    x = np.geomspace(rows.x[here].min(), rows.x[here].max(), 25)
+    values = {s: np.full_like(x, np.median(v[here])) for s, v in rows.values.items()}
+    if rows.by:
+        values[rows.by] = np.full_like(x, rows.sizes[k])
+    return values | {rows.along: x}
 
 
-def _legend(
-    figure: "Figure",
-    series: _Series,
-    colours: Sequence[tuple[float, float, float]],
-    fits: Fits,
-) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], color=colours[k], marker=MARKERS[k % len(MARKERS)], ls="none", label=human(size))
-        for k, size in enumerate(series.sizes)
-    ]
-    results = [fit.fit if isinstance(fit, Uncertainty) else fit for fit in fits]
-    for number, name in enumerate(dict.fromkeys(result.law.name for result in results)):
-        handles.append(Line2D([], [], color=INK, ls=_DASHES[number % len(_DASHES)], label=f"law: {name}"))
-    if any(isinstance(fit, Uncertainty) for fit in fits):
-        handles.append(Patch(color=INK, alpha=0.15, lw=0, label="95% band"))
-    title = "$N_s$" if series.by == "sparse_params" else _TITLES[series.by]
-    figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left")
+def _cells(rows: LossRows, chosen: NDArray[np.bool_]) -> dict[str, Array]:
+    """Means of a law's symbols in each measured cell of a series: what the axes alone do not determine."""
+    codes, xs = level_codes(rows.x[chosen])
+    return {
+        s: np.array([v[chosen][codes == code].mean() for code in range(len(xs))])
+        for s, v in rows.values.items()
+    }

@@ -1,21 +1,57 @@
-"""What every figure shares: colours, number formats, sizes and saving. Matplotlib's object API, no pyplot."""
+"""What every figure shares: colours, words, number formats, ticks, sizes and saving. No pyplot.
+
+Artists that show data or a law carry a label; all others keep matplotlib's own, which begin with an underscore.
+``umscale.plots.series`` reads the numbers of a figure back by these labels.
+"""
 
 import contextlib
 import math
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from umscale.errors import UserError
+from umscale.laws.fit import FitResult
+from umscale.laws.forms import Array
+from umscale.laws.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Artists = list["Artist"]
 
 # Ends of viridis are hard to see on paper (yellow) or to tell apart (dark blues); this is its middle.
 _VIRIDIS = (0.02, 0.82)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#222222"
+GREY = "#777777"
+ACCENT = "#c1440e"  # darker in print than GREY, lighter than INK
+_COLUMN_WORDS: Mapping[str, str] = {
+    "top_m": "top_m, values per token and layer",
+    "sparse_params": "sparse parameters $N_s$",
+    "active_params": "active parameters $N$",
+    "tokens": "training tokens $D$",
+    "density": "density, active over sparse parameters",
+    "memory_to_ffn": "memory FLOPs over FFN FLOPs",
+    "n_experts": "experts per layer",
+    "training_flops": "training FLOPs $C$",
+}
+_LOSS_WORDS: Mapping[str, str] = {
+    "loss": "validation loss",
+    "loss_ema": "validation loss, averaged weights",
+}
+"""Of a study, whose stages say when a loss was measured."""
+_CAPTION_SIZE = 7.0
+_CHARACTERS_PER_INCH = 19.0  # of the caption's type
+_MOST_LEVELS = 12  # more are ticked at round numbers instead
+_LABEL_ROOM = 22.0  # characters beside each other under a panel
+_SAME_LEVEL = 1.01
 SUFFIXES = {".png", ".svg", ".pdf"}
 
 _RC: dict[Any, Any] = {
@@ -51,13 +87,22 @@ def house_style() -> Iterator[None]:
 
 
 def panels(
-    n_rows: int, n_columns: int, *, width: float = 3.3, height: float = 2.7
+    n_rows: int,
+    n_columns: int,
+    *,
+    width: float = 3.3,
+    height: float = 2.7,
+    margin: float = 1.3,
+    ratios: Sequence[float] | None = None,
 ) -> "tuple[Figure, list[list[Axes]]]":
-    """A figure with [n_rows][n_columns] axes, each ``width`` × ``height`` inches, and room for a legend."""
+    """A figure with [n_rows][n_columns] axes, each ``width`` × ``height`` inches, and room for a legend at the right.
+
+    ``ratios`` are the heights of the rows beside each other.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * n_columns + 1.3, height * n_rows + 0.3), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    figure = Figure(figsize=(width * n_columns + margin, height * n_rows + 0.6), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, height_ratios=ratios)
     return figure, [list(row) for row in axes]
 
 
@@ -71,8 +116,110 @@ def ordered_colours(n: int) -> list[tuple[float, float, float]]:
     return [(red, green, blue) for red, green, blue, _ in colours]
 
 
+def axis_words(column: str) -> str:
+    """What a column is called on an axis; a user's column by its own name."""
+    return _COLUMN_WORDS.get(column, column.replace("$", r"\$"))
+
+
+def loss_words(column: str, *, study: bool) -> str:
+    """What a loss column is called on an axis, with its unit."""
+    words = axis_words(column)
+    return f"{_LOSS_WORDS.get(column, words) if study else words} (nats per token)"
+
+
+def symbol_words(symbol: str, columns: Mapping[str, str]) -> str:
+    """A symbol as a legend's title names it."""
+    return "$N_s$" if symbol == "N_s" else columns[symbol].replace("$", r"\$")
+
+
+def level_codes(values: Array) -> tuple[NDArray[np.int64], Array]:
+    """The level of each positive value and the levels, ascending; values within 1% of the next are one level."""
+    logs = np.log(values)
+    order = np.argsort(logs)
+    codes = np.empty(len(logs), dtype=np.int64)
+    codes[order] = np.concatenate([[0], np.cumsum(np.diff(logs[order]) > np.log(_SAME_LEVEL))])
+    return codes, np.array([np.exp(logs[codes == k].mean()) for k in range(int(codes.max()) + 1)])
+
+
+def log_ticks(ax: "Axes", side: Literal["x", "y"], values: Array, *, most_levels: int = _MOST_LEVELS) -> None:
+    """Make an axis logarithmic, with ticks at the levels of ``values`` or, where there are more, at round numbers."""
+    from matplotlib.ticker import NullLocator
+
+    levels = level_codes(values)[1]
+    ticks = levels.tolist() if len(levels) <= most_levels else _round_numbers(levels[0], levels[-1])
+    ticks = thinned(ticks)
+    labels = [human(tick) for tick in ticks]
+    if side == "x":
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, labels)
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.set_yscale("log", base=2)
+        ax.set_yticks(ticks, labels)
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def thinned(ticks: Sequence[float]) -> list[float]:
+    """Ascending ticks without those whose labels would touch on a logarithmic axis; the ends stay."""
+    chosen: list[float] = []
+    longest = max(len(human(tick)) for tick in ticks)
+    gap = math.log(ticks[-1] / ticks[0]) / max(2.0, _LABEL_ROOM / longest)
+    for tick in dict.fromkeys((ticks[0], ticks[-1], *ticks[1:-1])):
+        if all(abs(math.log(tick / other)) > gap for other in chosen):
+            chosen.append(tick)
+    return sorted(chosen)
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Powers of ten within the range, with 2 and 5 or all digits of every decade where they would be few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = [d * 10.0**k for k in decades for d in digits if low / 1.001 <= d * 10.0**k <= high * 1.001]
+        if len(ticks) >= 3:
+            return ticks
+    return [low, high]
+
+
+def band(ax: "Axes", x: Array, low: Array, high: Array, colour: Any) -> None:
+    """An interval about a line, light enough to see others through it."""
+    ax.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, zorder=1)
+
+
+def laws_words(found: Sequence[Uncertainty]) -> list[str]:
+    """``law_words`` of every law among ``found`` once, stages aside."""
+    return [law_words(one) for one in {one.fit.law.name: one for one in found}.values()]
+
+
+def law_words(found: Uncertainty) -> str:
+    """A law, what it was fitted to and where its intervals come from, as a caption says it."""
+    fit = found.fit
+    intervals = f"95% intervals: {found.method.split(',')[0]}, resampling {found.resampled}"
+    if not len(found.draws):
+        intervals = "no intervals"
+    return f"Law {fit.law.name}: {fit.law.formula}; {fit.n_rows} records; {intervals}."
+
+
+def part_words(fit: FitResult) -> str:
+    """Which part of a table a fit speaks of, as a caption begins; nothing for a table without parts."""
+    parts = [fit.stage, None if fit.compensation == "none" else fit.compensation, _LOSS_WORDS.get(fit.loss)]
+    words = ", ".join(part for part in parts if part) if fit.stage else ""
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def caption(figure: "Figure", *sentences: str) -> None:
+    """Write sentences under a figure, wrapped to its width."""
+    words = " ".join(one for one in sentences if one)
+    wrapped = textwrap.fill(words, int(figure.get_figwidth() * _CHARACTERS_PER_INCH))
+    figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=_CAPTION_SIZE, color=INK, parse_math=False)
+
+
 def human(value: float) -> str:
-    """Three significant digits with a suffix: 1048576 → ``1.05M``, 32 → ``32``."""
+    """Three significant digits with a suffix: 1048576 → ``1.05M``, 32 → ``32``; far from 1, ``2e18``."""
+    if 1e-3 <= abs(value) < 0.0995:
+        return f"{value:.3g}"
+    if abs(value) >= 0.9995e15 or 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         # From 999.5 on, three digits round up into the next suffix.
         if abs(value) >= 0.9995 * size:

@@ -1,5 +1,7 @@
 """Training-loss curves by run, trunk and branches."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,26 +10,25 @@ from numpy.typing import NDArray
 from umscale.errors import UserError
 from umscale.laws.forms import Array
 from umscale.laws.table import Table, numeric, text
-from umscale.plots.style import INK, house_style, human, ordered_colours, panels
+from umscale.plots.style import INK, axis_words, caption, house_style, human, ordered_colours, panels
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Names = NDArray[np.str_]
 
-_LEGEND_RUNS = 16  # more lines than this cannot be told apart by colour
+_LEGEND_CELLS = 16  # more colours than this cannot be told apart
 _UNSETTLED = 5  # the right panel's range is set by what comes after this fraction of the longest run
 _SMOOTHING = 40  # running mean over this fraction of a trunk
 
 
 def curves(table: Table) -> "Figure":
-    """Training loss against tokens: as it is (left), and minus the mean of all runs on the same batch (right).
+    """Training loss against tokens: as it is (left), and minus the mean of the seed's runs on the same batch (right).
 
-    ``table`` has columns run_id, phase (``trunk``, ``branch-0`` …), tokens and loss, and may have ``label``.
-    Cells of a seed block see the same batches, so the right panel is nearly free of batch noise. Both panels
-    show running means. Colours and legend go from the lowest final loss to the highest. Raises ``UserError``
-    for a missing column or a table without finite losses.
+    ``table`` has columns run_id, phase (``trunk``, ``branch-0`` …), tokens and loss, and may have ``label``, a cell's
+    ``name=value`` pairs. Cells of a seed see the same batches, so the right panel is nearly free of batch noise. Both
+    panels show running means; the runs of one cell share a colour, and colours and legend go from the lowest final
+    loss to the highest. Raises ``UserError`` for a missing column or a table without finite losses.
     """
     for name in ("run_id", "phase", "tokens", "loss"):
         if name not in table:
@@ -38,81 +39,124 @@ def curves(table: Table) -> "Figure":
     finite = np.isfinite(tokens) & np.isfinite(loss) & (tokens > 0)
     if not finite.any():
         raise UserError("no training curve has been recorded: there is nothing to draw")
-    run, phase, label = run[finite], phase[finite], label[finite]
-    tokens, loss = tokens[finite], loss[finite]
+    split = {one: cell_and_seed(one) for one in set(label.tolist())}
+    rows = _Rows(
+        run=run[finite],
+        phase=phase[finite],
+        tokens=tokens[finite],
+        loss=loss[finite],
+        cell=np.array([split[one][0] for one in label[finite].tolist()]),
+        seed=np.array([split[one][1] for one in label[finite].tolist()]),
+    )
     with house_style():
-        return _draw(run, phase, tokens, loss, label)
+        return _draw(rows)
 
 
-def _draw(run: Names, phase: Names, tokens: Array, loss: Array, label: Names) -> "Figure":
-    relative = loss - _batch_means(phase, tokens, loss)
-    runs = sorted(set(run.tolist()), key=lambda r: _final_loss(tokens[run == r], loss[run == r]))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """A row per logged step, [rows]."""
+
+    run: Names
+    phase: Names
+    tokens: Array
+    loss: Array
+    cell: Names
+    seed: Names
+
+
+def _draw(rows: _Rows) -> "Figure":
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    relative = rows.loss - _batch_means(rows)
+    final = {r: _final_loss(rows, r) for r in sorted(set(rows.run.tolist()))}
+    cell_of = dict(zip(rows.run.tolist(), rows.cell.tolist(), strict=True))
+    runs_of: dict[str, list[str]] = {}
+    for r in sorted(final, key=lambda r: final[r]):
+        runs_of.setdefault(cell_of[r], []).append(r)
+    cells = sorted(runs_of, key=lambda cell: float(np.mean([final[r] for r in runs_of[cell]])))
     figure, [[left, right]] = panels(1, 2, width=3.6, height=3.2)
-    settled = tokens.max() / _UNSETTLED
-    shown = []
-    for r, colour in zip(runs, ordered_colours(len(runs)), strict=True):
-        for one in sorted(set(phase[run == r].tolist())):
-            here = np.flatnonzero((run == r) & (phase == one))
-            here = here[np.argsort(tokens[here], kind="stable")]
-            window = int(np.count_nonzero((run == r) & (phase == "trunk"))) // _SMOOTHING
-            dashes = "-" if one == "trunk" else (0, (2, 1))
-            name = _short(str(label[here[0]])) if one == "trunk" else "_branch"
-            left.plot(
-                tokens[here], _running_mean(loss[here], window), color=colour, ls=dashes, lw=1.0, label=name
-            )
-            difference = _running_mean(relative[here], window)
-            right.plot(tokens[here], difference, color=colour, ls=dashes, lw=1.0)
-            shown.append(difference[tokens[here] >= settled])
+    settled = rows.tokens.max() / _UNSETTLED
+    shown, handles = [], []
+    for cell, colour in zip(cells, ordered_colours(len(cells)), strict=True):
+        for r in runs_of[cell]:
+            for here, phase in _phases(rows, r):
+                window = int(np.count_nonzero((rows.run == r) & (rows.phase == "trunk"))) // _SMOOTHING
+                x, y = rows.tokens[here], _running_mean(rows.loss[here], window)
+                difference = _running_mean(relative[here], window)
+                name = f"{cell}, {r[:8]}, {phase}"
+                dashes = "-" if phase == "trunk" else (0, (2, 1))
+                left.plot(x, y, color=colour, ls=dashes, lw=0.9, label=name)
+                right.plot(x, difference, color=colour, ls=dashes, lw=0.9, label=name)
+                shown.append(difference[x >= settled])
+        handles.append(Line2D([], [], color=colour, label=cell))
     left.set_xscale("log")
     left.set_ylabel("training loss (nats per token)")
     # The first steps differ by more than all later ones; the axis is made for what remains.
     extent = 1.1 * max((float(np.abs(part).max()) for part in shown if part.size), default=0.0)
     right.set_ylim(-(extent or 0.1), extent or 0.1)
-    right.set_ylabel("minus mean of runs, same batch (nats)")
+    right.set_ylabel("minus mean over cells, same batch (nats)")
+    right.xaxis.set_major_locator(MaxNLocator(5))
     for ax in (left, right):
-        ax.set_xlabel("tokens")
+        ax.set_xlabel(axis_words("tokens"))
         ax.xaxis.set_major_formatter(lambda value, _: human(value))
-    _legend(figure, left, len(runs), bool((phase != "trunk").any()))
+    title = "lowest final loss first"
+    if len(cells) > _LEGEND_CELLS:
+        handles = [handles[0], handles[-1]]
+        for handle, words in zip(handles, ("lowest", "highest"), strict=True):
+            handle.set_label(f"{words}: {handle.get_label()}")
+        title = f"{len(cells)} cells by final loss"
+    branches = bool((rows.phase != "trunk").any())
+    if branches:
+        handles.append(Line2D([], [], color=INK, ls=(0, (2, 1)), lw=1.0, label="branch with decay"))
+    figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left")
+    seeds = len(set(rows.seed.tolist()))
+    each = f"{len(final)} runs of {len(cells)} cells in {seeds} seed{'s' if seeds > 1 else ''}"
+    caption(
+        figure, f"{each}; running means over 1/{_SMOOTHING} of a trunk. Training loss, not validation loss."
+    )
     return figure
 
 
-def _batch_means(phase: Names, tokens: Array, loss: Array) -> Array:
-    """Mean over the runs at each row's phase and token count, [rows]."""
-    keys = np.array([f"{p} {t:.0f}" for p, t in zip(phase, tokens, strict=True)])
-    _, code, count = np.unique(keys, return_inverse=True, return_counts=True)
+def _phases(rows: _Rows, run: str) -> Iterator[tuple[NDArray[np.int64], str]]:
+    """Row numbers of a run's trunk and branches, each in the order of its tokens."""
+    for phase in sorted(set(rows.phase[rows.run == run].tolist()), reverse=True):
+        here = np.flatnonzero((rows.run == run) & (rows.phase == phase))
+        yield here[np.argsort(rows.tokens[here], kind="stable")], phase
+
+
+def _batch_means(rows: _Rows) -> Array:
+    """Mean over the runs of a seed at each row's phase and token count, [rows]."""
+    keys = zip(rows.seed, rows.phase, rows.tokens, strict=True)
+    joined = np.array([f"{seed} {phase} {tokens:.0f}" for seed, phase, tokens in keys])
+    _, code, count = np.unique(joined, return_inverse=True, return_counts=True)
     code = code.reshape(-1)
-    return np.asarray((np.bincount(code, weights=loss) / count)[code])
+    return np.asarray((np.bincount(code, weights=rows.loss) / count)[code])
 
 
-def _final_loss(tokens: Array, loss: Array) -> float:
+def _final_loss(rows: _Rows, run: str) -> float:
     """Mean of the last twentieth of a run's curve."""
+    tokens, loss = rows.tokens[rows.run == run], rows.loss[rows.run == run]
     tail = np.argsort(tokens)[-max(1, len(tokens) // 20) :]
     return float(loss[tail].mean())
 
 
 def _running_mean(values: Array, window: int) -> Array:
-    """Centred running mean over ``window`` points, shortened at both ends."""
+    """Centred mean over ``window`` points, narrowed at the start, where losses fall fast, and cut at the end."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(window // 2, np.minimum(index, len(values) - 1 - index))
-    return np.asarray((total[index + reach + 1] - total[index - reach]) / (2 * reach + 1))
+    back = np.minimum(window // 2, index)
+    ahead = np.minimum(back, len(values) - 1 - index)
+    return np.asarray((total[index + ahead + 1] - total[index - back]) / (back + ahead + 1))
 
 
-def _short(label: str) -> str:
-    """``top_m=4 n_keys=128 seed=0`` as it is; a bare run id cut to eight characters."""
-    return label if "=" in label else label[:8]
-
-
-def _legend(figure: "Figure", ax: "Axes", n_runs: int, branches: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    handles, labels = ax.get_legend_handles_labels()
-    title = "runs, lowest final loss first"
-    if n_runs > _LEGEND_RUNS:
-        ends = (0, -1)
-        handles, labels = [handles[k] for k in ends], [f"lowest: {labels[0]}", f"highest: {labels[-1]}"]
-        title = f"{n_runs} runs by final loss"
-    if branches:
-        handles = [*handles, Line2D([], [], color=INK, ls=(0, (2, 1)), lw=1.0)]
-        labels = [*labels, "branch with decay"]
-    figure.legend(handles, labels, title=title, loc="outside right upper", alignment="left")
+def cell_and_seed(label: str) -> tuple[str, str]:
+    """``top_m=4 n_keys=128 seed=0`` as cell and seed; a bare run id is cut to eight characters and has no seed."""
+    if "=" not in label:
+        return label[:8], ""
+    parts = [part.partition("=") for part in label.split()]
+    seed = next((value for name, _, value in parts if name == "seed"), "")
+    cell = [
+        value if name == "architecture" else f"{name}={value}" for name, _, value in parts if name != "seed"
+    ]
+    return " ".join(cell), seed

@@ -1,0 +1,290 @@
+"""iso-FLOP curves (approach 2 of arXiv 2203.15556): loss against size at constant compute, with parabolas.
+
+A parabola in log N is fitted to the runs of one compute; its vertex estimates the best size N*(C). On surfaces that
+are not symmetric about the vertex it is biased (arXiv 2603.22339), so a law's own curves stand beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from umscale.errors import UserError, nearest
+from umscale.laws.fit import FitResult
+from umscale.laws.forms import COLUMNS, Array
+from umscale.laws.table import Table, levels, numeric
+from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
+from umscale.plots.style import (
+    INK,
+    MARKERS,
+    Artists,
+    axis_words,
+    caption,
+    house_style,
+    human,
+    level_codes,
+    log_ticks,
+    loss_words,
+    ordered_colours,
+    panels,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SAME_COMPUTE = 1.12  # runs whose FLOPs lie within this factor are of one compute
+_FEWEST_SIZES = 4  # of one compute: three determine a parabola and leave nothing over
+_LEAST_SPAN = 2.0  # factor between the smallest and the largest of them
+_MOST_CURVES = 12
+_FLOPS_PER_PARAMETER = 6.0  # and token, forward and backward
+_BACKWARD = 3.0  # times the forward FLOPs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsoFlop:
+    """The runs of one compute and their parabola L = c + b·log2(N/N0) + a·log2²(N/N0)."""
+
+    flops: float
+    """Geometric mean of the runs' training FLOPs."""
+    per_parameter: float
+    """FLOPs per parameter and token of these runs, so that D = C/(per_parameter·N)."""
+    n: Array
+    """Sizes, ascending, [runs]."""
+    loss: Array
+    origin: float
+    """N0."""
+    parabola: Array
+    """[a, b, c]."""
+
+    @property
+    def best(self) -> float:
+        """N of least loss; NaN where the parabola has no minimum among the sizes."""
+        a, b, _ = self.parabola
+        best = self.origin * 2.0 ** (-b / (2 * a)) if a > 0 else float("nan")
+        return best if self.n[0] <= best <= self.n[-1] else float("nan")
+
+    def predict(self, n: Array) -> Array:
+        """The parabola at sizes ``n``."""
+        return np.asarray(np.polyval(self.parabola, np.log2(n / self.origin)))
+
+
+def training_flops(table: Table, columns: Mapping[str, str] | None = None) -> tuple[Array, str]:
+    """Training FLOPs of every row, and where they come from in words.
+
+    A column of them; else three times a study's measured forward FLOPs; else 6·N·D. Raises ``UserError`` without.
+    """
+    mapping = {**COLUMNS, **(columns or {})}
+    if mapping["C"] in table:
+        return numeric(table, mapping["C"]), f"column {mapping['C']}"
+    if mapping["D"] in table:
+        tokens = numeric(table, mapping["D"])
+        if "flops_per_token" in table:
+            return _BACKWARD * numeric(table, "flops_per_token") * tokens, "3 × forward FLOPs"
+        if mapping["N"] in table:
+            return _FLOPS_PER_PARAMETER * numeric(table, mapping["N"]) * tokens, "6·N·D"
+    raise UserError(f"the table has no column {mapping['C']!r} for C, nor {mapping['D']!r} for D")
+
+
+def iso_flops(n: Array, flops: Array, loss: Array, tokens: Array | None = None) -> tuple[IsoFlop, ...]:
+    """The computes at which enough sizes were trained, ascending; arrays are [rows] and positive."""
+    tokens = flops / (_FLOPS_PER_PARAMETER * n) if tokens is None else tokens
+    left = np.arange(len(n))
+    found: list[IsoFlop] = []
+    while len(left) and len(found) < _MOST_CURVES:
+        windows = [left[_within(flops[left], start)] for start in np.unique(flops[left])]
+        counts = [len(level_codes(n[w])[1]) for w in windows]
+        best = windows[int(np.argmax(counts))]
+        if max(counts) < _FEWEST_SIZES:
+            break
+        left = np.setdiff1d(left, best)
+        best = best[np.argsort(n[best], kind="stable")]
+        if n[best[-1]] < _LEAST_SPAN * n[best[0]]:
+            continue
+        origin = float(np.exp(np.log(n[best]).mean()))
+        found.append(
+            IsoFlop(
+                flops=float(np.exp(np.log(flops[best]).mean())),
+                per_parameter=float(np.exp(np.log(flops[best] / (n[best] * tokens[best])).mean())),
+                n=n[best],
+                loss=loss[best],
+                origin=origin,
+                parabola=np.polyfit(np.log2(n[best] / origin), loss[best], 2),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: one.flops))
+
+
+def _within(flops: Array, start: float) -> Any:
+    return (flops >= start * (1 - 1e-9)) & (flops <= start * _SAME_COMPUTE)
+
+
+def exponent(found: Sequence[IsoFlop]) -> Estimate | None:
+    """α of N* ∝ C^α over the computes with a minimum, with Student's interval; None with fewer than three."""
+    from scipy.special import stdtrit
+
+    best = np.array([one.best for one in found])
+    there = np.isfinite(best)
+    if there.sum() < 3:
+        return None
+    x, y = np.log([one.flops for one in found])[there], np.log(best[there])
+    slope, origin = np.polyfit(x, y, 1)
+    freedom = len(x) - 2
+    residual = y - slope * x - origin
+    error = float(np.sqrt(residual @ residual / freedom / ((x - x.mean()) ** 2).sum()))
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return Estimate(value=float(slope), low=float(slope) - half, high=float(slope) + half)
+
+
+def iso_flop(
+    table: Table,
+    found: Uncertainty | None = None,
+    *,
+    loss: str = "loss",
+    columns: Mapping[str, str] | None = None,
+) -> "Figure":
+    """Loss against size at constant compute with parabolas and their minima, and the best size against compute.
+
+    A law of N and D is drawn beside them at the same compute. ``columns`` maps N, D and C. Raises ``UserError`` when
+    the table lacks them, mixes stages or compensations, or no compute has four sizes or more.
+    """
+    mapping = {**COLUMNS, **(columns or {})}
+    for name in (loss, mapping["N"]):
+        if name not in table:
+            raise UserError(f"the table has no column {name!r}: this figure needs it{nearest(name, table)}")
+    for name in ("stage", "compensation"):
+        if len(levels(table, name)) > 1:
+            raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: draw one at a time")
+    flops, source = training_flops(table, columns)
+    n, y = numeric(table, mapping["N"]), numeric(table, loss)
+    usable = np.isfinite(y) & np.isfinite(flops) & (flops > 0) & np.isfinite(n) & (n > 0)
+    tokens = numeric(table, mapping["D"])[usable] if mapping["D"] in table else None
+    curves = iso_flops(n[usable], flops[usable], y[usable], tokens)
+    if not curves:
+        raise UserError(
+            f"no compute has {_FEWEST_SIZES} sizes or more (C within {_SAME_COMPUTE - 1:.0%}, {source}): "
+            "there is no iso-FLOP curve"
+        )
+    fit = found.fit if found is not None and set(found.fit.law.symbols) == {"N", "D"} else None
+    with house_style():
+        figure, [[left, right]] = panels(1, 2, width=3.5, height=3.3)
+        handles = _curves(left, curves, fit)
+        log_ticks(left, "x", np.concatenate([one.n for one in curves]), most_levels=0)
+        left.set_xlabel(axis_words(mapping["N"]))
+        left.set_ylabel(loss_words(loss, study=bool(levels(table, "stage"))))
+        slope = exponent(curves)
+        _best_sizes(right, curves, slope, fit)
+        right.set_ylabel(f"{axis_words(mapping['N'])} of least loss")
+        figure.legend(
+            handles=handles, title="training FLOPs $C$", loc="outside right upper", alignment="left"
+        )
+        caption(figure, *_words(curves, int(usable.sum()), slope, fit, source, found))
+    return figure
+
+
+def _curves(ax: "Axes", curves: Sequence[IsoFlop], fit: FitResult | None) -> Artists:
+    """Points, parabolas and minima; returns the legend's handles."""
+    from matplotlib.lines import Line2D
+
+    handles: Artists = []
+    for k, (one, colour) in enumerate(zip(curves, ordered_colours(len(curves)), strict=True)):
+        name, marker = human(one.flops), MARKERS[k % len(MARKERS)]
+        ax.plot(one.n, one.loss, marker, color=colour, ms=3.4, ls="none", zorder=3, label=f"{name}, measured")
+        x = np.geomspace(one.n[0], one.n[-1], 60)
+        ax.plot(x, one.predict(x), color=colour, lw=1.0, zorder=2, label=f"{name}, parabola")
+        if np.isfinite(one.best):
+            least = one.predict(np.array([one.best]))
+            ax.plot(
+                [one.best],
+                least,
+                "*",
+                color=colour,
+                ms=9,
+                mec=INK,
+                mew=0.6,
+                zorder=4,
+                label=f"{name}, minimum",
+            )
+        if fit is not None:
+            ax.plot(x, _law(fit, x, one), color=colour, lw=1.0, ls=":", label=f"{name}, law {fit.law.name}")
+        handles.append(Line2D([], [], color=colour, marker=marker, ms=3.4, lw=1.0, label=name))
+    handles.append(
+        Line2D([], [], color="white", marker="*", ms=9, mec=INK, mew=0.6, ls="none", label="minimum")
+    )
+    if fit is not None:
+        handles.append(Line2D([], [], color=INK, lw=1.0, ls=":", label=f"law: {fit.law.name}"))
+    return handles
+
+
+def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, fit: FitResult | None) -> None:
+    flops, best = np.array([one.flops for one in curves]), np.array([one.best for one in curves])
+    there = np.isfinite(best)
+    sizes = [best[there]]
+    for one, colour in zip(curves, ordered_colours(len(curves)), strict=True):
+        if np.isfinite(one.best):
+            ax.plot([one.flops], [one.best], "*", color=colour, ms=9, mec=INK, mew=0.6, zorder=3)
+    if there.any():
+        ax.plot(flops[there], best[there], ls="none", label="minimum")
+    if slope is not None:
+        x, y = np.log(flops[there]), np.log(best[there])
+        line = np.exp(y.mean() + slope.value * (np.log(flops) - x.mean()))
+        ax.plot(flops, line, color=INK, lw=1.0, label="power law through the minima")
+        sizes.append(line)
+    if fit is not None:
+        theirs = np.array([_law_best(fit, one) for one in curves])
+        ax.plot(flops, theirs, color=INK, lw=1.0, ls=":", label=f"law {fit.law.name}")
+        sizes.append(theirs)
+    ax.set_xlabel(axis_words("training_flops"))
+    log_ticks(ax, "x", flops, most_levels=0)
+    if len(everything := np.concatenate(sizes)):
+        log_ticks(ax, "y", everything, most_levels=0)
+    else:
+        ax.text(0.5, 0.5, "no parabola has a minimum\namong its sizes", ha="center", transform=ax.transAxes)
+
+
+def _law(fit: FitResult, n: Array, one: IsoFlop) -> Array:
+    """The law along sizes ``n`` at constant compute."""
+    return fit.predict({"N": n, "D": one.flops / (one.per_parameter * n)})
+
+
+def _law_best(fit: FitResult, one: IsoFlop) -> float:
+    """The law's best size at a compute, looked for well beyond the sizes measured."""
+    from scipy.optimize import minimize_scalar
+
+    low, high = np.log(one.n[0] / 100), np.log(one.n[-1] * 100)
+    found = minimize_scalar(
+        lambda x: float(_law(fit, np.exp(np.array([x])), one)[0]), bounds=(low, high), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def _words(
+    curves: Sequence[IsoFlop],
+    n_rows: int,
+    slope: Estimate | None,
+    fit: FitResult | None,
+    source: str,
+    found: Uncertainty | None,
+) -> list[str]:
+    runs = sum(len(one.n) for one in curves)
+    near = f"C ({source}) within {_SAME_COMPUTE - 1:.0%} of each other"
+    said = [
+        f"{runs} of {n_rows} runs, at {len(curves)} computes, {near}.",
+        "Parabolas in log N by least squares; they are biased where the surface is not symmetric.",
+    ]
+    missing = sum(not np.isfinite(one.best) for one in curves)
+    if missing:
+        said.append(f"{missing} have no minimum among their sizes.")
+    if slope is not None:
+        said.append(f"N* ∝ C^{slope.value:.3f} [{slope.low:.3f}, {slope.high:.3f}] (95%, Student).")
+    if fit is not None:
+        ends = [_law_best(fit, one) for one in (curves[0], curves[-1])]
+        if len(curves) > 1:
+            rise = np.log(ends[1] / ends[0]) / np.log(curves[-1].flops / curves[0].flops)
+            said.append(
+                f"Law {fit.law.name}: {fit.law.formula}, at the runs' own C/(N·D); its best sizes rise as C^{rise:.3f}."
+            )
+    elif found is not None:
+        said.append(f"Law {found.fit.law.name} reads other columns than N and D and is not drawn.")
+    return said

@@ -30,7 +30,7 @@ from umscale.accounting import cost
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import atomic_path, write_error, write_text
-from umscale.spec import RunSpec, read_toml, to_dict
+from umscale.spec import RunSpec, from_dict, read_toml, to_dict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,13 +212,17 @@ class Store:
     def write_design(self, study: Study, cells: Sequence[Cell]) -> None:
         """Record the study and its cells, and a row for each infeasible one."""
         write_text(self.root / "study.toml", study.to_toml())
+        self.write_cells(cells, study.name)
+
+    def write_cells(self, cells: Sequence[Cell], study: str) -> None:
+        """Record cells of a study beside those already there, and a row for each infeasible one."""
         rows = []
         for cell in cells:
             solved = cell.solved
             rows.append(
                 {
                     "run_id": cell.run_id,
-                    "study": study.name,
+                    "study": study,
                     "label": cell.label,
                     "compensation": cell.compensation,
                     "seed": cell.seed,
@@ -229,7 +233,7 @@ class Store:
                 }
             )
             if cell.run is None:
-                row = {"run_id": cell.run_id, "study": study.name, "seed": cell.seed}
+                row = {"run_id": cell.run_id, "study": study, "seed": cell.seed}
                 self.write_rows("runs", cell.run_id, [row | {"status": "infeasible", "reason": cell.reason}])
         # A file for every design, so that a study swept again with other axes keeps its earlier cells too.
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
@@ -333,6 +337,26 @@ class Store:
         """Return the status of every stored run by id."""
         table = self.read("runs").select(["run_id", "status"])
         return dict(zip(table["run_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+    def final_record(self, run_id: str) -> Row | None:
+        """Return the annealed record at the largest budget of a finished run, None for any other."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(self.root / "runs" / f"{run_id}.parquet").to_pylist()
+        except (OSError, pa.ArrowException):
+            return None
+        kept = [r for r in rows if r["status"] == "finished" and r["stage"] == "annealed"]
+        return max(kept, key=lambda r: int(r["budget"]), default=None)
+
+    def specs(self, status: str) -> list[RunSpec]:
+        """Return the specs of all runs with a status."""
+        import pyarrow.compute as pc
+
+        table = self.read("runs").select(["status", "spec"])
+        texts = table.filter(pc.equal(table["status"], status))["spec"].unique().drop_null().to_pylist()
+        return [from_dict(RunSpec, json.loads(text)) for text in texts]
 
     def columns(self, status: str | None = "finished") -> "dict[str, np.ndarray]":
         """Return the runs joined with the design, as columns of NumPy arrays, for fits and plots.

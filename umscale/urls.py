@@ -1,7 +1,6 @@
 """URLs that may carry secrets: how they are shown."""
 
 import re
-from urllib.parse import unquote
 
 _CREDENTIALS = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/?#@:]*):(?P<password>[^\s/?#]*)@", re.IGNORECASE

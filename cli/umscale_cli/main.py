@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from umscale_cli import bench, cost, data, fit, plan, plot, runs, simulate, sweep
+from umscale_cli import bench, cost, data, fit, plan, plot, runs, search, simulate, sweep
 
 app = typer.Typer(
     name="umscale",
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("sweep")(sweep.sweep)
+app.command("search")(search.search)
 app.command("fit")(fit.fit)
 app.command("laws")(fit.laws)
 app.command("plot")(plot.plot)

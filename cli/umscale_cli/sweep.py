@@ -69,7 +69,7 @@ def sweep(
     if print_config:
         print(plan_study.to_toml(), end="")
         return
-    _check_device(device)
+    check_device(device)
     root = Path(store) if store else DEFAULT_ROOT / plan_study.name
     known = Store.open(root) if (root / "store.json").exists() else None
     precision = (known.pinned_precision() if known else None) or resolve_precision(
@@ -98,7 +98,7 @@ def sweep(
         raise typer.Exit(EXIT_PARTLY)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     from umscale.errors import UserError
 
     if device not in ("auto", "cpu", "cuda"):

@@ -13,6 +13,7 @@ seed = [0, 1, 2]
 top_m = 64
 n_keys = 128
 seed = [3, 4]
+[search]                            # what `umscale search` varies, see umscale.search.settings
 [model]  [model.ffn]  [model.memory]  [data]  [train]      # a RunSpec, the reference cell
 [architectures.moe.model.ffn]       # what this architecture changes of it
 """
@@ -57,8 +58,8 @@ from umscale.spec import (
 
 QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn")
 KEYS = (
-    "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "model", "data",
-    "train",
+    "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "search",
+    "model", "data", "train",
 )  # fmt: skip
 MAX_CELLS = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -78,6 +79,8 @@ class Study:
     """Explicit points, each crossed with the axes: one value an axis, and perhaps seeds of its own."""
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named trees laid over the reference by the axis ``architecture``."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """What ``umscale search`` varies and wants, see ``umscale.search.settings``; a sweep has no use for it."""
     reference: RunSpec
     """The cell that compensation refers to, and the source of everything no axis varies."""
 
@@ -94,6 +97,8 @@ class Study:
             ]
         if self.architectures:
             named["architectures"] = dict(self.architectures)
+        if self.search:
+            named["search"] = dict(self.search)
         return {**head, "compensation": list(self.compensation), "axes": axes, **named, **spec}
 
     def to_toml(self) -> str:
@@ -205,8 +210,15 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         axes=axes,
         cells=cells,
         architectures=architectures,
+        search=_table(tree.get("search", {}), f"{where}: search"),
         reference=reference,
     )
+
+
+def _table(tree: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} must be a table")
+    return dict(tree)
 
 
 def _architectures(tree: Any, where: str) -> dict[str, dict[str, Any]]:

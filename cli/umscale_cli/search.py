@@ -1,0 +1,336 @@
+"""``umscale search``: let Optuna choose which models of a study to train."""
+
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umscale_cli.console import JsonFlag, SetOption, StoreOption, count, duration, note, out, print_json
+from umscale_cli.runs import DEFAULT_ROOT, is_recorded
+
+if TYPE_CHECKING:
+    import optuna
+
+    from umscale.search.bridge import Bridge
+    from umscale.search.job import SearchJob
+    from umscale.search.results import Found
+
+_SPACE_POINTS = 200  # random points of a dry run
+_SHOWN = 12
+
+
+def search(
+    study: Annotated[
+        str, typer.Argument(help="A study file with a [search] table, or one that ships with umscale.")
+    ],
+    store: StoreOption = None,
+    set_: SetOption = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials in all; default the study's.", show_default=False)
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="tpe, gp, nsga2, nsga3, cmaes, qmc, random or brute_force.", show_default=False),
+    ] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="none, median, hyperband, asha or wilcoxon.", show_default=False)
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="An Optuna storage URL or journal file; default a journal in the store.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampler.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; default: physical cores.", show_default=False)
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    warm_start: Annotated[
+        bool, typer.Option(help="Take finished runs of the store that lie in the space as trials.")
+    ] = True,
+    winners: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a study that trains the best trials again.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each winner in that study.")] = 3,
+    show: Annotated[bool, typer.Option("--show", help="Print what was found so far; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the space and how much of it is feasible; write nothing.")
+    ] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Search a study's space with Optuna; every trial is a run of the store.
+
+    The same command continues a search, on as many machines as share the store. optuna-dashboard and Optuna's own
+    command line open its storage as it is.
+    """
+    from umscale.data.corpus import open_corpus
+    from umscale.design.study import load_study
+    from umscale.errors import UserError
+    from umscale.files import write_text
+    from umscale.machine import physical_cores, resolve_precision
+    from umscale.search.bridge import Bridge
+    from umscale.search.job import STORAGE_VARIABLE, SearchJob
+    from umscale.search.results import summarise, winners_study
+    from umscale.search.settings import parse_settings
+    from umscale.store import Store
+    from umscale_cli.runs import open_store
+    from umscale_cli.sweep import check_device
+
+    if show and not Path(study).suffix:
+        opened = open_store(str(store or study))
+        plan = load_study(str(opened.root / "study.toml"))
+    else:
+        plan = load_study(study, set_ or ())
+        root = Path(store) if store else DEFAULT_ROOT / plan.name
+        opened = Store.open(root) if (root / "store.json").exists() else Store(root)
+    if not plan.search:
+        raise UserError(
+            f"study {plan.name!r} has no [search] table: say what to vary, see `umscale search --help`"
+        )
+    given = {"sampler": sampler, "pruner": pruner, "n_trials": trials}
+    tree = {**plan.search, **{key: value for key, value in given.items() if value is not None}}
+    settings, plan = parse_settings(tree), replace(plan, search=tree)
+    check_device(device)
+    exists = (opened.root / "store.json").exists()
+    precision = (opened.pinned_precision() if exists else None) or resolve_precision(
+        plan.reference.train.precision
+    )
+    bridge = Bridge(plan, settings, opened, precision, open_corpus(plan.reference.data.corpus))
+    n_workers = workers or physical_cores()
+    if dry_run:
+        _dry_run(bridge, seed, n_workers, json_)
+        return
+    if storage:
+        os.environ[STORAGE_VARIABLE] = storage
+    job = SearchJob(
+        study=plan.to_dict(), precision=precision, n_trials=settings.n_trials, n_workers=n_workers, seed=seed
+    )
+    if show:
+        if not exists:
+            raise UserError(f"there is no store at {opened.root}; leave out --show to begin the search")
+        optuna_study = job.open(bridge)
+    else:
+        opened = Store.create(opened.root)
+        if opened.pinned_precision() is None:
+            opened.pin_precision(precision)
+        opened.write_design(plan, [])
+        optuna_study = job.open(bridge)
+        _run(bridge, optuna_study, job, threads, device, warm_start)
+    found = summarise(bridge, optuna_study)
+    if winners is not None:
+        if not found.best:
+            raise UserError("no trial has finished: there are no winners yet")
+        write_text(winners, winners_study(bridge, found, seeds))
+    if json_:
+        print_json(
+            {
+                "study": plan.name,
+                "objectives": found.objectives,
+                "trials": [asdict(t) for t in found.trials],
+                "best": [t.number for t in found.best],
+                "importances": found.importances,
+            }
+        )
+    else:
+        _print(bridge, found)
+        figures = Path(f"{plan.name}-figures") if is_recorded(opened) else opened.root / "figures"
+        for path in _figures(found, figures):
+            out().print(f"Figure    {path}", soft_wrap=True)
+    if winners is not None:
+        note(f"wrote {winners}; run it with: umscale sweep {winners}")
+
+
+def _run(
+    bridge: "Bridge", study: "optuna.Study", job: "SearchJob", threads: int, device: str, warm_start: bool
+) -> None:
+    from umscale.execute.local import LocalExecutor
+    from umscale.search.job import over
+
+    store = bridge.store
+    if warm_start and (taken := bridge.warm_start(study)):
+        note(f"{taken} finished runs of the store lie in the space: trials to begin with")
+    done = len(over(study))
+    note(
+        f"{bridge.study.name}: {job.n_trials} trials by {bridge.settings.sampler}, {done} already over, "
+        f"{job.n_workers} workers; results in {store.root}"
+    )
+    began = time.monotonic()
+    with LocalExecutor(store, job, job.n_workers, threads, device) as executor:
+        try:
+            executor.run(_View(bridge, job.n_trials, done, began))
+        except KeyboardInterrupt:
+            note("stopping: workers write their checkpoints ... (the same command continues)")
+            raise
+
+
+class _View:
+    """A line for every trial that ends, and now and then one for where the others are."""
+
+    SECONDS = 30.0
+
+    def __init__(self, bridge: "Bridge", n_trials: int, done: int, began: float) -> None:
+        self.objectives, self.n_trials, self.done, self.began = (
+            bridge.settings.objectives,
+            n_trials,
+            done,
+            began,
+        )
+        self.at: dict[str, str] = {}
+        self.last = began
+
+    def __call__(self, worker: int, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "trial":
+            self.done += 1
+            values = event["values"]
+            said = event["reason"] or ", ".join(
+                f"{name} {_value(name, v)}" for name, v in zip(self.objectives, values or (), strict=False)
+            )
+            self._line(f"trial {event['number']} ({self.done} of {self.n_trials}): {event['label']}: {said}")
+        elif kind == "progress":
+            share = event["steps_done"] / event["total_steps"]
+            self.at[event["run"]] = f"{event['run'][:8]} {share:.0%} loss {event['loss']:.3f}"
+            if time.monotonic() - self.last > self.SECONDS:
+                self._line(f"{duration(time.monotonic() - self.began)}: {'; '.join(self.at.values())}")
+        elif kind == "end":
+            self.at.pop(event["run"], None)
+        elif kind == "exit" and event["code"] != 0:
+            self._line(f"a worker died (exit {event['code']}); its trial is asked for again")
+
+    def _line(self, text: str) -> None:
+        self.last = time.monotonic()
+        note(text)
+
+
+def _value(name: str, value: float) -> str:
+    from umscale.search.settings import MEASURED
+
+    return f"{value:.4f}" if name in MEASURED else count(value)
+
+
+def _print(bridge: "Bridge", found: "Found") -> None:
+    from rich.table import Table
+
+    console = out()
+    best = found.best
+    title = "Best trial" if len(found.objectives) == 1 else f"Front: {len(best)} trials that no other beats"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    costs = [c for c in ("total_params", "flops_per_token") if c not in found.objectives]
+    for name in ("trial", "run", *bridge.settings.space, *found.objectives, *costs):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name == "run")
+    from umscale.search.bridge import cost_of
+
+    for row in best:
+        run = bridge.cell(row.params).run
+        params = [row.params[name] for name in bridge.settings.space]
+        table.add_row(
+            str(row.number),
+            (row.run_id or "")[:8],
+            *(f"{p:.4g}" if isinstance(p, float) else str(p) for p in params),
+            *(_value(n, v) for n, v in zip(found.objectives, row.values or (), strict=True)),
+            *(count(cost_of(run, c)) if run is not None else "–" for c in costs),
+        )
+    console.print(table)
+    states = dict.fromkeys(row.state for row in found.trials)
+    console.print(
+        f"\n{len(found.trials)} trials: "
+        + ", ".join(f"{found.count(s)} {'finished' if s == 'complete' else s}" for s in states)
+    )
+    if found.importances:
+        for name, shares in found.importances.items():
+            said = ", ".join(f"{n} {s:.0%}" for n, s in shares.items())
+            console.print(f"what matters to {name} (PED-ANOVA): {said}", soft_wrap=True)
+    else:
+        console.print(f"importances: {found.why_no_importances}")
+
+
+def _figures(found: "Found", folder: Path) -> list[Path]:
+    from umscale.errors import UserError
+    from umscale.plots.search import front, history, importances
+    from umscale.plots.style import save
+
+    written = []
+    for name, draw in (("front", front), ("history", history), ("importances", importances)):
+        try:
+            figure = draw(found)
+        except UserError:
+            continue
+        written.append(save(figure, folder / f"search-{name}.png"))
+    return written
+
+
+def _dry_run(bridge: "Bridge", seed: int, n_workers: int, json_: bool) -> None:
+    """Say what would be searched, and try random points of the space."""
+    import numpy as np
+    import optuna
+
+    from umscale.errors import UserError
+    from umscale.execute.estimate import run_seconds, seconds_per_step
+    from umscale.search.bridge import quiet
+
+    with quiet():
+        study = optuna.create_study(
+            directions=["minimize"] * len(bridge.settings.objectives),
+            sampler=optuna.samplers.RandomSampler(seed=seed),
+        )
+        points = [study.ask(bridge.distributions()).params for _ in range(_SPACE_POINTS)]
+    runs, why = [], {"not solvable": 0, "over budget": 0}
+    for params in points:
+        try:
+            run = bridge.cell(params).run
+        except UserError:
+            run = None
+        if run is None:
+            why["not solvable"] += 1
+        elif max(bridge.excess(run).values(), default=0.0) > 0:
+            why["over budget"] += 1
+        else:
+            runs.append(run)
+    per_step = seconds_per_step(runs, lambda done, total: None) if runs else []
+    seconds = [run_seconds(run, step) for run, step in zip(runs, per_step, strict=True)]
+    typical = float(np.median(seconds)) if seconds else float("nan")
+    settings = bridge.settings
+    total = typical * settings.n_trials / n_workers
+    if json_:
+        print_json(
+            {
+                "space": {
+                    k: list(v) if isinstance(v, tuple) else asdict(v) for k, v in settings.space.items()
+                },
+                "objectives": settings.objectives,
+                "sampler": settings.sampler,
+                "trials": settings.n_trials,
+                "feasible": len(runs) / len(points),
+                "reasons": why,
+                "seconds_a_trial": typical,
+                "seconds": total,
+            }
+        )
+        return
+    console = out()
+    for name, entry in settings.space.items():
+        words = (
+            ", ".join(map(str, entry))
+            if isinstance(entry, tuple)
+            else f"{entry.low:g} to {entry.high:g}{' (log)' if entry.log else ''}"
+        )
+        console.print(f"{name}: {words}", markup=False)
+    limits = ", ".join(f"{name} at most {count(limit)}" for name, limit in settings.constraints.items())
+    console.print(f"minimise {', '.join(settings.objectives)}; {limits or 'no constraints'}")
+    console.print(
+        f"{len(runs)} of {len(points)} random points are feasible ({why['over budget']} over budget, "
+        f"{why['not solvable']} with dimensions no model has)"
+    )
+    if seconds:
+        console.print(
+            f"{settings.n_trials} trials by {settings.sampler}, {duration(typical)} each, about {duration(total)} with "
+            f"{n_workers} workers. Nothing was written."
+        )

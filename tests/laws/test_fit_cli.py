@@ -339,6 +339,13 @@ def test_a_law_that_resampling_cannot_move_gets_no_interval(cli: Cli) -> None:
     assert any("no interval can be given" in line for line in fit["warnings"])
 
 
+def test_a_law_that_runs_away_is_left_out(cli: Cli) -> None:
+    """Active parameters hardly vary in that study: the best exponent is one that no scale can follow."""
+    found = cli.json("fit", "enwik8_density", "--law", "P1,P2", "--stage", "annealed")
+    assert {fit["law"] for fit in found["fits"]} == {"P2"}
+    assert any("'P1' runs away" in line for line in found["skipped"])
+
+
 # -- a fit, planned with -----------------------------------------------------------------------------------
 
 LIMITS = ("--max-total-params", "10M", "--max-memory-access", "300k")

@@ -199,6 +199,12 @@ def fit_rows(
         blocks = np.zeros((rows.size, 0))
         solved = _solve(rows, law, reduced, residual, objective, delta)
     warnings += solved.warnings
+    endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
+    if endless:
+        raise UserError(
+            f"law {law.name!r} runs away on these rows: its optimum has {', '.join(endless)} beyond any number; bound an "
+            "exponent or pin a coefficient, or use another law"
+        )
 
     error = solved.fitted - rows.loss
     centred = rows.loss - _block_means(rows.loss, blocks)

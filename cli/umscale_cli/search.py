@@ -71,7 +71,6 @@ def search(
     The same command continues a search, on as many machines as share the store. optuna-dashboard and Optuna's own
     command line open its storage as it is.
     """
-    from umscale.data.corpus import open_corpus
     from umscale.design.study import load_study
     from umscale.errors import UserError
     from umscale.files import write_text
@@ -100,10 +99,9 @@ def search(
     settings, plan = parse_settings(tree), replace(plan, search=tree)
     check_device(device)
     exists = (opened.root / "store.json").exists()
-    precision = (opened.pinned_precision() if exists else None) or resolve_precision(
-        plan.reference.train.precision
-    )
-    bridge = Bridge(plan, settings, opened, precision, open_corpus(plan.reference.data.corpus))
+    precision = opened.pinned_precision() if exists else None
+    precision = precision or resolve_precision(plan.reference.train.precision)
+    bridge = Bridge(plan, settings, opened, precision)
     n_workers = workers or physical_cores()
     if dry_run:
         _dry_run(bridge, seed, n_workers, json_)
@@ -116,7 +114,7 @@ def search(
     if show:
         if not exists:
             raise UserError(f"there is no store at {opened.root}; leave out --show to begin the search")
-        optuna_study = job.open(bridge)
+        optuna_study = bridge.look(storage)
     else:
         opened = Store.create(opened.root)
         if opened.pinned_precision() is None:
@@ -226,17 +224,15 @@ def _print(bridge: "Bridge", found: "Found") -> None:
     costs = [c for c in ("total_params", "flops_per_token") if c not in found.objectives]
     for name in ("trial", "run", *bridge.settings.space, *found.objectives, *costs):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name == "run")
-    from umscale.search.bridge import cost_of
-
     for row in best:
-        run = bridge.cell(row.params).run
+        record = bridge.store.final_record(row.run_id or "") or {}
         params = [row.params[name] for name in bridge.settings.space]
         table.add_row(
             str(row.number),
             (row.run_id or "")[:8],
             *(f"{p:.4g}" if isinstance(p, float) else str(p) for p in params),
             *(_value(n, v) for n, v in zip(found.objectives, row.values or (), strict=True)),
-            *(count(cost_of(run, c)) if run is not None else "–" for c in costs),
+            *(count(record.get(c)) for c in costs),
         )
     console.print(table)
     states = dict.fromkeys(row.state for row in found.trials)

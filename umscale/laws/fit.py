@@ -202,8 +202,8 @@ def fit_rows(
     endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
     if endless:
         raise UserError(
-            f"law {law.name!r} runs away on these rows: its optimum has {', '.join(endless)} beyond any number; bound an "
-            "exponent or pin a coefficient, or use another law"
+            f"law {law.name!r} runs away on these rows: its optimum has {', '.join(endless)} beyond any number; bound "
+            "an exponent or pin a coefficient, or use another law"
         )
 
     error = solved.fitted - rows.loss

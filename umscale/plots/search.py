@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.plots.style import ACCENT, GREY, INK, caption, house_style, human, loss_words, panels
+from umscale.plots.style import ACCENT, GREY, INK, caption, house_style, human, log_ticks, loss_words, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,14 +54,15 @@ def front(found: "Found") -> "Figure":
                 alpha=0.7,
                 label="dominated",
             )
-            joined = "-" if len(others) == 1 else "none"
-            ax.plot(x, y, "D", color=ACCENT, markersize=5, linewidth=1, linestyle=joined, label="front")
+            ax.plot(x, y, "D", color=ACCENT, markersize=5, label="front")
+            if len(others) == 1:  # the front of more objectives is no line in this plane
+                ax.step(x, y, where="post", color=ACCENT, linewidth=1)
             ax.set_xlabel(objective_words(found.objectives[k]))
             ax.set_ylabel(objective_words(found.objectives[0]))
-            if values[:, k].max() > 3 * values[:, k].min() > 0:
-                ax.set_xscale("log")
-            ax.xaxis.set_major_formatter(lambda v, _: human(v))
-            ax.xaxis.set_minor_formatter(lambda v, _: "")
+            if values[:, k].max() > 2 * values[:, k].min() > 0:
+                log_ticks(ax, "x", values[:, k])
+            else:
+                ax.xaxis.set_major_formatter(lambda v, _: human(v))
         axes[0].legend(loc="best")
         caption(figure, _counts(found), "Lower is better on both axes.")
     return figure
@@ -107,6 +108,7 @@ def importances(found: "Found") -> "Figure":
             names = sorted(shares, key=shares.__getitem__)
             ax.barh(names, [shares[n] for n in names], color=ACCENT, height=0.6)
             ax.set_xlim(0, 1)
+            ax.set_axisbelow(True)
             ax.set_title(objective_words(name), fontsize="small")
             ax.set_xlabel("share of importance")
         caption(figure, "PED-ANOVA: what sets the better trials apart from all.", _counts(found))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from umscale.accounting import memory_access_bytes
-from umscale.data.corpus import Corpus
+from umscale.data.corpus import Corpus, open_corpus
 from umscale.design.study import Cell, Study, expand
 from umscale.errors import UserError
 from umscale.search.settings import MEASURED, Range, Settings, access_batch
@@ -32,10 +32,11 @@ class Bridge:
 
     Args:
         precision: what ``auto`` stands for in this store.
+        corpus: the opened corpus; None opens it when a cell is asked for.
     """
 
     def __init__(
-        self, study: Study, settings: Settings, store: Store, precision: str, corpus: Corpus
+        self, study: Study, settings: Settings, store: Store, precision: str, corpus: Corpus | None = None
     ) -> None:
         if not study.reference.train.budgets:
             raise UserError("a search needs a token budget: set axes.tokens")
@@ -60,6 +61,7 @@ class Bridge:
         fixed = {name: values for name, values in self.study.axes.items() if name != "seed"}
         point = {name: (value,) for name, value in params.items()}
         one = dataclasses.replace(self.study, axes={**fixed, **point, "seed": (seed,)})
+        self.corpus = self.corpus or open_corpus(self.study.reference.data.corpus)
         found = expand(one, self.precision, self.corpus)[0]
         return dataclasses.replace(found, varied=tuple(self.settings.space))
 
@@ -140,22 +142,35 @@ class Bridge:
                 case _:
                     return pruners.NopPruner()
 
-    def open(self, storage: str | None, entropy: Sequence[int] = (0,)) -> "optuna.Study":
+    def open(self, storage: str | None) -> "optuna.Study":
         """The Optuna study in its storage, made where there is none; raises ``UserError`` when it cannot be."""
         import optuna
 
+        opened = open_storage(self.store, storage)
         with quiet():
             try:
                 return optuna.create_study(
-                    storage=open_storage(self.store, storage),
+                    storage=opened,
                     study_name=self.study.name,
                     directions=["minimize"] * len(self.settings.objectives),
-                    sampler=self.sampler(entropy),
                     pruner=self.pruner(),
                     load_if_exists=True,
                 )
             except UserError:
                 raise
+            except Exception as error:
+                raise _unopened(storage, error) from None
+
+    def look(self, storage: str | None) -> "optuna.Study":
+        """The Optuna study as it is, written to by nobody here; raises ``UserError`` when there is none."""
+        import optuna
+
+        if storage is None and not (self.store.root / JOURNAL).exists():
+            raise UserError(f"no search has been run in {self.store.root}; leave out --show to begin one")
+        opened = open_storage(self.store, storage)
+        with quiet():
+            try:
+                return optuna.load_study(study_name=self.study.name, storage=opened)
             except Exception as error:
                 raise _unopened(storage, error) from None
 
@@ -241,7 +256,8 @@ def open_storage(store: Store, storage: str | None) -> "optuna.storages.BaseStor
         try:
             if storage is None:
                 path = store.root / JOURNAL
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 return storages.JournalStorage(JournalFileBackend(str(path)))
             if "://" not in storage:
                 return storages.JournalStorage(JournalFileBackend(storage))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from umscale.data.corpus import open_corpus
 from umscale.design.study import Cell, parse
 from umscale.errors import UserError
 from umscale.execute.running import Reporter, train_one
@@ -47,19 +46,19 @@ class SearchJob:
     def bridge(self, store: Store) -> Bridge:
         """The search opened on a store."""
         study = parse(self.study, "study")
-        corpus = open_corpus(study.reference.data.corpus)
-        return Bridge(study, parse_settings(study.search), store, self.precision, corpus)
+        return Bridge(study, parse_settings(study.search), store, self.precision)
 
     def open(self, bridge: Bridge) -> "optuna.Study":
         """The Optuna study; one worker that starts afresh draws the same trials for the same seed."""
-        storage = os.environ.get(STORAGE_VARIABLE) or None
-        before = len(bridge.open(storage).get_trials(deepcopy=False))
+        study = bridge.open(_storage())
+        before = len(study.get_trials(deepcopy=False))
         worker = os.getpid() if self.n_workers > 1 else 0
-        return bridge.open(storage, (self.seed, before, worker))
+        study.sampler = bridge.sampler((self.seed, before, worker))
+        return study
 
     def remaining(self, store: Store) -> int:
         """Trials that are not over."""
-        study = self.open(self.bridge(store))
+        study = self.bridge(store).look(_storage())
         return max(0, self.n_trials - len(over(study)))
 
     def work(self, store: Store, report: Reporter, device_name: str) -> None:
@@ -108,6 +107,10 @@ class SearchJob:
             n_workers=int(tree["n_workers"]),
             seed=int(tree["seed"]),
         )
+
+
+def _storage() -> str | None:
+    return os.environ.get(STORAGE_VARIABLE) or None
 
 
 def counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

@@ -22,6 +22,7 @@ def print_fit(found: "Report", console: Any, details: "Iterable[str]" = ("loss",
     _print_sections(found, shown, console)
     for line in found.skipped:
         console.print(f"not fitted: {line}", markup=False)
+    console.print(_columns(found), soft_wrap=True, markup=False)
     for verdict in found.verdicts:
         if verdict.loss in details:
             console.print()
@@ -240,16 +241,21 @@ def _provenance(found: "Report") -> list[str]:
                 lines += [f"    note: {line}" for line in (*compared.fit.warnings, *uncertainty.warnings)]
                 if len(uncertainty.draws):
                     lines.append(f"    intervals: {uncertainty.method}; resampled {uncertainty.resampled}")
+    return [*lines, _columns(found)]
+
+
+def _columns(found: "Report") -> str:
+    """What every symbol stands for, with unit and convention."""
     first = found.sections[0]
     columns: dict[str, str] = {}
     for compared in first.comparison.laws:
-        columns |= compared.fit.columns
+        columns |= {symbol: compared.fit.columns[symbol] for symbol in compared.fit.law.symbols}
     units = found.settings.units
     said = [
         f"{s} is {c}, {units.get(s, 'unit not given (--unit)')}"
         for s, c in (("loss", first.loss), *columns.items())
     ]
-    return [*lines, f"columns: {'; '.join(said)}"]
+    return f"columns: {'; '.join(said)}"
 
 
 def _how(fit: "FitResult") -> str:

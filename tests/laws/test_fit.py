@@ -40,7 +40,7 @@ def test_seed_blocks_do_not_blur_slopes() -> None:
 def test_an_axis_with_one_level_drops_out_and_says_so() -> None:
     fit = fit_law(study_table(top_m=(32,)), "interaction", stage="annealed")
     assert fit.dropped == ("a", "x", "d")
-    assert any("top_m 32" in warning for warning in fit.warnings)
+    assert any("top_m, 32" in warning for warning in fit.warnings)
     assert fit.law.coefficients == ("c0", "b")
 
 

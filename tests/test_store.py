@@ -1,17 +1,22 @@
 """The store: what is written is read back by anything, and damage never spreads."""
 
+import dataclasses
+import json
 import multiprocessing
 import os
+import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from umscale import scan
 from umscale.data.corpus import open_corpus
 from umscale.design.study import expand, parse
 from umscale.errors import UserError
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store import STAGES, Store, schema
+from umscale.tables import STORE_VERSION, Damaged, verify
 
 RUN = RunSpec(
     model=ModelSpec(
@@ -24,6 +29,12 @@ RUN = RunSpec(
     ),
     train=TrainSpec(budgets=(100_000, 200_000)),
 )
+
+DOCUMENTS = [
+    {"budget": 100_000, "stage": "stable", "document": "d", "n_tokens": 5, "n_bytes": 5, "nats": 9.0}
+]
+CURVE = [{"phase": "trunk", "tokens": 4096, "loss": 5.5}]
+EACH = 12
 
 
 def records(losses=(3.0, 2.9, 2.8, 2.7)):
@@ -93,8 +104,90 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(store, damage):
     )
     table = store.read("runs")
     assert table.num_rows == 4
-    assert store.damaged == [bad]
+    assert store.damaged == [str(bad)]
     assert store.status("ffffffffffffffff") is None
+    assert store.statuses() == {RUN.run_id: "finished"}
+
+
+def test_damaged_files_are_quarantined_and_their_runs_count_as_not_done(store):
+    other = dataclasses.replace(RUN, seed=1)
+    for run in (RUN, other):
+        store.write_run(run, "t", status="finished", records=records(), documents=DOCUMENTS, curve=CURVE)
+    path = store.root / "documents" / f"{RUN.run_id}.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    path.write_bytes(bytes(content))
+    (message,) = store.repair()
+    assert str(path) in message
+    assert "quarantine" in message
+    assert store.statuses() == {other.run_id: "finished"}
+    assert bytes(content) in [p.read_bytes() for p in (store.root / "quarantine").iterdir()]
+    assert store.repair() == []
+    assert store.read("documents").num_rows == 1
+    assert store.damaged == []
+
+
+def test_every_flipped_bit_is_found(store):
+    """Anywhere in a file: pages, their headers, statistics, the schema, the checksum itself."""
+    store.write_run(RUN, "t", status="finished", records=records())
+    content = (store.root / "runs" / f"{RUN.run_id}.parquet").read_bytes()
+    verify(content)
+    rng = random.Random(5)
+    places = [*range(64), *range(len(content) - 64, len(content)), *range(64, len(content) - 64, 37)]
+    marks = [content.rfind(mark) + i for mark in (b"umscale_checksum", b"umscale-sha256:") for i in range(80)]
+    for place in [*places, *(mark for mark in marks if mark < len(content))]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << rng.randrange(8)
+        with pytest.raises(Damaged):
+            verify(bytes(changed))
+    for length in rng.sample(range(len(content)), 200):
+        with pytest.raises(Damaged):
+            verify(content[:length])
+
+
+def test_a_scan_of_many_files_leaves_a_copy_that_never_outlives_a_change(store, monkeypatch):
+    monkeypatch.setattr(scan, "MANY_FILES", 3)
+    runs = [dataclasses.replace(RUN, seed=seed) for seed in range(6)]
+    for run in runs:
+        store.write_run(run, "t", status="finished", records=records())
+    first = store.read("runs")
+    copy = store.root / "work" / "scan" / "runs.parquet"
+    assert copy.exists()
+    assert store.read("runs").equals(first), "rows from the copy, in the same order"
+    changed, removed = sorted(run.run_id for run in runs)[1:3]
+    run = next(run for run in runs if run.run_id == changed)
+    store.write_run(run, "t", status="finished", records=records((9.0, 9.0, 9.0, 9.0)))
+    store.forget(removed)
+    rows = Store.open(store.root).read("runs").to_pylist()
+    assert len(rows) == 4 * 5
+    assert {row["loss"] for row in rows if row["run_id"] == changed} == {9.0}
+    assert [row["run_id"] for row in rows] == sorted(row["run_id"] for row in rows)
+    copy.write_bytes(copy.read_bytes()[:-200] + bytes(200))
+    assert Store.open(store.root).read("runs").to_pylist() == rows, (
+        "a damaged copy is worth nothing, and costs none"
+    )
+
+
+def test_statuses_follow_every_change(store, monkeypatch):
+    monkeypatch.setattr(scan, "MANY_FILES", 2)
+    runs = [dataclasses.replace(RUN, seed=seed) for seed in range(4)]
+    for run in runs:
+        store.write_run(run, "t", status="running", records=records((3.0,)))
+    assert set(store.statuses().values()) == {"running"}
+    store.write_run(runs[0], "t", status="finished", records=records())
+    store.forget(runs[1].run_id)
+    expected = {runs[0].run_id: "finished", runs[2].run_id: "running", runs[3].run_id: "running"}
+    assert store.statuses() == expected
+    assert Store.open(store.root).statuses() == expected, "also in a process that begins with the copy"
+
+
+def test_an_older_store_is_read_as_it_is_and_upgraded_by_a_writer(store):
+    header = store.root / "store.json"
+    header.write_text('{"format": "umscale-store", "version": 1, "precision": "float32"}')
+    assert Store.open(store.root).pinned_precision() == "float32"
+    assert json.loads(header.read_text())["version"] == 1
+    assert Store.create(store.root).pinned_precision() == "float32"
+    assert json.loads(header.read_text())["version"] == STORE_VERSION
 
 
 def test_newer_and_foreign_folders_are_refused(tmp_path, store):
@@ -119,43 +212,16 @@ def test_older_files_lack_columns_and_still_read(store):
     assert store.read("runs")["loss_ema"].null_count == 4
 
 
-def test_claims_exclude_and_free_themselves(store):
-    with store.claim("a") as first, store.claim("a") as second, store.claim("b") as other:
-        assert (first, second, other) == (True, False, True)
-    with store.claim("a") as again:
-        assert again
-
-
-def _hold(root: str, ready) -> None:
-    with Store(Path(root)).claim("a") as mine:
-        assert mine
-        ready.set()
-        os.kill(os.getpid(), 9)
-
-
-def test_a_killed_owner_frees_its_claim(store):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold, args=(str(store.root), ready))
-    process.start()
-    assert ready.wait(60)
-    process.join()
-    with store.claim("a") as mine:
-        assert mine
-
-
 def _write_many(root: str, start: int) -> None:
-    import dataclasses
-
-    for seed in range(start, start + 25):
+    for seed in range(start, start + EACH):
         run = dataclasses.replace(RUN, seed=seed)
         Store.create(Path(root)).write_run(run, "t", status="finished", records=records())
 
 
-def test_many_writers_lose_and_tear_nothing(tmp_path):
+def test_eight_writers_lose_and_tear_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     root = tmp_path / "store"
-    writers = [context.Process(target=_write_many, args=(str(root), 25 * i)) for i in range(4)]
+    writers = [context.Process(target=_write_many, args=(str(root), EACH * i)) for i in range(8)]
     for writer in writers:
         writer.start()
     reader = None
@@ -166,8 +232,10 @@ def test_many_writers_lose_and_tear_nothing(tmp_path):
             assert reader.damaged == []
     assert all(w.exitcode == 0 for w in writers)
     table = Store.open(root).read("runs")
-    assert table.num_rows == 400
-    assert set(table["seed"].to_pylist()) == set(range(100))
+    assert table.num_rows == 4 * 8 * EACH
+    assert set(table["seed"].to_pylist()) == set(range(8 * EACH))
+    keys = set(zip(*(table[name].to_pylist() for name in ("run_id", "budget", "stage")), strict=True))
+    assert len(keys) == table.num_rows, "no row twice"
     assert not list(root.rglob("*.tmp"))
 
 

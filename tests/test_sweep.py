@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -125,29 +124,6 @@ def test_the_same_command_again_trains_nothing(undisturbed, umscale, study):
     assert {p: p.stat().st_mtime_ns for p in (root / "runs").iterdir()} == before
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_table(undisturbed, umscale, study, tmp_path):
-    root = tmp_path / "s"
-    rng = random.Random(time.time_ns())
-    kills = 0
-    while kills < 4:
-        process = umscale("sweep", study, "--store", root, "--workers", "2", start_new_session=True)
-        try:
-            process.wait(timeout=rng.uniform(2.0, 7.0))
-            break
-        except subprocess.TimeoutExpired:
-            kills += 1
-        if kills % 2:  # the parent alone: its workers must notice and stop
-            process.kill()
-        else:
-            for worker in workers(root):
-                os.kill(worker, signal.SIGKILL)
-            process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
-    code, _, err = finish(umscale("sweep", study, "--store", root, "--workers", "2"))
-    assert code == 0, err
-    assert table(root) == table(undisturbed[0])
-
-
 def workers(root: Path) -> list[int]:
     """Process ids of the workers on a store."""
     found = []
@@ -161,18 +137,9 @@ def workers(root: Path) -> list[int]:
     return found
 
 
-def test_two_sweeps_share_the_work(undisturbed, umscale, study, tmp_path):
-    root = tmp_path / "s"
-    both = [umscale("sweep", study, "--store", root, "--workers", "1", "--no-report") for _ in range(2)]
-    for process in both:
-        code, _, err = finish(process)
-        assert code == 0, err
-    assert table(root) == table(undisturbed[0])
-
-
 def test_interrupt_stops_cleanly_and_resumes(umscale, study, tmp_path):
     root = tmp_path / "s"
-    longer = ["--set", "train.budgets=[200000]", "--set", "axes.top_m=[2]", "--workers", "2", "--no-report"]
+    longer = ["--set", "train.budgets=[100000]", "--set", "axes.top_m=[2]", "--workers", "2", "--no-report"]
     process = umscale("sweep", study, "--store", root, *longer, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(root.glob("work/checkpoints/*/*.safetensors")) and time.monotonic() < deadline:

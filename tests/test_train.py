@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_set_aside(spec, corpus, tmp_path, undisturbed):
     path.write_bytes(path.read_bytes()[:-1000])
     outcome = Run(spec, corpus, tmp_path, CPU).execute(lambda o: None)
     assert results(outcome) == results(undisturbed)
-    assert path.with_suffix(".damaged").exists()
+    assert list((tmp_path / "quarantine").glob("trunk.safetensors.*"))
 
 
 def test_divergence_is_a_status_with_its_records(spec, corpus, tmp_path):

@@ -3,13 +3,23 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1500
+"""Characters of a message."""
+
 
 class UserError(Exception):
     """Something the user can put right; the command line prints it as one line and exits with code 2.
 
     The message says what is wrong and what to do about it. Every other exception is a bug and keeps
-    its traceback.
+    its traceback. Names from files may hold anything: what would break the line or steer a terminal is shown
+    escaped, and the middle of an endless message is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        if len(shown) > LONGEST:
+            shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
+        super().__init__(shown)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,8 @@
 """Held-out loss of a model: per document, by position, and how its value tables were used."""
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 
 from umscale.model import Decoder, token_losses
+from umscale.parallel.world import ALONE, World
 
 if TYPE_CHECKING:
     from umscale.data.batches import ValidationSet
@@ -43,22 +46,35 @@ class Usage:
 
 @torch.no_grad()
 def evaluate(
-    model: Decoder, data: "ValidationSet", batch_size: int, precision: AbstractContextManager[object]
+    model: Decoder,
+    data: "ValidationSet",
+    batch_size: int,
+    precision: AbstractContextManager[object],
+    on_batch: Callable[[], None] = lambda: None,
+    world: World = ALONE,
 ) -> Evaluation:
-    """Return the loss of ``model`` on ``data``; ``batch_size`` windows at a time."""
+    """Return the loss of ``model`` on ``data``; ``batch_size`` windows at a time, ``on_batch`` before each.
+
+    The processes of ``world`` share the windows out and all get the same result.
+    """
     device = next(model.parameters()).device
-    nats = np.zeros(len(data.n_tokens))
+    window_nats = np.zeros(len(data.inputs))
     positions = np.zeros((2, data.inputs.shape[1]))
     model.eval()
-    for start in range(0, len(data.inputs), batch_size):
-        part = slice(start, start + batch_size)
+    for part, counts in _parts(len(data.inputs), batch_size, world):
+        on_batch()
         targets = data.targets[part]
-        with precision:
+        with precision, contextlib.nullcontext() if counts else _uncounted(model):
             logits = model(torch.from_numpy(data.inputs[part]).to(device))
         losses = token_losses(logits, torch.from_numpy(targets).to(device)).double().cpu().numpy()
-        np.add.at(nats, data.document[part], losses.sum(1))
-        positions += (losses.sum(0), (targets >= 0).sum(0))
+        if counts:
+            window_nats[part] = losses.sum(1)
+            positions += (losses.sum(0), (targets >= 0).sum(0))
     model.train()
+    for sums in (window_nats, positions):
+        world.sum(torch.from_numpy(sums))
+    nats = np.zeros(len(data.n_tokens))
+    np.add.at(nats, data.document, window_nats)
     bins = [b.sum(1) for b in np.array_split(positions, POSITION_BINS, axis=1)]
     return Evaluation(
         nats=nats,
@@ -68,14 +84,39 @@ def evaluate(
     )
 
 
+def _parts(n_windows: int, batch_size: int, world: World) -> Iterator[tuple[slice, bool]]:
+    """Yield the windows this process evaluates together, and whether they count here.
+
+    With split tables every forward pass needs all processes, each with equally many tokens: so the fewer than
+    ``world.size`` windows that are left when the rest is shared out evenly go through all, and count on the first.
+    """
+    each, batch = n_windows // world.size, batch_size // world.size
+    for start in range(world.rank * each, (world.rank + 1) * each, batch):
+        yield slice(start, min(start + batch, (world.rank + 1) * each)), True
+    if each * world.size < n_windows:
+        yield slice(each * world.size, n_windows), world.first
+
+
+@contextlib.contextmanager
+def _uncounted(model: Decoder) -> Iterator[None]:
+    """Leave what is read meanwhile out of the usage."""
+    modules = [part.module for part in model.sparse_parts]
+    kept = [module.usage for module in modules]
+    for module in modules:
+        module.usage = None
+    yield
+    for module, usage in zip(modules, kept, strict=True):
+        module.usage = usage
+
+
 def start_counting(model: Decoder) -> None:
     """Make memory layers count the values, and mixtures the experts, that they use from now on."""
     for part in model.sparse_parts:
         part.module.usage = torch.zeros(part.n_units, dtype=torch.int64, device=model.rotary.device)
 
 
-def stop_counting(model: Decoder, batches: tuple[int, ...]) -> Usage | None:
-    """Return the usage since ``start_counting`` and stop; None for a dense model.
+def stop_counting(model: Decoder, batches: tuple[int, ...], world: World = ALONE) -> Usage | None:
+    """Return the usage on all processes of ``world`` since ``start_counting`` and stop; None for a dense model.
 
     Memory access at batch B takes tokens as independent draws from the measured histogram: a value read by a
     share f of tokens is fetched with probability 1 - (1 - f)^B per step.
@@ -83,7 +124,7 @@ def stop_counting(model: Decoder, batches: tuple[int, ...]) -> Usage | None:
     distinct, entropy, access = [], [], dict.fromkeys(batches, 0.0)
     for part in model.sparse_parts:
         assert part.module.usage is not None
-        counts = part.module.usage.cpu().numpy().astype(np.float64)
+        counts = world.sum(part.module.usage.cpu()).numpy().astype(np.float64)
         part.module.usage = None
         share = counts[counts > 0] / max(1.0, counts.sum())
         distinct.append(float((counts > 0).mean()))

@@ -1,17 +1,230 @@
-"""Atomic files: a reader sees the old content or the new, never a part of it."""
+"""Whole files below one root, a local folder or object storage: a reader sees the old content or the new, never a part.
+
+A local file is written under a temporary dotted name (which dataset readers ignore), flushed and renamed. Object
+storage has no rename: an object is uploaded whole and appears when the upload completes.
+"""
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
 
 from umscale.errors import UserError
+from umscale.processes import scope, start_time
+from umscale.urls import redact
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+QUARANTINE = "quarantine"
+"""Folder of a root that damaged files are moved to."""
+OBJECT_STORAGE_TICK = 2.0
+"""Seconds within which object storage may give two versions of an object the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a folder."""
+
+    name: str
+    """Without its folder."""
+    version: str
+    """Differs between two contents of the file."""
+    settled: bool
+    """False while a later content might still come to bear the same ``version``."""
+
+
+class Files(Protocol):
+    """Files by POSIX names relative to one root.
+
+    Every method raises ``UserError`` for what the user can put right: a full disk, a folder that cannot be written,
+    storage that cannot be reached.
+    """
+
+    address: str
+    """What ``open_files`` opens again; may hold a password."""
+
+    def describe(self, name: str = "") -> str:
+        """Return where the root, or a file of it, is, without secrets: for messages and records."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content; raises ``FileNotFoundError``."""
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Replace a file; unless ``durable``, a power cut may undo it."""
+
+    def reading(self, name: str) -> AbstractContextManager[Path]:
+        """Yield a local path with the file's content; raises ``FileNotFoundError``."""
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """Yield a local path to write; on success its content replaces the file."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is such a file."""
+
+    def occupied(self) -> bool:
+        """Return whether there is anything here; dotted names do not count."""
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Return the files directly in a folder in order of name, dotted ones left out; none when it is missing."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with all it holds, if it is there."""
+
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name; raises ``FileNotFoundError``."""
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed while writing have left."""
+
+
+def open_files(root: "str | os.PathLike[str]") -> Files:
+    """Open a folder, or a URL that ``pyarrow.fs`` knows (``s3://bucket/prefix?region=…``, ``gs://``, ``file://``).
+
+    Raises:
+        UserError: a URL of an unknown kind or with options that its kind does not have.
+    """
+    address = os.fspath(root)
+    if not is_url(address):
+        return LocalFiles(Path(address))
+    parts = urlsplit(address)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or parts.query:
+            raise UserError(f"{redact(address)}: write a folder as file:///folder, or as it is")
+        return LocalFiles(Path(unquote(parts.path)))
+    return ObjectFiles(address)
+
+
+def is_url(address: str) -> bool:
+    """Return whether an address is a URL and not a folder."""
+    return "://" in address
+
+
+def _inside(name: str) -> str:
+    """Return ``name``, which may come from a stranger's store; raises ``UserError`` if it leads out of the root."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise UserError(f"{name!r} is no name of a file in a store")
+    return name
+
+
+_TEMPORARY = re.compile(r"\..*\.(?P<scope>[0-9a-f]{16})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+
+
+def quarantine(files: Files, name: str) -> str:
+    """Move a damaged file out of the way and return where it went, for a message."""
+    to = f"{QUARANTINE}/{name.replace('/', '-')}.{secrets.token_hex(3)}"
+    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        files.move(name, to)
+    return files.describe(to)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A folder
+
+
+class LocalFiles:
+    """Files in a local or shared folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.address = str(root)
+
+    def describe(self, name: str = "") -> str:
+        return str(self.root / name)
+
+    def _at(self, name: str) -> Path:
+        return self.root / _inside(name)
+
+    def read(self, name: str) -> bytes:
+        path = self._at(name)
+        try:
+            return path.read_bytes()
+        except IsADirectoryError:
+            raise UserError(f"{path} is a folder where a file should be; move it away") from None
+        except PermissionError:
+            raise UserError(f"{path} may not be read by this user") from None
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        with atomic_path(self._at(name), durable=durable) as temporary:
+            temporary.write_bytes(data)
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        path = self._at(name)
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield path
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        return atomic_path(self._at(name))
+
+    def exists(self, name: str) -> bool:
+        return self._at(name).exists()
+
+    def occupied(self) -> bool:
+        return self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir())
+
+    def entries(self, folder: str) -> list[Entry]:
+        found = []
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(self._at(folder)) as items,
+        ):
+            for item in items:
+                if item.name.startswith(".") or item.is_dir():
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    status = item.stat()
+                    version = (
+                        f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"  # a rename changes the inode
+                    )
+                    found.append(Entry(item.name, version, True))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def delete(self, name: str) -> None:
+        path = self._at(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def delete_folder(self, folder: str) -> None:
+        shutil.rmtree(self._at(folder), ignore_errors=True)
+
+    def move(self, name: str, to: str) -> None:
+        target = self._at(to)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._at(name).replace(target)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise write_error(target, error) from error
+
+    def tidy(self) -> None:
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                found = _TEMPORARY.fullmatch(name)
+                if found and found["scope"] == scope() and start_time(int(found["pid"])) is None:
+                    with contextlib.suppress(OSError):
+                        (Path(folder) / name).unlink()
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling to write; on success it is flushed to disk and renamed over ``path``.
 
     The temporary name starts with a dot, which dataset readers ignore. Nothing is left behind on failure.
@@ -19,14 +232,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{scope()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        if durable:
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -55,6 +270,134 @@ def write_error(path: Path, error: OSError) -> Exception:
     """Return the UserError for a write that the user can fix, or the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"the disk of {path.parent} is full; free some space and run the same command again")
+    if error.errno == errno.EFBIG:
+        return UserError(f"{path} would exceed the limit on file sizes (ulimit -f); raise it and run again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path.parent} cannot be written ({os.strerror(error.errno)})")
     return error
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Object storage
+
+
+class ObjectFiles:
+    """Objects below a prefix, through ``pyarrow.fs``; credentials come from the environment or the URL."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._opened: tuple[FileSystem, str] | None = None
+        self._lock = threading.Lock()
+        scheme = address.partition("://")[0]
+        if scheme not in ("s3", "gs", "gcs", "abfs", "abfss"):
+            raise UserError(
+                f"{redact(address)}: no storage is known as {scheme}://; give a folder, s3://, gs:// or abfs://"
+            )
+
+    def describe(self, name: str = "") -> str:
+        shown, _, options = redact(self.address).partition("?")
+        if name:
+            return f"{shown.rstrip('/')}/{name}"
+        return f"{shown}?{options}" if options else shown
+
+    def read(self, name: str) -> bytes:
+        with self._explained(name) as (system, path), system.open_input_file(path) as stream:
+            content: bytes = stream.read()
+            return content
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        with self._explained(name) as (system, path), system.open_output_stream(path) as stream:
+            stream.write(data)
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="umscale-") as folder:
+            copy = Path(folder) / Path(name).name
+            with (
+                self._explained(name) as (system, path),
+                system.open_input_stream(path) as source,
+                copy.open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 22)
+            yield copy
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="umscale-") as folder:
+            copy = Path(folder) / Path(name).name
+            try:
+                yield copy
+            except OSError as error:
+                raise write_error(copy, error) from error
+            with (
+                self._explained(name) as (system, path),
+                copy.open("rb") as source,
+                system.open_output_stream(path) as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 22)
+
+    def exists(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        with self._explained(name) as (system, path):
+            return bool(system.get_file_info(path).type == FileType.File)
+
+    def occupied(self) -> bool:
+        from pyarrow.fs import FileSelector
+
+        with self._explained("") as (system, path):
+            found = system.get_file_info(FileSelector(path, allow_not_found=True))
+        return any(not item.base_name.startswith(".") for item in found)
+
+    def entries(self, folder: str) -> list[Entry]:
+        from pyarrow.fs import FileSelector
+
+        with self._explained(folder) as (system, path):
+            found = system.get_file_info(FileSelector(path, allow_not_found=True))
+        found = [item for item in found if item.is_file and not item.base_name.startswith(".")]
+        newest = max((item.mtime_ns or 0 for item in found), default=0)
+        tick = int(OBJECT_STORAGE_TICK * 1e9)
+        made = [
+            Entry(item.base_name, f"{item.size}-{item.mtime_ns}", (item.mtime_ns or newest) < newest - tick)
+            for item in found
+        ]
+        return sorted(made, key=lambda entry: entry.name)
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError), self._explained(name) as (system, path):
+            system.delete_file(path)
+
+    def delete_folder(self, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError), self._explained(folder) as (system, path):
+            system.delete_dir(path)
+
+    def move(self, name: str, to: str) -> None:
+        if not self.exists(name):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        with self._explained(name) as (system, path):
+            system.copy_file(path, f"{self._connect()[1]}/{_inside(to)}")
+            system.delete_file(path)
+
+    def tidy(self) -> None:
+        """Nothing to do: an upload that was not completed is no object."""
+
+    def _connect(self) -> "tuple[FileSystem, str]":
+        with self._lock:
+            if self._opened is None:
+                from pyarrow.fs import FileSystem
+
+                system, prefix = FileSystem.from_uri(self.address)
+                self._opened = system, prefix.rstrip("/")
+            return self._opened
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> "Iterator[tuple[FileSystem, str]]":
+        """Yield (filesystem, full path) and turn the storage's errors into one line without secrets."""
+        try:
+            system, prefix = self._connect()
+            yield system, f"{prefix}/{_inside(name)}" if name else prefix
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, NotImplementedError) as error:  # ArrowInvalid is a ValueError
+            cause = " ".join(redact(str(error)).split())
+            raise UserError(f"{self.describe(name)}: {cause}") from None

@@ -1,6 +1,6 @@
 """AdamW in two groups: everything dense, and the value tables with a schedule of their own."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -130,8 +130,16 @@ def distinct_rows(grad: Tensor) -> Tensor:
     )
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    shards: Collection[nn.Parameter] = (),
+    sum_over_shards: Callable[[Tensor], Tensor] = lambda square: square,
+) -> Tensor:
     """Scale all gradients so that their common norm is at most ``max_norm``; return the norm before.
+
+    ``shards`` are those of ``parameters`` of which this process holds a part; ``sum_over_shards`` adds up a scalar over
+    the processes that hold the others.
 
     Row-sparse gradients count as the dense ones they stand for, and are coalesced in passing. Equals
     ``torch.nn.utils.clip_grad_norm_``, which takes over when all are dense.
@@ -141,12 +149,24 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         if p.grad is not None and p.grad.is_sparse:
             p.grad = distinct_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
-    if not any(grad.is_sparse for grad in grads):
+    if not shards and not any(grad.is_sparse for grad in grads):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    values = [grad.values() if grad.is_sparse else grad for grad in grads]
-    norm = torch.nn.utils.get_total_norm(values)
+    values = _values(parameters)
+    if shards:
+        split = set(shards)
+        mine = torch.nn.utils.get_total_norm(_values(shards))
+        whole = torch.nn.utils.get_total_norm(_values(p for p in parameters if p not in split))
+        norm = (whole.square() + sum_over_shards(mine.square())).sqrt()
+    else:
+        norm = torch.nn.utils.get_total_norm(values)
     torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients that there are, of row-sparse ones the rows."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return [grad.values() if grad.is_sparse else grad for grad in grads]
 
 
 class Schedule:

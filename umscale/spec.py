@@ -25,6 +25,9 @@ SPEC_VERSION = 1
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
 
 T = TypeVar("T")
+MOST = 2**31
+"""Of any dimension: beyond it, what follows from several no longer fits a number."""
+
 Init = Literal["paper", "official"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -32,6 +35,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _dimension(value: int, name: str, least: int = 1) -> None:
+    _require(value >= least, f"{name} must be at least {least}, not {value}")
+    _require(value <= MOST, f"{name} must be at most {MOST}, not {value}")
 
 
 MemoryKind = Literal["ultramem_v2", "ultramem", "pkm", "memory_plus", "peer"]
@@ -114,8 +122,9 @@ class MemorySpec:
         for name in (
             "n_keys", "top_m", "d_key", "d_value", "heads", "tucker_rank", "n_cores", "key_expansion", "share_layers",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 1, f"memory.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("d_pre_value", "skip", "balance_loss", "tucker_penalty"):
+            _dimension(getattr(self, name), f"memory.{name}")
+        _dimension(self.d_pre_value, "memory.d_pre_value", least=0)
+        for name in ("skip", "balance_loss", "tucker_penalty"):
             _require(
                 getattr(self, name) >= 0, f"memory.{name} must not be negative, not {getattr(self, name)}"
             )
@@ -217,8 +226,9 @@ class FfnSpec:
 
     def __post_init__(self) -> None:
         for name in ("d_ffn", "n_experts", "top_k"):
-            _require(getattr(self, name) >= 1, f"ffn.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("n_shared_experts", "balance_loss", "z_loss"):
+            _dimension(getattr(self, name), f"ffn.{name}")
+        _dimension(self.n_shared_experts, "ffn.n_shared_experts", least=0)
+        for name in ("balance_loss", "z_loss"):
             _require(getattr(self, name) >= 0, f"ffn.{name} must not be negative, not {getattr(self, name)}")
         _require(
             self.top_k <= self.n_experts,
@@ -253,8 +263,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads"):
-            _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, not {getattr(self, name)}")
-        _require(self.vocab_size >= 0, f"model.vocab_size must not be negative, not {self.vocab_size}")
+            _dimension(getattr(self, name), f"model.{name}")
+        _dimension(self.vocab_size, "model.vocab_size", least=0)
         _require(
             self.d_model % self.n_heads == 0,
             f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
@@ -332,7 +342,7 @@ class DataSpec:
     """A budget may read the training split this often; more is refused."""
 
     def __post_init__(self) -> None:
-        _require(self.seq_len >= 2, f"data.seq_len must be at least 2, not {self.seq_len}")
+        _dimension(self.seq_len, "data.seq_len", least=2)
         _require(self.validation_tokens >= 1, "data.validation_tokens must be at least 1")
         _require(self.max_epochs > 0, "data.max_epochs must be positive")
 

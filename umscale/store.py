@@ -1,168 +1,80 @@
 """The results store: a folder of Parquet files that any number of processes write and anything reads.
 
     STORE/
-      store.json               format version, pinned precision
+      store.json               format version, pinned precision, how long a silent worker keeps its claim
       study.toml               the study that was last run here
       cells/<id>.parquet       a design: a row per cell, with its targets and its run
       runs/<run_id>.parquet    a row per (run, budget, stage)
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
-      work/                    claims, checkpoints and logs of runs in progress
+      work/                    claims, jobs, checkpoints and logs of runs in progress; what speeds up reading
+      quarantine/              damaged files, moved out of the way
 
-Every file is written under a temporary dotted name, flushed and renamed, so a reader sees whole files only, and
-a run that is done again replaces its own files. Tables can be read as they are by pyarrow, pandas, Polars and
-DuckDB (``runs/*.parquet``).
+It lives in a local or shared folder, or in object storage (``umscale.files``). Files are replaced whole, so a reader
+sees whole files only, and a run that is done again replaces its own; each carries a checksum (``umscale.tables``).
+Tables can be read as they are by pyarrow, pandas, Polars and DuckDB (``runs/*.parquet``).
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umscale.accounting import cost
+from umscale.claims import STALE_SECONDS, Claim, Claims, Lease
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
-from umscale.files import atomic_path, write_error, write_text
-from umscale.spec import RunSpec, from_dict, read_toml, to_dict
+from umscale.files import Files, LocalFiles, open_files, quarantine
+from umscale.scan import Scanner
+from umscale.spec import RunSpec, from_dict, to_dict
+from umscale.tables import (
+    SPEC_COLUMNS,
+    STORE_VERSION,
+    TABLES,
+    Damaged,
+    from_parquet,
+    schema,
+    to_parquet,
+    verify,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-STORE_VERSION = 1
+    from umscale.checkpoint import Workspace
+
+__all__ = ["FINAL", "STAGES", "Row", "Store", "schema", "spec_row"]
+
 FINAL = ("finished", "diverged", "infeasible", "failed")
 STAGES = ("stable", "annealed")
+RUN_TABLES = ("runs", "documents", "curves")
+"""Tables with a file a run. A run counts as over by its file in the first."""
 
 Row = dict[str, Any]
 
-# Column types: s text, i int64, f float64, F list of float64. Sizes in parameters, losses in nats per token.
-_SPEC_COLUMNS = {
-    "run_id": "s",
-    "study": "s",
-    "status": "s",
-    "reason": "s",
-    "seed": "i",
-    "budget": "i",
-    "stage": "s",
-    "architecture": "s",
-    "d_model": "i",
-    "n_layers": "i",
-    "n_heads": "i",
-    "d_ffn": "i",
-    "vocab_size": "i",
-    "seq_len": "i",
-    "n_keys": "i",
-    "n_values": "i",
-    "top_m": "i",
-    "heads": "i",
-    "d_key": "i",
-    "d_pre_value": "i",
-    "d_value": "i",
-    "n_experts": "i",
-    "top_k": "i",
-    "batch_size": "i",
-    "lr": "f",
-    "value_lr": "f",
-    "sparse_params": "i",
-    "active_sparse_params": "i",
-    "density": "f",
-    "total_params": "i",
-    "active_params": "i",
-    "embedding_params": "i",
-    "flops_per_token": "f",
-    "mcp": "f",
-    "memory_to_ffn": "f",
-    "corpus": "s",
-    "data_hash": "s",
-    "spec": "s",
-}
-_RESULT_COLUMNS = {
-    "tokens": "i",
-    "step": "i",
-    "loss": "f",
-    "loss_ema": "f",
-    "bits_per_byte": "f",
-    "bits_per_byte_ema": "f",
-    "loss_by_position": "F",
-    "value_use": "F",
-    "value_entropy": "F",
-    "access_bytes_b1": "f",
-    "access_bytes_b16": "f",
-    "access_bytes_b64": "f",
-    "access_bytes_b256": "f",
-    "train_seconds": "f",
-    "eval_seconds": "f",
-    "tokens_per_second": "f",
-    "peak_memory_bytes": "i",
-    "precision": "s",
-    "device": "s",
-    "kernels": "s",
-    "versions": "s",
-    "git_revision": "s",
-    "machine": "s",
-    "written_at": "s",
-}
-_TABLES = {
-    "runs": _SPEC_COLUMNS | _RESULT_COLUMNS,
-    "documents": {
-        "run_id": "s",
-        "budget": "i",
-        "stage": "s",
-        "document": "s",
-        "n_tokens": "i",
-        "n_bytes": "i",
-        "nats": "f",
-        "nats_ema": "f",
-    },
-    "curves": {
-        "run_id": "s",
-        "phase": "s",
-        "tokens": "i",
-        "loss": "f",
-        "lr": "f",
-        "value_lr": "f",
-        "train_seconds": "f",
-    },
-    "cells": {
-        "run_id": "s",
-        "study": "s",
-        "label": "s",
-        "compensation": "s",
-        "seed": "i",
-        "targets": "s",
-        "wanted": "s",
-        "achieved": "s",
-        "reason": "s",
-    },
-}
-
-
-def schema(table: str) -> "pa.Schema":
-    """Return the Arrow schema of ``runs``, ``documents``, ``curves`` or ``cells``."""
-    import pyarrow as pa
-
-    kinds = {"s": pa.string(), "i": pa.int64(), "f": pa.float64(), "F": pa.list_(pa.float64())}
-    fields = [pa.field(name, kinds[kind]) for name, kind in _TABLES[table].items()]
-    return pa.schema(fields, metadata={"umscale_store_version": str(STORE_VERSION)})
-
 
 class Store:
-    """A results store at ``root``; create it with ``Store.create`` or open one with ``Store.open``."""
+    """A results store at ``root``; create it with ``Store.create`` or open one with ``Store.open``.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.damaged: list[Path] = []
-        """Files that could not be read by the last ``read``; everything else was."""
+    Args:
+        root: a folder, or a URL of object storage such as ``s3://bucket/prefix?region=eu-west-1``.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.files: Files = open_files(root)
+        self._scanner = Scanner(self.files)
+        self._claims: Claims | None = None
+        self._leases: dict[str, Lease] = {}
 
     @classmethod
-    def open(cls, root: Path) -> "Store":
+    def open(cls, root: str | os.PathLike[str]) -> "Store":
         """Open an existing store.
 
         Raises:
@@ -173,30 +85,83 @@ class Store:
         return store
 
     @classmethod
-    def create(cls, root: Path) -> "Store":
-        """Open the store at ``root``, making it first where there is none; safe with many processes."""
-        if not (root / "store.json").exists():
-            if root.is_dir() and any(p for p in root.iterdir() if not p.name.startswith(".")):
-                raise UserError(f"{root} holds other files and no store; choose another --store folder")
-            write_text(root / "store.json", json.dumps({"format": "umscale-store", "version": STORE_VERSION}))
-        return cls.open(root)
+    def open_if_any(cls, root: str | os.PathLike[str]) -> "Store | None":
+        """Open the store at ``root``; None where there is none. Raises ``UserError`` as ``open`` does otherwise."""
+        store = cls(root)
+        return cls.open(root) if store.files.exists("store.json") else None
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str]) -> "Store":
+        """Open the store at ``root`` for writing, making it first where there is none; safe with many processes."""
+        store = cls(root)
+        if not store.files.exists("store.json"):
+            if store.files.occupied():
+                raise UserError(f"{store.name} holds other files and no store; choose another --store folder")
+            store._write_header({"format": "umscale-store", "version": STORE_VERSION})
+        else:
+            header = store._header()
+            if header["version"] < STORE_VERSION:  # an older umscale must not join any more
+                store._write_header(header | {"version": STORE_VERSION})
+        return store
+
+    @property
+    def name(self) -> str:
+        """Where the store is, without secrets: for messages and records."""
+        return self.files.describe()
+
+    @property
+    def address(self) -> str:
+        """What opens the store again, in this process or a worker; may hold a password."""
+        return self.files.address
+
+    @property
+    def root(self) -> Path:
+        """The store's folder.
+
+        Raises:
+            UserError: it is in object storage.
+        """
+        if isinstance(self.files, LocalFiles):
+            return self.files.root
+        raise UserError(f"{self.name} is no folder; copy the store into one for this")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the store is in a folder."""
+        return isinstance(self.files, LocalFiles)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on this machine for logs: in the store, or for object storage in the user's cache."""
+        if isinstance(self.files, LocalFiles):
+            return self.files.root / "work"
+        digest = hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        return cache_home() / "stores" / digest
+
+    @property
+    def damaged(self) -> list[str]:
+        """Files that could not be read by the last ``read``; everything else was."""
+        return self._scanner.damaged
 
     def _header(self) -> dict[str, Any]:
-        path = self.root / "store.json"
+        where = self.files.describe("store.json")
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            header = json.loads(self.files.read("store.json"))
             version = int(header["version"])
         except FileNotFoundError:
-            raise UserError(f"{self.root} is no results store; `umscale sweep STUDY` makes one") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); restore it or choose another store") from None
+            raise UserError(f"{self.name} is no results store; `umscale sweep STUDY` makes one") from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{where} is damaged ({error}); restore it or choose another store") from None
         if version > STORE_VERSION:
             raise UserError(
-                f"{self.root} was made by a newer umscale (store version {version}, this one reads up to "
+                f"{self.name} was made by a newer umscale (store version {version}, this one reads up to "
                 f"{STORE_VERSION}); upgrade umscale"
             )
         assert isinstance(header, dict)
         return header
+
+    def _write_header(self, header: Mapping[str, Any]) -> None:
+        self.files.write("store.json", json.dumps(header).encode())
 
     # -- design -------------------------------------------------------------------------------------------
 
@@ -207,11 +172,24 @@ class Store:
 
     def pin_precision(self, precision: str) -> None:
         """Fix what ``auto`` means, so that every machine that joins trains the same runs."""
-        write_text(self.root / "store.json", json.dumps(self._header() | {"precision": precision}))
+        self._write_header(self._header() | {"precision": precision})
+
+    def stale_seconds(self) -> float:
+        """Return how long a worker may show no progress before others take its run over."""
+        seconds = self._header().get("stale_seconds", STALE_SECONDS)
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise UserError(
+                f"{self.files.describe('store.json')}: stale_seconds = {seconds!r} must be positive"
+            )
+        return float(seconds)
+
+    def set_stale_seconds(self, seconds: float) -> None:
+        """Set how long a worker may show no progress; processes that are running keep what they read."""
+        self._write_header(self._header() | {"stale_seconds": seconds})
 
     def write_design(self, study: Study, cells: Sequence[Cell]) -> None:
         """Record the study and its cells, and a row for each infeasible one."""
-        write_text(self.root / "study.toml", study.to_toml())
+        self.files.write("study.toml", study.to_toml().encode())
         self.write_cells(cells, study.name)
 
     def write_cells(self, cells: Sequence[Cell], study: str) -> None:
@@ -239,25 +217,36 @@ class Store:
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
         self.write_rows("cells", digest, rows)
 
+    def study_tree(self) -> dict[str, Any]:
+        """Return the study that was last run here as a TOML tree.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        where = self.files.describe("study.toml")
+        try:
+            return tomllib.loads(self.files.read("study.toml").decode())
+        except FileNotFoundError:
+            raise UserError(f"{where}: no such file; this store was not made by a sweep") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not valid TOML: {error}") from None
+
     def question(self) -> str:
         """Return the question of the study that was last run here; the default one when that is not known."""
         try:
-            tree = read_toml(self.root / "study.toml")
+            question = self.study_tree().get("question")
         except UserError:
-            tree = {}
-        question = tree.get("question")
-        return question if question in QUESTIONS else QUESTIONS[0]
+            question = None
+        return question if isinstance(question, str) and question in QUESTIONS else QUESTIONS[0]
 
     # -- writing ------------------------------------------------------------------------------------------
 
     def write_rows(self, table: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write ``rows`` as ``<table>/<name>.parquet``, replacing it atomically."""
+        """Write ``rows`` as ``<table>/<name>.parquet``, replacing it whole."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         data = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(table))
-        with atomic_path(self.root / table / f"{name}.parquet") as temporary:
-            pq.write_table(data, temporary, compression="zstd")
+        self.files.write(f"{table}/{name}.parquet", to_parquet(data))
 
     def write_run(
         self,
@@ -271,7 +260,13 @@ class Store:
         curve: Sequence[Row] = (),
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a run's tables; a run that ended early gets rows without losses where records are missing."""
+        """Write a run's tables; a run that ended early gets rows without losses where records are missing.
+
+        Raises:
+            ClaimLost: this process had claimed the run, and another worker has taken over.
+        """
+        if lease := self._leases.get(run.run_id):
+            lease.check()
         common = spec_row(run) | {"study": study, "status": status, "reason": reason} | dict(context or {})
         common["written_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         found = {(r["budget"], r["stage"]): r for r in records}
@@ -292,60 +287,22 @@ class Store:
     # -- reading ------------------------------------------------------------------------------------------
 
     def read(self, table: str) -> "pa.Table":
-        """Return a whole table; a damaged file is skipped and named in ``self.damaged``."""
-        import pyarrow as pa
-        import pyarrow.dataset as ds
-        import pyarrow.parquet as pq
-
-        self.damaged = []
-        files = sorted(p for p in (self.root / table).glob("*.parquet") if not p.name.startswith("."))
-        wanted = schema(table)
-        if not files:
-            return wanted.empty_table()
-        try:
-            return ds.dataset([str(f) for f in files], schema=wanted, format="parquet").to_table()
-        except (pa.ArrowException, OSError, ValueError):
-            parts = []
-            for file in files:
-                try:
-                    part = pq.read_table(file)
-                    columns = [
-                        part[f.name].cast(f.type)
-                        if f.name in part.column_names
-                        else pa.nulls(len(part), f.type)
-                        for f in wanted
-                    ]
-                    parts.append(pa.table(columns, schema=wanted))
-                except FileNotFoundError:
-                    continue
-                except (pa.ArrowException, OSError, ValueError):
-                    self.damaged.append(file)
-            return pa.concat_tables(parts) if parts else wanted.empty_table()
+        """Return a whole table; a damaged file is left out and named in ``self.damaged``."""
+        return self._scanner.read(table)
 
     def status(self, run_id: str) -> str | None:
         """Return a run's status, None when nothing (readable) is stored about it."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            column = pq.read_table(self.root / "runs" / f"{run_id}.parquet", columns=["status"])["status"]
-            return str(column[0].as_py()) if len(column) else None
-        except (OSError, pa.ArrowException, KeyError):
-            return None
+        return self._scanner.status(run_id)
 
     def statuses(self) -> dict[str, str]:
-        """Return the status of every stored run by id."""
-        table = self.read("runs").select(["run_id", "status"])
-        return dict(zip(table["run_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+        """Return the status of every stored run by id: one listing, and the files that changed since the last call."""
+        return self._scanner.statuses()
 
     def final_record(self, run_id: str) -> Row | None:
         """Return the annealed record at the largest budget of a finished run, None for any other."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
-            rows = pq.read_table(self.root / "runs" / f"{run_id}.parquet").to_pylist()
-        except (OSError, pa.ArrowException):
+            rows = from_parquet(self.files.read(f"runs/{run_id}.parquet"), schema("runs"))[0].to_pylist()
+        except (FileNotFoundError, Damaged):
             return None
         kept = [r for r in rows if r["status"] == "finished" and r["stage"] == "annealed"]
         return max(kept, key=lambda r: int(r["budget"]), default=None)
@@ -374,7 +331,7 @@ class Store:
         runs = self.read("runs")
         damaged = self.damaged
         cells = self._labels(["run_id", "compensation"])
-        self.damaged += damaged
+        self._scanner.damaged += damaged
         if status is not None:
             runs = runs.filter(pc.equal(runs["status"], status))
         scalars = [f.name for f in runs.schema if not pa.types.is_list(f.type)]
@@ -401,53 +358,110 @@ class Store:
         curves = self.read("curves")
         damaged = self.damaged
         cells = self._labels(["run_id"])
-        self.damaged += damaged
+        self._scanner.damaged += damaged
         joined = curves.join(cells, keys="run_id", join_type="left outer")
         joined = joined.sort_by([("run_id", "ascending"), ("train_seconds", "ascending")])
         return {name: joined[name].to_numpy(zero_copy_only=False) for name in joined.column_names}
 
+    def repair(self) -> list[str]:
+        """Put right what crashes and failing disks have left; to be called when a sweep begins.
+
+        Damaged files move into quarantine, with what else their runs have here, so that those are done again.
+
+        Files that ``read`` has verified since they were written are not read again.
+
+        Returns:
+            A message for each damaged file.
+        """
+        self.files.tidy()
+        messages = []
+        for table in TABLES:
+            for name in self._scanner.unverified(table):
+                path = f"{table}/{name}.parquet"
+                try:
+                    verify(self.files.read(path))
+                except FileNotFoundError:
+                    continue
+                except Damaged as error:
+                    if table in RUN_TABLES:
+                        to, redone = self._set_aside(name)[table], "its run is trained again"
+                    else:
+                        to, redone = quarantine(self.files, path), "the sweep writes it again"
+                    messages.append(
+                        f"{self.files.describe(path)} is damaged ({error}); moved to {to}, {redone}"
+                    )
+        return messages
+
+    def _set_aside(self, run_id: str) -> dict[str, str]:
+        """Move a damaged run into quarantine, first what says that it is over: a crash half way must not leave that."""
+        return {table: quarantine(self.files, f"{table}/{run_id}.parquet") for table in RUN_TABLES}
+
     # -- work in progress ---------------------------------------------------------------------------------
 
-    def checkpoints(self, run_id: str) -> Path:
-        """Return the folder of a run's checkpoints."""
-        return self.root / "work" / "checkpoints" / run_id
+    def checkpoints(self, run_id: str) -> "Workspace":
+        """Return where a run's checkpoints are kept, and the lease under which this process trains it."""
+        from umscale.checkpoint import Workspace
+
+        return Workspace(files=self.files, folder=_checkpoints(run_id), lease=self._leases.get(run_id))
 
     def log_path(self, run_id: str) -> Path:
-        """Return the file that holds the traceback of a failed run."""
-        return self.root / "work" / "logs" / f"{run_id}.log"
+        """Return the file, on this machine, that holds the traceback of a failed run."""
+        return self.scratch / "logs" / f"{run_id}.log"
 
     def clear_work(self, run_id: str) -> None:
         """Remove the checkpoints of a run that is over."""
-        shutil.rmtree(self.checkpoints(run_id), ignore_errors=True)
+        self.files.delete_folder(_checkpoints(run_id))
 
     def forget(self, run_id: str) -> None:
         """Remove a run's results and checkpoints, so that it is trained again."""
-        for table in ("runs", "documents", "curves"):
-            (self.root / table / f"{run_id}.parquet").unlink(missing_ok=True)
+        for table in RUN_TABLES:
+            self.files.delete(f"{table}/{run_id}.parquet")
         self.clear_work(run_id)
 
     @contextlib.contextmanager
-    def claim(self, run_id: str) -> Iterator[bool]:
-        """Yield whether this process now owns the run; the claim ends with the block or with the process.
+    def claim(self, run_id: str) -> Iterator[Lease | None]:
+        """Yield a lease (true) if this process now owns the run, else None; it ends with the block.
 
-        A kernel file lock, so that a killed worker's claim is free at once and two sweeps of one store share
-        its runs.
+        A process that dies or shows no progress (``Lease.beat``) loses it: see ``umscale.claims``.
         """
-        path = self.root / "work" / "claims" / f"{run_id}.lock"
+        lease = self._claiming().claim(run_id)
+        if lease is None:
+            yield None
+            return
+        self._leases[run_id] = lease
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise write_error(path, error) from error
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield lease
         finally:
-            os.close(handle)
+            del self._leases[run_id]
+            self._claiming().release(lease)
+
+    def claimed(self) -> dict[str, Claim]:
+        """Return who works on which run, in one listing."""
+        return self._claiming().live()
+
+    def stale(self, tokens: Mapping[str, str]) -> set[str]:
+        """Return the runs whose owners hang, of claims' tokens by run; see ``Claims.stale``."""
+        return self._claiming().stale(tokens)
+
+    def token(self, run_id: str) -> str:
+        """Return the token of the claim under which this process works on a run; empty without one."""
+        lease = self._leases.get(run_id)
+        return lease.token if lease else ""
+
+    def _claiming(self) -> Claims:
+        if self._claims is None:
+            self._claims = Claims(self.files, "work/claims", self.stale_seconds())
+        return self._claims
+
+
+def cache_home() -> Path:
+    """Return ``umscale`` in ``$XDG_CACHE_HOME`` (default ``~/.cache``)."""
+    own = os.environ.get("XDG_CACHE_HOME")
+    return (Path(own).absolute() if own else Path.home() / ".cache") / "umscale"
+
+
+def _checkpoints(run_id: str) -> str:
+    return f"work/checkpoints/{run_id}"
 
 
 def spec_row(run: RunSpec) -> Row:
@@ -477,5 +491,5 @@ def spec_row(run: RunSpec) -> Row:
         row |= {name: getattr(memory, name) for name in names}
     if model.ffn.kind == "moe":
         row |= {"n_experts": model.ffn.n_experts, "top_k": model.ffn.top_k}
-    row |= {name: value for name, value in sizes.items() if name in _SPEC_COLUMNS}
+    row |= {name: value for name, value in sizes.items() if name in SPEC_COLUMNS}
     return row

@@ -4,11 +4,14 @@ Notable:
 - Each branch point gives two records, ``stable`` (before the decay) and ``annealed`` (after it), each with the
   raw weights and with their running average.
 - A killed run continues from its last checkpoint and reaches bitwise the same losses on a CPU: data order is
-  a function of the step, and every random draw comes from a stream named in the spec.
+  a function of the step, and every random draw comes from a stream named in the spec. At most
+  ``checkpoint_seconds`` of training are repeated; a checkpoint that is damaged or lost costs what it held.
 - A diverged run ends with that status and keeps the records it made.
 """
 
 import contextlib
+import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +22,23 @@ from typing import Any
 
 import torch
 
-from umscale import checkpoint
+from umscale.checkpoint import Workspace
+from umscale.claims import ClaimLost
 from umscale.data.batches import TrainStream, ValidationSet, validation_windows
 from umscale.data.corpus import Corpus
 from umscale.evaluate import Evaluation, evaluate, start_counting, stop_counting
+from umscale.files import LocalFiles
 from umscale.machine import peak_memory_bytes
 from umscale.model import Decoder, mean_loss
 from umscale.optim import Schedule, WeightAverage, clip_gradients, make_optimizer, set_rates
+from umscale.parallel.gradients import average_gradients
+from umscale.parallel.shards import sharded_parameters, split
+from umscale.parallel.world import ALONE, PeerLost, World
 from umscale.spec import RunSpec
 
 Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 CURVE_POINTS = 200
 DIVERGED_AFTER_STEPS = 50
@@ -36,7 +46,7 @@ USAGE_BATCHES = (1, 16, 64, 256)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
+    """The run was asked to stop and its checkpoint is written; or another worker has it, or another process is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,17 +87,33 @@ class Run:
     Args:
         spec: the run; its precision must be resolved and its vocabulary set.
         corpus: the prepared corpus the spec names.
-        folder: where checkpoints live; removed by the caller when the run is over.
+        workspace: where checkpoints live, perhaps a folder; removed by the caller when the run is over.
         device: where to train.
+        world: processes that train the run together, each with a ``Run`` and the workspace of the first. All get the
+            same results, up to times, and only the first's need be stored.
     """
 
-    def __init__(self, spec: RunSpec, corpus: Corpus, folder: Path, device: torch.device) -> None:
-        self.spec, self.folder, self.device = spec, folder, device
+    def __init__(
+        self,
+        spec: RunSpec,
+        corpus: Corpus,
+        workspace: Path | Workspace,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
+        self.spec, self.device, self.world = spec, device, world
+        workspace = Workspace(files=LocalFiles(workspace)) if isinstance(workspace, Path) else workspace
+        self.workspace = dataclasses.replace(workspace, world=world)
         self.schedule = Schedule(spec)
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed)
         self.validation: ValidationSet = validation_windows(
             corpus, spec.data.seq_len, spec.data.validation_tokens
         )
+        self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set up the state of a run that has not begun."""
         self._build()
         self.outcome = Outcome()
         self.step = 0
@@ -96,11 +122,15 @@ class Run:
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
         self.above_chance = 0
-        self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
         self.pending: list[float] = []
+        self.checkpointed = time.monotonic()
 
     def _build(self) -> None:
-        self.model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len).to(self.device)
+        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len)
+        if self.world.size > 1:
+            split(model, self.world)
+        self.model = model.to(self.device)
+        self.shards = sharded_parameters(self.model, self.world)
         self.model.configure_tables(self.spec.train)
         self.optimizer = make_optimizer(self.model, self.spec.train)
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
@@ -116,15 +146,17 @@ class Run:
     def train_step(self) -> float:
         """Do one optimiser step and return its loss in nats per token."""
         set_rates(self.optimizer, self.schedule.rates(self.step, self.branch))
-        window = torch.from_numpy(self.stream.batch(self.step)).to(self.device)  # [B, S + 1]
+        part = self.stream.batch(self.step, self.world.rank, self.world.size)
+        window = torch.from_numpy(part).to(self.device)  # [B / processes, S + 1]
         with self.precision():
             logits = self.model(window[:, :-1])
         loss = mean_loss(logits, window[:, 1:])
         auxiliary = self.model.auxiliary_loss()
         self.optimizer.zero_grad(set_to_none=True)
         (loss if auxiliary is None else loss + auxiliary).backward()
-        norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip)
-        value = loss.item()
+        average_gradients(self.model, self.world)
+        norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
+        value = self.world.mean(loss.item())
         if not math.isfinite(value) or not math.isfinite(norm.item()):
             raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")
         self.optimizer.step()
@@ -155,49 +187,69 @@ class Run:
     ) -> Outcome:
         """Train to the end; ``on_record`` is called after each record and at the end.
 
+        ``should_stop`` must answer alike on all processes of a world.
+
         Raises:
-            Interrupted: ``should_stop`` returned true; the checkpoint is written and a later call continues.
+            Interrupted: ``should_stop`` returned true (the checkpoint is written and a later call continues), or
+                another worker has taken the run over, or one of several processes is gone.
         """
-        resume_branch = self._restore()
         try:
-            for index, start in enumerate(self.schedule.branches):
-                if index < self._finished_budgets():
-                    continue
-                if resume_branch != index:
-                    self._advance(start, on_progress, should_stop)
-                    self._record(index, "stable")
-                    on_record(self.outcome)
-                    if index + 1 < len(self.schedule.branches):
-                        self._save("trunk")
-                    self.branch = index
-                self._advance(self.schedule.ends[index], on_progress, should_stop)
-                self._record(index, "annealed")
+            try:
+                while not self._execute(on_record, on_progress, should_stop):
+                    self._begin()
+                self.outcome.status = "finished"
+            except Diverged as error:
+                self.outcome.status, self.outcome.reason = "diverged", str(error)
+            on_record(self.outcome)
+        except (ClaimLost, PeerLost) as error:
+            raise Interrupted(str(error)) from error
+        return self.outcome
+
+    def _execute(
+        self,
+        on_record: Callable[[Outcome], None],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Train from where the checkpoints are to the end; false if they proved unusable on the way."""
+        resume_branch = self._restore()
+        for index, start in enumerate(self.schedule.branches):
+            if index < self._finished_budgets():
+                continue
+            if resume_branch != index:
+                self._advance(start, on_progress, should_stop)
+                self._record(index, "stable")
                 on_record(self.outcome)
                 if index + 1 < len(self.schedule.branches):
-                    self._return_to_trunk()
-            self.outcome.status = "finished"
-        except Diverged as error:
-            self.outcome.status, self.outcome.reason = "diverged", str(error)
-        on_record(self.outcome)
-        return self.outcome
+                    self._save("trunk")
+                self.branch = index
+            self._advance(self.schedule.ends[index], on_progress, should_stop)
+            self._record(index, "annealed")
+            on_record(self.outcome)
+            if index + 1 < len(self.schedule.branches) and not self._return_to_trunk(start):
+                log.warning(
+                    "run %s lost its trunk while it was on a branch; it starts over", self.spec.run_id
+                )
+                return False
+        return True
 
     def _advance(
         self, end: int, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
     ) -> None:
         """Train up to step ``end`` of the current phase."""
-        checkpointed = time.monotonic()
         while self.step < end:
             if should_stop():
                 self._save(self._phase)
                 raise Interrupted
+            self.workspace.beat()
             began = time.perf_counter()
             loss = self.train_step()
             self.train_seconds += time.perf_counter() - began
             self._log(loss)
             on_progress(self._progress(loss))
-            if time.monotonic() - checkpointed > self.spec.train.checkpoint_seconds and self.step < end:
+            due = time.monotonic() - self.checkpointed > self.spec.train.checkpoint_seconds
+            if self.step < end and self.world.any(due):
                 self._save(self._phase)
-                checkpointed = time.monotonic()
 
     @property
     def _phase(self) -> str:
@@ -245,15 +297,18 @@ class Run:
             self.average.swap(self.model)
             self.model.refresh()
 
+    def _evaluate(self) -> Evaluation:
+        batch = self.spec.train.batch_size
+        return evaluate(self.model, self.validation, batch, self.precision(), self.workspace.beat, self.world)
+
     def _record(self, index: int, stage: str) -> None:
         """Evaluate raw and averaged weights and append the record of (budget, stage)."""
         began = time.perf_counter()
-        batch = self.spec.train.batch_size
         start_counting(self.model)
-        raw: Evaluation = evaluate(self.model, self.validation, batch, self.precision())
-        usage = stop_counting(self.model, USAGE_BATCHES)
+        raw = self._evaluate()
+        usage = stop_counting(self.model, USAGE_BATCHES, self.world)
         with self._averaged():
-            averaged = evaluate(self.model, self.validation, batch, self.precision())
+            averaged = self._evaluate()
         self.eval_seconds += time.perf_counter() - began
         budget = self.spec.train.budgets[index]
         key = {"budget": budget, "stage": stage}
@@ -275,7 +330,7 @@ class Run:
                 "train_seconds": self.train_seconds,
                 "eval_seconds": self.eval_seconds,
                 "tokens_per_second": self._tokens_per_second,
-                "peak_memory_bytes": peak_memory_bytes(),
+                "peak_memory_bytes": self.world.largest(peak_memory_bytes()),
             },
         ]
         documents = [d for d in self.outcome.documents if (d["budget"], d["stage"]) != (budget, stage)]
@@ -298,9 +353,6 @@ class Run:
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
-    def _path(self, phase: str) -> Path:
-        return self.folder / f"{phase}.safetensors"
-
     def _save(self, phase: str) -> None:
         state = {
             "run_id": self.spec.run_id,
@@ -315,10 +367,11 @@ class Run:
             "documents": self.outcome.documents,
             "curve": self.outcome.curve,
         }
-        checkpoint.save(self._path(phase), self.model, self.optimizer, self.average, state)
+        self.workspace.save(phase, self.model, self.optimizer, self.average, state)
+        self.checkpointed = time.monotonic()
 
     def _load(self, phase: str) -> dict[str, Any] | None:
-        state = checkpoint.load(self._path(phase), self.model, self.optimizer, self.average)
+        state = self.workspace.load(phase, self.model, self.optimizer, self.average)
         if state is None or state.get("run_id") != self.spec.run_id:
             return None
         self.step, self.branch = state["step"], state["branch"]
@@ -328,12 +381,11 @@ class Run:
     def _restore(self) -> int | None:
         """Continue from the newest usable checkpoint; return the branch it is on, if any."""
         for phase in [*(f"branch-{i}" for i in reversed(range(len(self.schedule.ends)))), "trunk"]:
-            if not self._path(phase).exists():
+            if not self.workspace.exists(phase):
                 continue
             state = self._load(phase)
             if state is None:  # damaged, perhaps half applied: start from what is intact
-                self._build()
-                self.step, self.branch = 0, None
+                self._begin()
                 continue
             self.steps_done = state["steps_done"]
             self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
@@ -344,11 +396,16 @@ class Run:
             return self.branch
         return None
 
-    def _return_to_trunk(self) -> None:
-        """Take weights back to the branch point, keeping what was measured since."""
-        finished = self._path(self._phase)
-        if self._load("trunk") is None:
-            raise RuntimeError(f"the trunk checkpoint of {self.spec.run_id} was lost while a branch ran")
+    def _return_to_trunk(self, start: int) -> bool:
+        """Take weights back to the branch point at step ``start``, keeping what was measured since.
+
+        False when the checkpoint made there is damaged, gone, or another's: a worker that lost this run and did
+        not know yet may have written one of an earlier step.
+        """
+        finished = self._phase
+        if self._load("trunk") is None or self.branch is not None or self.step != start:
+            return False
         self.pending.clear()
         self._save("trunk")
-        finished.unlink(missing_ok=True)
+        self.workspace.delete(finished)
+        return True

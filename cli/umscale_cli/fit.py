@@ -336,7 +336,6 @@ def _answer(
     from umscale.laws.contrast import contrast as compare_cells
     from umscale.laws.contrast import parse_contrast
     from umscale.laws.suggest import suggest
-    from umscale.spec import read_toml
 
     if contrast is not None:
         cells = compare_cells(table, *parse_contrast(contrast), stage=stage or "annealed", loss=loss)
@@ -345,7 +344,7 @@ def _answer(
         else:
             print_contrast(cells, contrast, out())
     if n_runs is not None:
-        found = suggest(table, read_toml(store.root / "study.toml"), n_runs, stage=stage, loss=loss)
+        found = suggest(table, store.study_tree(), n_runs, stage=stage, loss=loss)
         if json_:
             print_json(asdict(found))
         else:

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from umscale_cli import bench, cost, data, fit, plan, plot, runs, search, simulate, sweep
+from umscale_cli import (
+    bench,
+    cost,
+    data,
+    fit,
+    plan,
+    plot,
+    runs,
+    search,
+    simulate,
+    sweep,
+    train,
+    worker,
+)
 
 app = typer.Typer(
     name="umscale",
@@ -21,6 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("sweep")(sweep.sweep)
+app.command("worker")(worker.worker)
+app.command("train")(train.train)
 app.command("search")(search.search)
 app.command("fit")(fit.fit)
 app.command("laws")(fit.laws)

@@ -91,7 +91,7 @@ def plan(
     from umscale.laws.plan import plan as make_plan
     from umscale.laws.saved import read_saved, refit_saved
     from umscale.laws.source import read_table
-    from umscale.spec import quantity, read_toml
+    from umscale.spec import quantity
     from umscale_cli.cost import load_model
 
     saved = None
@@ -107,7 +107,7 @@ def plan(
     tree: dict[str, Any] = {}
     context = 2048
     if store is not None:
-        tree = read_toml(store.root / "study.toml")
+        tree = store.study_tree()
         reference = parse(tree, "study.toml").reference
         context = reference.data.seq_len
     if model is not None:

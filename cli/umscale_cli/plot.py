@@ -10,7 +10,7 @@ import typer
 
 from umscale_cli.console import JsonFlag, note, print_json
 from umscale_cli.law_options import pairs, read_laws
-from umscale_cli.runs import DEFAULT_ROOT, is_recorded, open_store, warn_damaged
+from umscale_cli.runs import open_store, results_folder, warn_damaged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,7 @@ def plot_store(store: "Store", names: Sequence[str], folder: Path, formats: Sequ
     from umscale.plots.kinds import Gallery
 
     gallery = Gallery(store.columns(), training=store.curves)
-    drawn = _figures(gallery, names, str(store.root))
+    drawn = _figures(gallery, names, store.name)
     return [path for name, figure in drawn for path in _save(figure, folder / name, formats)]
 
 
@@ -194,7 +194,7 @@ def _check(given: Iterable[str], known: Iterable[str], what: str) -> None:
 def _folder(store: "Store | None", source: str) -> Path:
     if store is None:
         return Path(f"{Path(source).name.partition('.')[0]}-figures")
-    return (DEFAULT_ROOT / source if is_recorded(store) else store.root) / "figures"
+    return results_folder(store, source) / "figures"
 
 
 def _curves(store: "Store", table: "Table") -> "Table":

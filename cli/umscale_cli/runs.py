@@ -21,15 +21,18 @@ StudyArgument = Annotated[
 
 
 def open_store(where: str) -> "Store":
-    """Open a store given by folder, by a study's name in ./umscale-runs, or among the recorded ones, in that order."""
+    """Open a store given by URL, by folder, by a study's name in ./umscale-runs, or among the recorded ones."""
     import umscale_studies
     from umscale.errors import UserError, nearest
+    from umscale.files import is_url
     from umscale.store import Store
 
+    if is_url(where):
+        return Store.open(where)
     shipped = umscale_studies.recorded()
     for root in (Path(where), DEFAULT_ROOT / where, shipped.get(where)):
-        if root is not None and (root / "store.json").exists():
-            return Store.open(root)
+        if root is not None and (found := Store.open_if_any(root)):
+            return found
     known = [*(p.parent.name for p in DEFAULT_ROOT.glob("*/store.json")), *shipped]
     hint = nearest(where, known) if known else "; `umscale sweep quickstart` makes one"
     raise UserError(f"no results store at {where!r}{hint}")
@@ -39,15 +42,23 @@ def is_recorded(store: "Store") -> bool:
     """Whether a store ships with umscale, and so is not a place to write to."""
     import umscale_studies
 
-    return store.root in umscale_studies.recorded().values()
+    return store.is_folder and store.root in umscale_studies.recorded().values()
+
+
+def results_folder(store: "Store", study: str) -> Path:
+    """Return where figures go: into the store, or ./umscale-runs/STUDY when that is recorded or object storage."""
+    if store.is_folder and not is_recorded(store):
+        return store.root
+    return DEFAULT_ROOT / study.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def warn_damaged(store: "Store") -> None:
     """Name the files that could not be read."""
+    redo = (
+        "the run is left out" if is_recorded(store) else "`umscale sweep` with the same study trains it again"
+    )
     for path in store.damaged:
-        note(
-            f"warning: {path} is damaged and left out; `umscale sweep` with the same study trains its run again"
-        )
+        note(f"warning: {path} is damaged; {redo}")
 
 
 def runs(
@@ -147,7 +158,7 @@ def show(
         table = table.filter(pc.starts_with(table["run_id"], run))
         cells = {c["run_id"]: c for c in store.read("cells").to_pylist()}
         found += [(store, cells.get(row["run_id"], {}), row) for row in table.to_pylist()]
-    ids = {(store.root, row["run_id"]) for store, _, row in found}
+    ids = {(store.name, row["run_id"]) for store, _, row in found}
     if not ids:
         raise UserError(f"no run {run!r} here; `umscale runs STUDY` lists them")
     if len(ids) > 1:
@@ -159,7 +170,7 @@ def show(
             for name in ("spec", "versions"):
                 record[name] = json.loads(record[name]) if record[name] else None
         study_toml = as_study(first | {"spec": json.dumps(first["spec"])}) if first["spec"] else None
-        print_json({"store": str(store.root), "cell": cell, "records": records, "study_toml": study_toml})
+        print_json({"store": store.name, "cell": cell, "records": records, "study_toml": study_toml})
         return
     _print_run(store, cell, first, records)
 

@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umscale_cli.console import JsonFlag, SetOption, StoreOption, count, duration, note, out, print_json
-from umscale_cli.runs import DEFAULT_ROOT, is_recorded
+from umscale_cli.executors import (
+    AddressOption,
+    Choice,
+    DeviceOption,
+    ExecutorOption,
+    PartitionOption,
+    PerGpuOption,
+    SlurmOption,
+    ThreadsOption,
+    TimeOption,
+    WorkersOption,
+    choose,
+    parting,
+    stopping_noted,
+)
+from umscale_cli.runs import DEFAULT_ROOT, results_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -45,11 +60,15 @@ def search(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampler.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; default: physical cores.", show_default=False)
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "auto",
+    per_gpu: PerGpuOption = None,
+    partition: PartitionOption = None,
+    time_: TimeOption = None,
+    slurm: SlurmOption = None,
+    address: AddressOption = None,
     warm_start: Annotated[
         bool, typer.Option(help="Take finished runs of the store that lie in the space as trials.")
     ] = True,
@@ -71,25 +90,24 @@ def search(
     The same command continues a search, on as many machines as share the store. optuna-dashboard and Optuna's own
     command line open its storage as it is.
     """
-    from umscale.design.study import load_study
+    from umscale.design.study import load_study, parse
     from umscale.errors import UserError
+    from umscale.execute.running import STORAGE_VARIABLE
     from umscale.files import write_text
-    from umscale.machine import physical_cores, resolve_precision
+    from umscale.machine import resolve_precision
     from umscale.search.bridge import Bridge
-    from umscale.search.job import STORAGE_VARIABLE, SearchJob
+    from umscale.search.job import SearchJob
     from umscale.search.results import summarise, winners_study
     from umscale.search.settings import parse_settings
     from umscale.store import Store
     from umscale_cli.runs import open_store
-    from umscale_cli.sweep import check_device
 
     if show and not Path(study).suffix:
         opened = open_store(str(store or study))
-        plan = load_study(str(opened.root / "study.toml"))
+        plan = parse(opened.study_tree(), opened.files.describe("study.toml"))
     else:
         plan = load_study(study, set_ or ())
-        root = Path(store) if store else DEFAULT_ROOT / plan.name
-        opened = Store.open(root) if (root / "store.json").exists() else Store(root)
+        opened = Store(store or DEFAULT_ROOT / plan.name)
     if not plan.search:
         raise UserError(
             f"study {plan.name!r} has no [search] table: say what to vary, see `umscale search --help`"
@@ -97,31 +115,46 @@ def search(
     given = {"sampler": sampler, "pruner": pruner, "n_trials": trials}
     tree = {**plan.search, **{key: value for key, value in given.items() if value is not None}}
     settings, plan = parse_settings(tree), replace(plan, search=tree)
-    check_device(device)
-    exists = (opened.root / "store.json").exists()
-    precision = opened.pinned_precision() if exists else None
+    choice = choose(
+        executor,
+        workers,
+        threads,
+        device,
+        per_gpu=per_gpu,
+        partition=partition,
+        time=time_,
+        slurm=slurm,
+        address=address,
+    )
+    known = Store.open_if_any(opened.address)
+    precision = known.pinned_precision() if known else None
     precision = precision or resolve_precision(plan.reference.train.precision)
     bridge = Bridge(plan, settings, opened, precision)
-    n_workers = workers or physical_cores()
     if dry_run:
-        _dry_run(bridge, seed, n_workers, json_)
+        _dry_run(bridge, seed, choice.workers, json_)
         return
     if storage:
         os.environ[STORAGE_VARIABLE] = storage
     job = SearchJob(
-        study=plan.to_dict(), precision=precision, n_trials=settings.n_trials, n_workers=n_workers, seed=seed
+        study=plan.to_dict(),
+        precision=precision,
+        n_trials=settings.n_trials,
+        n_workers=choice.workers,
+        seed=seed,
     )
     if show:
-        if not exists:
-            raise UserError(f"there is no store at {opened.root}; leave out --show to begin the search")
+        if known is None:
+            raise UserError(f"there is no store at {opened.name}; leave out --show to begin the search")
         optuna_study = bridge.look(storage)
     else:
-        opened = Store.create(opened.root)
+        Store.create(opened.address)
+        for damage in opened.repair():
+            note(damage)
         if opened.pinned_precision() is None:
             opened.pin_precision(precision)
         opened.write_design(plan, [])
         optuna_study = job.open(bridge)
-        _run(bridge, optuna_study, job, threads, device, warm_start)
+        _run(bridge, optuna_study, job, choice, warm_start)
     found = summarise(bridge, optuna_study)
     if winners is not None:
         if not found.best:
@@ -139,17 +172,13 @@ def search(
         )
     else:
         _print(bridge, found)
-        figures = Path(f"{plan.name}-figures") if is_recorded(opened) else opened.root / "figures"
-        for path in _figures(found, figures):
+        for path in _figures(found, results_folder(opened, plan.name) / "figures"):
             out().print(f"Figure    {path}", soft_wrap=True)
     if winners is not None:
         note(f"wrote {winners}; run it with: umscale sweep {winners}")
 
 
-def _run(
-    bridge: "Bridge", study: "optuna.Study", job: "SearchJob", threads: int, device: str, warm_start: bool
-) -> None:
-    from umscale.execute.local import LocalExecutor
+def _run(bridge: "Bridge", study: "optuna.Study", job: "SearchJob", choice: Choice, warm_start: bool) -> None:
     from umscale.search.job import over
 
     store = bridge.store
@@ -158,15 +187,14 @@ def _run(
     done = len(over(study))
     note(
         f"{bridge.study.name}: {job.n_trials} trials by {bridge.settings.sampler}, {done} already over, "
-        f"{job.n_workers} workers; results in {store.root}"
+        f"{job.n_workers} workers{'' if choice.kind == 'local' else f' on {choice.kind}'}; results in {store.name}"
     )
-    began = time.monotonic()
-    with LocalExecutor(store, job, job.n_workers, threads, device) as executor:
-        try:
-            executor.run(_View(bridge, job.n_trials, done, began))
-        except KeyboardInterrupt:
-            note("stopping: workers write their checkpoints ... (the same command continues)")
-            raise
+    try:
+        with choice.open(store, job) as executor, stopping_noted():
+            executor.run(_View(bridge, job.n_trials, done, time.monotonic()))
+    except KeyboardInterrupt:
+        note("stopped (the same command continues)")
+        raise
 
 
 class _View:
@@ -200,8 +228,8 @@ class _View:
                 self._line(f"{duration(time.monotonic() - self.began)}: {'; '.join(self.at.values())}")
         elif kind == "end":
             self.at.pop(event["run"], None)
-        elif kind == "exit" and event["code"] != 0:
-            self._line(f"a worker died (exit {event['code']}); its trial is asked for again")
+        elif kind in ("exit", "requeued") and (words := parting(event)):
+            self._line(words)
 
     def _line(self, text: str) -> None:
         self.last = time.monotonic()

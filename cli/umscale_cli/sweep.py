@@ -1,7 +1,7 @@
 """``umscale sweep``: train a study's cells, store every result, then fit and draw what they say."""
 
+import shlex
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +18,23 @@ from umscale_cli.console import (
     out,
     print_json,
 )
-from umscale_cli.runs import DEFAULT_ROOT, print_runs
+from umscale_cli.executors import (
+    WAITING,
+    AddressOption,
+    Choice,
+    DeviceOption,
+    ExecutorOption,
+    PartitionOption,
+    PerGpuOption,
+    SlurmOption,
+    ThreadsOption,
+    TimeOption,
+    WorkersOption,
+    choose,
+    parting,
+    stopping_noted,
+)
+from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
 
 if TYPE_CHECKING:
     from umscale.design.study import Cell, Study
@@ -34,14 +50,15 @@ def sweep(
     ],
     store: StoreOption = None,
     set_: SetOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Worker processes; default: physical cores, one thread each.", show_default=False
-        ),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "auto",
+    per_gpu: PerGpuOption = None,
+    partition: PartitionOption = None,
+    time_: TimeOption = None,
+    slurm: SlurmOption = None,
+    address: AddressOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and what they cost; write nothing.")
     ] = False,
@@ -61,32 +78,33 @@ def sweep(
 
     Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep.
     """
-    from umscale.design.study import expand, load_study
-    from umscale.machine import physical_cores, resolve_precision
-    from umscale.store import Store
+    from umscale.design.study import load_study
 
     plan_study = load_study(study, set_ or ())
     if print_config:
         print(plan_study.to_toml(), end="")
         return
-    check_device(device)
-    root = Path(store) if store else DEFAULT_ROOT / plan_study.name
-    known = Store.open(root) if (root / "store.json").exists() else None
-    precision = (known.pinned_precision() if known else None) or resolve_precision(
-        plan_study.reference.train.precision
+    choice = choose(
+        executor,
+        workers,
+        threads,
+        device,
+        per_gpu=per_gpu,
+        partition=partition,
+        time=time_,
+        slurm=slurm,
+        address=address,
     )
-    cells = expand(plan_study, precision)
-    n_workers = workers or physical_cores()
+    root = store or str(DEFAULT_ROOT / plan_study.name)
+    cells, precision = planned(plan_study, root)
     if dry_run:
-        _dry_run(plan_study, cells, n_workers, json_)
+        _dry_run(plan_study, cells, choice.workers, json_)
         return
-    opened = Store.create(root)
-    if opened.pinned_precision() is None:
-        opened.pin_precision(precision)
+    opened = ready(root, precision)
     _clear(opened, cells, retry_failed, force)
     opened.write_design(plan_study, cells)
     began = time.monotonic()
-    _train(opened, plan_study, cells, n_workers, threads, device)
+    _train(opened, plan_study, cells, choice)
     summary = _summary(opened, cells, time.monotonic() - began)
     if json_:
         print_json(summary)
@@ -98,16 +116,29 @@ def sweep(
         raise typer.Exit(EXIT_PARTLY)
 
 
-def check_device(device: str) -> None:
-    from umscale.errors import UserError
+def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
+    """Return a study's cells, and what precision ``auto`` means in the store at ``root`` if there is one."""
+    from umscale.design.study import expand
+    from umscale.machine import resolve_precision
+    from umscale.store import Store
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device!r} must be auto, cpu or cuda")
-    if device == "cuda":
-        import torch
+    known = Store.open_if_any(root)
+    precision = (known.pinned_precision() if known else None) or resolve_precision(
+        study.reference.train.precision
+    )
+    return expand(study, precision), precision
 
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+
+def ready(root: str, precision: str) -> "Store":
+    """Open a store for training, made first where there is none; what is damaged there is set aside."""
+    from umscale.store import Store
+
+    opened = Store.create(root)
+    if opened.pinned_precision() is None:
+        opened.pin_precision(precision)
+    for damage in opened.repair():
+        note(damage)
+    return opened
 
 
 def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool) -> None:
@@ -247,28 +278,26 @@ def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) 
 # Training, live
 
 
-def _train(
-    store: "Store", study: "Study", cells: "list[Cell]", n_workers: int, threads: int, device: str
-) -> None:
-    from umscale.execute.local import LocalExecutor
+def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
     from umscale.execute.plan import make_plan
 
     plan = make_plan(study.name, cells)
-    with LocalExecutor(store, plan, n_workers, threads, device) as executor:
-        remaining = plan.unfinished(store)
-        done = len(plan.runs) - len(remaining)
-        note(
-            f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers; results in {store.root}"
-        )
-        if not remaining:
-            return
-        view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining))
-        try:
-            with view:
-                executor.run(view.handle)
-        except KeyboardInterrupt:
-            note("stopping: workers write their checkpoints ... (the same command continues)")
-            raise
+    remaining = plan.unfinished(store)
+    done = len(plan.runs) - len(remaining)
+    where = "" if choice.kind == "local" else f" on {choice.kind}"
+    n_workers = min(choice.workers, len(remaining))
+    note(
+        f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
+    )
+    if not remaining:
+        return
+    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining))
+    try:
+        with choice.open(store, plan) as executor, stopping_noted(), view:
+            executor.run(view.handle)
+    except KeyboardInterrupt:
+        note("stopped (the same command continues)")
+        raise
 
 
 class View:
@@ -283,6 +312,8 @@ class View:
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
         self.finished = 0
+        self.queued: set[int] = set()
+        """Workers that wait in a scheduler's queue."""
         self.began = time.monotonic()
         self.last_line = self.began
         self.console = err()
@@ -310,7 +341,7 @@ class View:
             share = event["steps_done"] / event["total_steps"]
             self.first.setdefault(run_id, share)
             self.share[run_id] = share
-            self.progress[run_id] = event
+            self.progress[run_id] = event | {"worker": worker}
         elif kind == "record":
             self._line(
                 f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
@@ -321,13 +352,18 @@ class View:
             self.finished += 1
             if event["status"] != "finished":
                 self._line(f"{label}: {event['status']}: {event['reason']}")
-        elif kind == "exit" and event["code"] != 0:
-            self.progress = {k: v for k, v in self.progress.items() if v.get("worker") != worker}
-            self._line(f"a worker died (exit {event['code']}); its run continues from its checkpoint")
+        elif kind == "queue":
+            self.queued = self.queued | {worker} if event["state"] in WAITING else self.queued - {worker}
+        elif kind in ("exit", "requeued"):
+            self.queued -= {worker}
+            self.progress = {k: v for k, v in self.progress.items() if v["worker"] != worker}
+            self._line(parting(event))
         if kind == "progress" and self.live is None and time.monotonic() - self.last_line > PLAIN_SECONDS:
             self._line(self._overall())
 
     def _line(self, text: str) -> None:
+        if not text:
+            return
         self.last_line = time.monotonic()
         if self.live is not None:
             self.console.print(text)
@@ -345,7 +381,11 @@ class View:
         done, since = self._fraction()
         elapsed = time.monotonic() - self.began
         left = f"about {duration(elapsed * (1 - done) / since)} left" if since > 0.01 else "estimating"
-        return f"{self.finished} of {len(self.weight)} runs, {done:.0%} of the work, {duration(elapsed)} so far, {left}"
+        queued = f", {len(self.queued)} workers in the queue" if self.queued else ""
+        return (
+            f"{self.finished} of {len(self.weight)} runs, {done:.0%} of the work, {duration(elapsed)} so far, {left}"
+            f"{queued}"
+        )
 
     def _render(self) -> Any:
         from rich.console import Group
@@ -379,7 +419,7 @@ def _summary(store: "Store", cells: "list[Cell]", seconds: float) -> dict[str, A
     statuses = store.statuses()
     mine = [statuses.get(run_id, "missing") for run_id in dict.fromkeys(cell.run_id for cell in cells)]
     return {
-        "store": str(store.root),
+        "store": store.name,
         "runs": len(mine),
         "seconds": seconds,
         **{status: mine.count(status) for status in ("finished", "diverged", "failed", "infeasible")},
@@ -413,18 +453,18 @@ def _report(store: "Store", study: "Study", source: str) -> None:
         return
     kinds = ["architectures"] if study.question == "architectures" else ["density"]
     try:
-        figures = plot_store(store, kinds, store.root / "figures", ["png"])
+        figures = plot_store(store, kinds, results_folder(store, study.name) / "figures", ["png"])
     except UserError as error:
         figures = []
         console.print(f"\nNo figure: {error}")
     console.print(
-        f"\nResults   {store.root / 'runs'} (Parquet: pandas, Polars, DuckDB and pyarrow read it as it is)"
+        f"\nResults   {store.files.describe('runs')} (Parquet: pandas, Polars, DuckDB and pyarrow read it as it is)"
     )
     for figure in figures:
         console.print(f"Figure    {figure}")
-    where = str(store.root)
+    where = shlex.quote(store.name)
     console.print(f"Next      umscale fit {where}        the laws and the verdict again, --json for machines")
     console.print(f"          umscale plot {where}       more figures, PNG, SVG or PDF")
-    same = "" if store.root == DEFAULT_ROOT / study.name else f" --store {where}"
+    same = "" if store.name == str(DEFAULT_ROOT / study.name) else f" --store {where}"
     more = f"umscale sweep {source}{same} --set 'axes.seed=[0,1,2]'"
     console.print(f"          {more}   more seeds, narrower intervals", soft_wrap=True)

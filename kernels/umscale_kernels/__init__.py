@@ -8,6 +8,7 @@ from umscale_kernels.backends import available_backends, default_backend
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
 from umscale_kernels.lookup import lookup
+from umscale_kernels.lookup.dots import row_dots
 from umscale_kernels.lookup.traffic import LookupTraffic, lookup_traffic_bytes
 from umscale_kernels.rank1 import rank1_vectors
 from umscale_kernels.rms_norm import rms_norm
@@ -28,6 +29,7 @@ __all__ = [
     "lookup_traffic_bytes",
     "rank1_vectors",
     "rms_norm",
+    "row_dots",
     "select",
     "swiglu",
     "table_adamw",

@@ -7,6 +7,7 @@ from umscale.data.corpus import open_corpus
 from umscale.design.conditioning import condition
 from umscale.design.study import design_columns, expand, load_study, parse
 from umscale.errors import UserError
+from umscale.spec import to_toml
 
 TREE = {
     "name": "t",
@@ -163,3 +164,29 @@ def test_unknown_architectures_are_named():
         parse(tree, "x.toml")
     with pytest.raises(UserError, match="may hold model and train"):
         parse({"name": "x", "architectures": {"moe": {"ffn": {}}}}, "x.toml")
+
+
+@pytest.mark.parametrize("corpus", ["../elsewhere", "/somewhere/else", "inside/../../out", "link"])
+@pytest.mark.parametrize("place", ["data", "axes", "cells", "architectures", "search"])
+def test_a_study_file_does_not_reach_outside_its_folder(tmp_path, corpus, place):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    corpus = "link/x" if corpus == "link" else corpus
+    tree = {
+        "data": {"data": {"corpus": corpus}},
+        "axes": {"axes": {"data.corpus": ["kjv", corpus]}},
+        "cells": {"cells": [{"data.corpus": corpus}]},
+        "architectures": {"architectures": {"a": {"data": {"corpus": corpus}}}},
+        "search": {"search": {"space": {"data": {"corpus": ["kjv", corpus]}}}},
+    }[place]
+    (folder / "s.toml").write_text(to_toml({"name": "s", **tree}))
+    with pytest.raises(UserError, match="outside the study's folder"):
+        load_study(str(folder / "s.toml"))
+
+
+def test_a_corpus_beside_the_study_is_found_from_anywhere_and_others_when_said(tmp_path):
+    (tmp_path / "s.toml").write_text(to_toml({"name": "s", "data": {"corpus": "corpora/mine"}}))
+    assert load_study(str(tmp_path / "s.toml")).reference.data.corpus == str(tmp_path / "corpora" / "mine")
+    said = load_study(str(tmp_path / "s.toml"), ["data.corpus=/somewhere/else"])
+    assert said.reference.data.corpus == "/somewhere/else"

@@ -172,7 +172,7 @@ def test_killed_workers_lose_no_trial(umscale, study, tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (victims := workers(root)):
         time.sleep(0.1)
-    while time.monotonic() < deadline and not list((root / "work" / "claims").glob("*.lock")):
+    while time.monotonic() < deadline and not list((root / "work" / "claims").glob("*.claim")):
         time.sleep(0.1)
     time.sleep(0.5)
     os.kill(victims[0], signal.SIGKILL)

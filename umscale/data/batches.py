@@ -47,9 +47,10 @@ class TrainStream:
         """Tokens trained on before any is seen again."""
         return self.n_windows * self.seq_len
 
-    def batch(self, step: int) -> np.ndarray:
-        """Return the windows of ``step`` as int64 [batch_size, seq_len + 1]."""
-        starts = self.starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+    def batch(self, step: int, part: int = 0, n_parts: int = 1) -> np.ndarray:
+        """Return the windows of ``step`` as int64 [batch_size, seq_len + 1], or of ``n_parts`` equal parts one."""
+        first, size = step * self.batch_size, self.batch_size // n_parts
+        starts = self.starts(np.arange(first + part * size, first + (part + 1) * size))
         return np.stack([self._tokens.read(int(start), self.seq_len + 1) for start in starts])
 
     def starts(self, sequence: np.ndarray) -> np.ndarray:

@@ -226,8 +226,8 @@ def open_corpus(name_or_path: str | os.PathLike[str], *, verify: bool = False) -
         corpus = open_embedded()
     elif is_name(text) and (folder / MANIFEST).exists():
         corpus = read_corpus(folder)
-    elif (Path(text).expanduser() / MANIFEST).exists():
-        corpus = read_corpus(Path(text).expanduser().absolute())
+    elif os.path.exists(path := os.path.join(os.path.expanduser(text), MANIFEST)):
+        corpus = read_corpus(Path(path).parent.absolute())
     else:
         raise UserError(
             f"no corpus {text!r} (make one with: umscale data prepare FILE --name {_as_name(text)})"

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umscale.data.corpus import Corpus, open_corpus
+from umscale.data.corpus import Corpus, is_name, open_corpus
 from umscale.design.axes import (
     COMPENSATIONS,
     FRACTIONS,
@@ -93,7 +93,8 @@ class Study:
         named: dict[str, Any] = {}
         if self.cells:
             named["cells"] = [
-                {k: list(v) if k == "seed" else v[0] for k, v in cell.items()} for cell in self.cells
+                {k: list(v) if k == "seed" or isinstance(v[0], list) else v[0] for k, v in cell.items()}
+                for cell in self.cells
             ]
         if self.architectures:
             named["architectures"] = dict(self.architectures)
@@ -165,7 +166,37 @@ def load_study(source: str, overrides: Sequence[str] = ()) -> Study:
                 f"no study {source!r}{nearest(source, shipped)}; or give the path of a .toml file"
             )
         path = shipped[source]
-    return parse(apply_overrides(read_toml(path), overrides), path.name)
+    return parse(apply_overrides(_within(read_toml(path), path), overrides), path.name)
+
+
+def _within(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Check that a study file names corpora, or their folders below its own; anything else must be said by the user.
+
+    Such folders become absolute, since the study may be run from elsewhere.
+
+    Raises:
+        UserError: a corpus outside the file's folder.
+    """
+    home = path.resolve().parent
+
+    def walk(node: Any, below: str) -> Any:
+        if isinstance(node, Mapping):
+            return {key: walk(value, f"{below}.{key}") for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(value, below) for value in node]
+        if not below.endswith(".data.corpus") or not isinstance(node, str) or is_name(node):
+            return node
+        if "\0" in node:
+            raise UserError(f"{path.name}: corpus {node!r} is no path")
+        folder = (home / node).resolve()
+        if not folder.is_relative_to(home):
+            raise UserError(
+                f"{path.name}: corpus {node!r} is outside the study's folder; give it a name with `umscale data "
+                f"prepare`, or say --set data.corpus={node}"
+            )
+        return str(folder)
+
+    return {key: walk(value, f".{key}") for key, value in tree.items()}
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Study:
@@ -184,13 +215,17 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
     for mode in modes:
         if mode not in COMPENSATIONS:
             raise UserError(f"{where}: unknown compensation {mode!r}{nearest(str(mode), COMPENSATIONS)}")
+    search = tree.get("search", {})
+    if not isinstance(search, Mapping):
+        raise UserError(f"{where}: search must be a table: [search]")
     spec = {k: tree[k] for k in ("model", "data", "train") if k in tree}
     architectures = _architectures(tree.get("architectures", {}), where)
     axes = _axes(tree.get("axes", {}), where)
-    if architectures:
-        axes = {"architecture": tuple(architectures)} | axes
     cells = _explicit_cells(tree.get("cells", []), axes, where)
-    for wanted in axes.get("architecture", ()):
+    named = [name for cell in cells for name in cell.get("architecture", ())]
+    if architectures and not named:
+        axes = {"architecture": tuple(architectures)} | axes
+    for wanted in (*axes.get("architecture", ()), *named):
         if wanted not in architectures:
             raise UserError(
                 f"{where}: axes.architecture: no table [architectures.{wanted}]{nearest(wanted, architectures)}"
@@ -261,7 +296,7 @@ def _explicit_cells(tree: Any, axes: Mapping[str, Any], where: str) -> tuple[dic
     cells = tuple(_axes(cell, where) for cell in tree)
     for cell in cells:
         for name, values in cell.items():
-            if name in ("tokens", "architecture") or (name in axes and name != "seed"):
+            if name == "tokens" or (name in axes and name != "seed"):
                 raise UserError(f"{where}: {name!r} is an axis of the whole study: leave it out of [[cells]]")
             if name != "seed" and len(values) > 1:
                 raise UserError(f"{where}: a table [[cells]] holds one {name}; only seed may be a list")

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from umscale.errors import UserError
 from umscale.execute.running import Reporter
-from umscale.files import write_text
 from umscale.store import Store
+
+NEWEST = "work/jobs/newest"
+_NAME = re.compile("[0-9a-f]{16}")
 
 
 class Job(Protocol):
@@ -35,11 +37,20 @@ class Job(Protocol):
 
 
 def write_job(store: Store, job: Job) -> str:
-    """Write a job into the store's work folder and return its name."""
+    """Write a job into the store's work folder, as the newest there, and return its name."""
     text = json.dumps({"kind": job.kind, **job.to_tree()})
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    write_text(_path(store, name), text)
+    store.files.write(_path(name), text.encode())
+    store.files.write(NEWEST, name.encode())
     return name
+
+
+def newest_job(store: Store) -> str | None:
+    """Return the name of the job that was last written; None if there is none."""
+    try:
+        return store.files.read(NEWEST).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
 
 
 def read_job(store: Store, name: str) -> Job:
@@ -48,12 +59,15 @@ def read_job(store: Store, name: str) -> Job:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = _path(store, name)
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"job {name!r}: a job's name has 16 hexadecimal digits; work/jobs in the store lists them"
+        )
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        return _from_tree(tree)
+        return _from_tree(json.loads(store.files.read(_path(name))))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no readable job ({error}); run the same command again") from None
+        where = store.files.describe(_path(name))
+        raise UserError(f"{where}: no readable job ({error}); run the same command again") from None
 
 
 def _from_tree(tree: Mapping[str, Any]) -> Job:
@@ -70,5 +84,5 @@ def _from_tree(tree: Mapping[str, Any]) -> Job:
             raise ValueError(f"a job of kind {kind!r}")
 
 
-def _path(store: Store, name: str) -> Path:
-    return store.root / "work" / "jobs" / f"{name}.json"
+def _path(name: str) -> str:
+    return f"work/jobs/{name}.json"

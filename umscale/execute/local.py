@@ -1,81 +1,96 @@
-"""Workers of a job on this machine: starts them, hears them, replaces those that die, stops them cleanly."""
+"""Workers as processes of this machine, each with its share of the GPUs if there are any."""
 
-import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, ClassVar, Protocol
 
-import umscale
-from umscale.errors import UserError
-from umscale.execute.job import Job, write_job
+from umscale.execute.executor import (
+    STOP_SECONDS,
+    Event,
+    Executor,
+    parse_event,
+    worker_command,
+    worker_environment,
+)
+from umscale.execute.job import Job
 from umscale.store import Store
 
-Event = dict[str, Any]
-
-DEATHS_PER_RUN = 3
-STOP_SECONDS = 60.0
-POLL_SECONDS = 0.2
-ELSEWHERE_SECONDS = 2.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-@dataclass(kw_only=True, slots=True)
+class Process(Protocol):
+    """What is needed of a ``subprocess.Popen``."""
+
+    @property
+    def stdout(self) -> IO[str] | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
-    """A running worker process."""
+    """A worker process."""
 
-    process: subprocess.Popen[str]
-    reader: threading.Thread
-    run: str | None = None
-    """The run it is on."""
+    process: Process
+    gpu: str | None
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Does a job with ``workers`` processes of ``threads`` threads each.
 
-    Use as a context manager: leaving it, for whatever reason, stops every worker, with a checkpoint.
+    Args:
+        gpus: GPUs to spread the workers over, as CUDA names them; without any, workers choose by ``device``.
     """
 
-    def __init__(self, store: Store, job: Job, workers: int, threads: int = 1, device: str = "auto") -> None:
-        self.store, self.job = store, job
-        self.n_workers, self.threads, self.device = workers, threads, device
-        self.events: queue.Queue[tuple[int, Event]] = queue.Queue()
+    elsewhere: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        workers: int,
+        threads: int = 1,
+        device: str = "auto",
+        gpus: Sequence[str] = (),
+    ) -> None:
+        super().__init__(store, job, workers)
+        self.threads, self.device, self.gpus = threads, device, tuple(gpus)
+        self.heard: queue.Queue[tuple[int, Event]] = queue.Queue()
         self.workers: dict[int, Worker] = {}
-        self.deaths: dict[str, int] = {}
-        self.started = 0
 
-    def __enter__(self) -> "LocalExecutor":
-        self.name = write_job(self.store, self.job)
-        return self
+    def start(self, numbers: Sequence[int]) -> None:
+        """Start processes, each on the GPU with the fewest of them."""
+        for number in numbers:
+            on_gpu = [worker.gpu for worker in self.workers.values()]
+            gpu = min(self.gpus, key=on_gpu.count) if self.gpus else None
+            self.workers[number] = Worker(process=self._spawn(number, gpu), gpu=gpu)
 
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
+    def events(self, seconds: float) -> list[tuple[int, Event]]:
+        """Return what workers reported."""
+        try:
+            found = [self.heard.get(timeout=seconds)]
+            while not self.heard.empty():
+                found.append(self.heard.get_nowait())
+        except queue.Empty:
+            return []
+        for number, event in found:
+            if event["event"] == "exit":
+                del self.workers[number]
+        return found
 
-    def run(self, on_event: Callable[[int, Event], None]) -> None:
-        """Work until nothing of the job remains; what others have in hand is waited for.
-
-        Raises:
-            UserError: a worker met something only the user can put right.
-        """
-        while remaining := self.job.remaining(self.store):
-            for _ in range(min(self.n_workers, remaining) - len(self.workers)):
-                self._start()
-            while self.workers:
-                try:
-                    number, event = self.events.get(timeout=POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                self._handle(number, event, on_event)
-            if self.job.remaining(self.store):
-                time.sleep(ELSEWHERE_SECONDS)  # held by workers elsewhere, or freed just now
+    def kill(self, number: int) -> None:
+        """Kill a process."""
+        self.workers[number].process.kill()
 
     def stop(self) -> None:
-        """Ask the workers to checkpoint and stop; kill those that do not."""
+        """Terminate the processes, which checkpoint; kill those that do not."""
         for worker in self.workers.values():
             worker.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
@@ -87,80 +102,47 @@ class LocalExecutor:
                 worker.process.wait()
         self.workers.clear()
 
-    def _start(self) -> None:
-        number = self.started
-        self.started += 1
-        command = [sys.executable, "-m", "umscale.execute.worker"]
-        arguments = [str(self.store.root), self.name, str(self.threads), self.device]
-        log = self.store.root / "work" / "logs" / f"worker-{os.getpid()}-{number}.log"
+    def _spawn(self, number: int, gpu: str | None) -> Process:
+        log = self.store.scratch / "logs" / f"worker-{os.getpid()}-{number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ, OMP_NUM_THREADS=str(self.threads), PYTHONPATH=_python_path())
+        environment = {**os.environ, **worker_environment(self.store, self.threads)}
+        if gpu is not None:
+            environment[VISIBLE] = gpu
+        command = worker_command(self.store, self.name, self.threads, self.device)
         with log.open("w", encoding="utf-8") as errors:
-            process = subprocess.Popen(
-                command + arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches the parent alone
-            )
-        reader = threading.Thread(target=self._listen, args=(number, process, log), daemon=True)
-        self.workers[number] = Worker(process=process, reader=reader)
-        reader.start()
+            process = self._launch(command, environment, errors)
+        threading.Thread(target=self._listen, args=(number, process, log), daemon=True).start()
+        return process
 
-    def _listen(self, number: int, process: "subprocess.Popen[str]", log: Path) -> None:
+    def _launch(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[str]) -> Process:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the parent alone
+        )
+
+    def _listen(self, number: int, process: Process, log: Path) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            try:
-                self.events.put((number, json.loads(line)))
-            except ValueError:
-                continue
+            event = parse_event(line)
+            if event is not None:
+                self.heard.put((number, event))
         code = process.wait()
         if code == 0:
             log.unlink(missing_ok=True)
-        self.events.put((number, {"event": "exit", "code": code, "log": str(log)}))
-
-    def _handle(self, number: int, event: Event, on_event: Callable[[int, Event], None]) -> None:
-        worker = self.workers[number]
-        kind = event["event"]
-        if kind == "user_error":
-            raise UserError(event["message"])
-        if kind == "start":
-            worker.run = event["run"]
-        elif kind == "end":
-            worker.run = None
-        elif kind == "exit":
-            del self.workers[number]
-            if event["code"] != 0:
-                self._died(worker, event)
-        on_event(number, event)
-
-    def _died(self, worker: Worker, event: Event) -> None:
-        """Replace a worker that was killed; give up on a run that keeps killing its workers."""
-        code, run_id = event["code"], worker.run
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if run_id is None:
-            self.deaths[""] = self.deaths.get("", 0) + 1
-            if self.deaths[""] >= DEATHS_PER_RUN:
-                raise RuntimeError(f"workers die before their first run ({cause}); see {event['log']}")
-        else:
-            self.deaths[run_id] = self.deaths.get(run_id, 0) + 1
-            if self.deaths[run_id] >= DEATHS_PER_RUN:
-                reason = f"its worker died {self.deaths[run_id]} times, last by {cause} (out of memory?)"
-                self.job.give_up(self.store, run_id, reason)
-        if self.job.remaining(self.store):
-            self._start()
+        self.heard.put((number, {"event": "exit", "code": code, "log": str(log)}))
 
 
-def _python_path() -> str:
-    """Return a PYTHONPATH with which a worker imports what this process imported, installed or not."""
-    import umscale_kernels
-    import umscale_studies
+def visible_gpus(device: str) -> list[str]:
+    """Return the GPUs that workers may be spread over, as CUDA names them; none for a ``device`` of ``cpu``."""
+    if device == "cpu":
+        return []
+    import torch
 
-    packages = (umscale, umscale_kernels, umscale_studies)
-    roots = [Path(package.__path__[0]).resolve().parent for package in packages]
-    paths = [str(root) for root in dict.fromkeys(roots)]
-    if os.environ.get("PYTHONPATH"):
-        paths.append(os.environ["PYTHONPATH"])
-    return os.pathsep.join(paths)
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return named[:count] or [str(i) for i in range(count)]

@@ -1,7 +1,8 @@
 """The plainest job: an ordered list of runs."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from umscale.accounting import cost, gathered_params
@@ -9,6 +10,9 @@ from umscale.design.study import Cell
 from umscale.execute.running import Reporter, train_one
 from umscale.spec import RunSpec, from_dict, to_dict
 from umscale.store import FINAL, Store
+
+LIST_SECONDS = 1.0
+"""A worker that finds its runs done by others looks at all statuses again, but not more often than this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +23,11 @@ class Plan:
 
     study: str
     runs: tuple[RunSpec, ...]
+    run_ids: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """Computed once: a hash of each run's specification."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_ids", tuple(run.run_id for run in self.runs))
 
     def remaining(self, store: Store) -> int:
         """Runs that are not over."""
@@ -27,22 +36,31 @@ class Plan:
     def unfinished(self, store: Store) -> list[str]:
         """Ids of the runs that are not over."""
         statuses = store.statuses()
-        return [run.run_id for run in self.runs if statuses.get(run.run_id) not in FINAL]
+        return [run_id for run_id in self.run_ids if statuses.get(run_id) not in FINAL]
 
     def work(self, store: Store, report: Reporter, device_name: str) -> None:
         """Train every run that is neither finished nor claimed by another worker."""
-        for run in self.runs:
+        statuses, listed = store.statuses(), time.monotonic()
+        for run, run_id in zip(self.runs, self.run_ids, strict=True):
             if report.stopping:
                 return
-            if store.status(run.run_id) in FINAL:
+            if statuses.get(run_id) in FINAL:
                 continue
-            with store.claim(run.run_id) as mine:
-                if mine and store.status(run.run_id) not in FINAL:
-                    train_one(store, self.study, run, report, device_name)
+            free = False
+            with store.claim(run_id) as mine:
+                if mine and store.status(run_id) not in FINAL:
+                    free = True
+                    self.train(store, run, report, device_name)
+            if not free and time.monotonic() - listed > LIST_SECONDS:
+                statuses, listed = store.statuses(), time.monotonic()
+
+    def train(self, store: Store, run: RunSpec, report: Reporter, device_name: str) -> None:
+        """Train one run, which is claimed."""
+        train_one(store, self.study, run, report, device_name)
 
     def give_up(self, store: Store, run_id: str, reason: str) -> None:
         """Record a run as failed, unless another worker has it."""
-        run = next(r for r in self.runs if r.run_id == run_id)
+        run = self.runs[self.run_ids.index(run_id)]
         with store.claim(run_id) as mine:
             if mine:
                 store.write_run(run, self.study, status="failed", reason=reason)

@@ -1,7 +1,9 @@
 """What happens in a worker whatever its job: reports of progress, and the training of one claimed run."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -13,9 +15,16 @@ from umscale.store import Store
 if TYPE_CHECKING:
     import torch
 
+    from umscale.parallel.world import World
     from umscale.train import Outcome, Progress
 
 REPORT_SECONDS = 0.5
+REPORT_VARIABLE = "UMSCALE_REPORT_SECONDS"
+"""Environment variable that makes a worker report its progress more rarely."""
+ADDRESS_VARIABLE = "UMSCALE_STORE_ADDRESS"
+"""Environment variable with a store's whole URL where the command line has it without its password."""
+STORAGE_VARIABLE = "UMSCALE_SEARCH_STORAGE"
+"""Holds the URL of a search's database, whose password is in no job file."""
 
 
 class Reporter:
@@ -24,6 +33,7 @@ class Reporter:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.stopping = False
+        self.progress_seconds = float(os.environ.get(REPORT_VARIABLE, REPORT_SECONDS))
         self.last_progress = 0.0
 
     def __call__(self, event: str, **fields: Any) -> None:
@@ -36,9 +46,9 @@ class Reporter:
             self.stopping = True
 
     def progress(self, run_id: str, fields: dict[str, Any]) -> None:
-        """Report progress at most twice a second."""
+        """Report progress, twice a second at most."""
         now = time.monotonic()
-        if now - self.last_progress >= REPORT_SECONDS:
+        if now - self.last_progress >= self.progress_seconds:
             self.last_progress = now
             self("progress", run=run_id, **fields)
 
@@ -60,9 +70,18 @@ class Watch(Protocol):
 
 
 def train_one(
-    store: Store, study: str, run: RunSpec, report: Reporter, device_name: str, watch: Watch | None = None
+    store: Store,
+    study: str,
+    run: RunSpec,
+    report: Reporter,
+    device_name: str,
+    watch: Watch | None = None,
+    world: "World | None" = None,
 ) -> "Outcome | None":
     """Train one claimed run and write its results; a failure becomes a row with its reason.
+
+    Args:
+        world: the processes that train it together, of which this one is the first; None: this one alone.
 
     Returns:
         What the run produced; None when it was interrupted (its checkpoint is kept) or failed.
@@ -72,12 +91,14 @@ def train_one(
     """
     from umscale.data.corpus import open_corpus
     from umscale.model import resolve_device
+    from umscale.parallel.world import ALONE
     from umscale.train import Interrupted, Run
 
     run_id = run.run_id
-    report("start", run=run_id)
+    report("start", run=run_id, token=store.token(run_id))
     device = resolve_device(device_name)
-    context = provenance(device)
+    world = world or ALONE
+    context = provenance(device, world.size)
 
     def on_record(outcome: "Outcome") -> None:
         store.write_run(
@@ -102,7 +123,10 @@ def train_one(
             watch.progress(progress)
 
     def should_stop() -> bool:
-        return report.stopping or (watch is not None and watch.should_stop())
+        if world.any(report.stopping or (watch is not None and watch.should_stop())):
+            report.stopping = report.stopping or world.size > 1
+            return True
+        return False
 
     try:
         corpus = open_corpus(run.data.corpus)
@@ -110,7 +134,7 @@ def train_one(
             raise UserError(
                 f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
             )
-        outcome = Run(run, corpus, store.checkpoints(run_id), device).execute(
+        outcome = Run(run, corpus, store.checkpoints(run_id), device, world).execute(
             on_record, on_progress, should_stop
         )
     except Interrupted:
@@ -119,8 +143,9 @@ def train_one(
         raise
     except Exception as error:  # a bug or a machine's fault: recorded, and the other runs go on
         log = store.log_path(run_id)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # no room for it
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
         store.write_run(run, study, status="failed", reason=reason, context=context)
         report("end", run=run_id, status="failed", reason=reason)
@@ -130,7 +155,7 @@ def train_one(
     return outcome
 
 
-def provenance(device: "torch.device") -> dict[str, str]:
+def provenance(device: "torch.device", n_processes: int = 1) -> dict[str, str]:
     """Columns of a record that say what it was made with."""
     from umscale.machine import stamp
     from umscale_kernels import default_backend
@@ -141,5 +166,5 @@ def provenance(device: "torch.device") -> dict[str, str]:
         "kernels": default_backend(device.type),
         "versions": json.dumps(info["versions"]),
         "git_revision": info["git_revision"],
-        "machine": info["machine"],
+        "machine": info["machine"] + (f", {n_processes} processes" if n_processes > 1 else ""),
     }

@@ -2,17 +2,17 @@
 
 Run as ``python -m umscale.execute.worker STORE JOB THREADS DEVICE``; reports JSON lines on stdout. It needs no
 coordinator: claims in the store keep workers apart, wherever they were started. It stops cleanly, with a
-checkpoint, on SIGTERM and when the process that reads its reports is gone.
+checkpoint, on SIGTERM, on SIGUSR2 (a scheduler's warning) and when the process that reads its reports is gone.
 """
 
 import os
 import signal
+import socket
 import sys
-from pathlib import Path
 
 from umscale.errors import UserError
 from umscale.execute.job import read_job
-from umscale.execute.running import Reporter
+from umscale.execute.running import ADDRESS_VARIABLE, Reporter
 from umscale.store import Store
 
 
@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
         report.stopping = True
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR2, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops its workers
     try:
         import torch
@@ -36,12 +38,12 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(int(threads))
         keep_freed_memory()
         report("ready")
-        store = Store.open(Path(root))
+        store = Store.open(os.environ.get(ADDRESS_VARIABLE, root))
         read_job(store, job).work(store, report, device_name)
     except UserError as error:
-        report("user_error", message=str(error))
+        report("user_error", message=str(error), host=socket.gethostname())
         return 2
-    report("stopped")
+    report("stopped", early=report.stopping)
     return 0
 
 

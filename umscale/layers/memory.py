@@ -9,6 +9,7 @@ Memory+'s, pre-values are UltraMemV2's and PEER's, whose GELU is the only activa
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ class Memory(nn.Module, ABC):
 
     ``index`` counts the model's memory layers. Attributes that callers may set: ``usage``, an int64 tensor
     ``[visible_values]`` that counts the rows read; ``backend``, which kernels run; ``row_gradients``, whether table
-    gradients are row-sparse. After a forward pass in training ``auxiliary`` holds the layer's auxiliary loss, if it
-    has one.
+    gradients are row-sparse; ``lookup``, another where tables are split over processes; ``replica_mean``, the mean of a
+    statistic over processes that share a batch. After a forward pass in training ``auxiliary`` holds the layer's
+    auxiliary loss, if it has one.
     """
 
     def __init__(self, d_model: int, memory: MemorySpec, index: int, n_layers: int, seed: int) -> None:
@@ -47,6 +49,8 @@ class Memory(nn.Module, ABC):
         self.out = None if bare else nn.Linear(wide, d_model, bias=False)
         self.backend = "auto"
         self.row_gradients = False
+        self.lookup: Callable[..., Tensor] = lookup
+        self.replica_mean: Callable[[Tensor], Tensor] = lambda share: share
         self.usage: Tensor | None = None
         self.auxiliary: Tensor | None = None
 
@@ -90,7 +94,7 @@ class Memory(nn.Module, ABC):
         ]
 
     def _pool(self, p: Tensor, s: Tensor, rows: Tensor, tables: Tables) -> Tensor:  # [T, Dv]
-        return lookup(
+        return self.lookup(
             None if tables.pre_values is None else p.float(),
             s,
             rows,

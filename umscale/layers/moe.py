@@ -3,6 +3,8 @@
 p_t = softmax(Wr x_t)        y_t = sum over the chosen e of p_te out_e(silu(gate_e(x_t)) * up_e(x_t)) + shared(x_t)
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,8 @@ class Moe(nn.Module):
     Parameters: ``router.weight [E, h]``; ``gate_up [E, 2 d_ffn, h]``, gate above up, and ``out [E, h, d_ffn]``, each
     expert's matrices as ``nn.Linear`` stores them; ``shared``, the shared experts as one SwiGLU of their joint width.
 
-    ``usage`` may be set to an int64 tensor ``[E]``, which then counts the assignments. After a forward pass in training
+    ``usage`` may be set to an int64 tensor ``[E]``, which then counts the assignments, and ``replica_mean`` to the
+    mean of a statistic over processes that share a batch. After a forward pass in training
     ``auxiliary`` holds the weighted auxiliary losses if there are any, else None.
     """
 
@@ -29,6 +32,7 @@ class Moe(nn.Module):
         self.out = nn.Parameter(torch.empty(ffn.n_experts, d_model, ffn.d_ffn))
         self.shared = SwiGlu(d_model, ffn.n_shared_experts * ffn.d_ffn) if ffn.n_shared_experts else None
         self.usage: Tensor | None = None
+        self.replica_mean: Callable[[Tensor], Tensor] = lambda share: share
         self.auxiliary: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +61,10 @@ class Moe(nn.Module):
             if self.usage is not None:
                 self.usage += counts
             if balancing:
-                losses.append(spec.balance_loss * load_balance(counts, probabilities))
+                losses.append(
+                    spec.balance_loss
+                    * load_balance(self.replica_mean(counts.to(probabilities.dtype)), probabilities)
+                )
         if self.training and spec.z_loss > 0:
             losses.append(spec.z_loss * router_z(logits))
         self.auxiliary = torch.stack(losses).sum() if losses else None

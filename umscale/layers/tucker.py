@@ -11,6 +11,8 @@ u, v are the leading singular vectors of sum_q C_q; core q weights the q-th slic
 between the ranks of a side) and multi-core scoring from UltraMem.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -85,7 +87,7 @@ class TuckerMemory(Memory):
         losses = []
         if self.spec.balance_loss:
             sides = ((raw[:, 0], self.u, row), (raw[:, 1], self.v, col))
-            losses += [self.spec.balance_loss * balance_loss(*side) for side in sides]
+            losses += [self.spec.balance_loss * balance_loss(*side, self.replica_mean) for side in sides]
         if self.spec.tucker_penalty:
             losses.append(self.spec.tucker_penalty * tucker_penalty(self.cores))
         return torch.stack(losses).sum() if losses else None
@@ -106,18 +108,24 @@ class TuckerMemory(Memory):
         return self.spec.heads * self.spec.top_m * (1 + float(self.retrieve(y)[1].var()))
 
 
-def balance_loss(scores: Tensor, vector: Tensor, chosen: Tensor) -> Tensor:
+def balance_loss(
+    scores: Tensor,
+    vector: Tensor,
+    chosen: Tensor,
+    replica_mean: Callable[[Tensor], Tensor] = lambda share: share,
+) -> Tensor:
     """Load balance of one side's keys: ``n sum_i f_i p_i``, summed over heads (paper eq. 19, without beta).
 
     Args:
         scores: ``[H, r, T, n]`` query-key scores of the side; the gradient flows through them.
         vector: ``[H, r]`` rank-1 vector; p is the mean softmax of ``sum_a vector_a scores_a`` over tokens.
         chosen: ``[H, T, m]`` the side's key of every kept pair; f is its count divided by T.
+        replica_mean: mean of f over processes that share a batch; the mean of their losses is then that of the batch.
     """
     heads, _, T, n = scores.shape
     p = torch.einsum("ha,hatn->htn", vector, scores).softmax(-1).mean(1)  # [H, n]
     f = torch.stack([torch.bincount(chosen[h].reshape(-1), minlength=n) for h in range(heads)]) / T
-    return n * (f * p).sum()
+    return n * (replica_mean(f) * p).sum()
 
 
 def tucker_penalty(cores: Tensor) -> Tensor:

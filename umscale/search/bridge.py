@@ -165,8 +165,8 @@ class Bridge:
         """The Optuna study as it is, written to by nobody here; raises ``UserError`` when there is none."""
         import optuna
 
-        if storage is None and not (self.store.root / JOURNAL).exists():
-            raise UserError(f"no search has been run in {self.store.root}; leave out --show to begin one")
+        if storage is None and not self.store.files.exists(JOURNAL):
+            raise UserError(f"no search has been run in {self.store.name}; leave out --show to begin one")
         opened = open_storage(self.store, storage)
         with quiet():
             try:
@@ -252,6 +252,11 @@ def open_storage(store: Store, storage: str | None) -> "optuna.storages.BaseStor
     from optuna import storages
     from optuna.storages.journal import JournalFileBackend
 
+    if storage is None and not store.is_folder:
+        raise UserError(
+            f"a journal file needs a folder, and {store.name} is none: give a database, as in "
+            "--storage postgresql://user@host/optuna"
+        )
     with quiet():
         try:
             if storage is None:
@@ -262,7 +267,7 @@ def open_storage(store: Store, storage: str | None) -> "optuna.storages.BaseStor
             if "://" not in storage:
                 return storages.JournalStorage(JournalFileBackend(storage))
             return storages.RDBStorage(storage)
-        except Exception as error:
+        except Exception as error:  # a driver's own exceptions, of any package
             raise _unopened(storage, error) from None
 
 

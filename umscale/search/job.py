@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from umscale.design.study import Cell, parse
 from umscale.errors import UserError
-from umscale.execute.running import Reporter, train_one
+from umscale.execute.running import STORAGE_VARIABLE, Reporter, train_one
 from umscale.optim import Schedule
 from umscale.search.bridge import Bridge, quiet
 from umscale.search.settings import parse_settings
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from umscale.train import Outcome, Progress
 
-STORAGE_VARIABLE = "UMSCALE_SEARCH_STORAGE"
-"""Environment variable with the storage's URL: it may hold a password, so it is in no file."""
 POINTS = 20
 """Reports a run makes along its trunk, at equal distances."""
 WAIT_SECONDS = 1.0

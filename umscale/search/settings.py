@@ -107,12 +107,16 @@ def access_batch(name: str) -> int | None:
 
 def _objectives(given: Any) -> tuple[str, ...]:
     names = tuple(given) if isinstance(given, list) else (given,)
-    if not 1 <= len(names) <= _MOST_OBJECTIVES or len(set(names)) < len(names):
+    if (
+        not all(isinstance(name, str) for name in names)
+        or not 1 <= len(names) <= _MOST_OBJECTIVES
+        or len(set(names)) < len(names)
+    ):
         raise UserError(f"[search]: objectives = {given!r} must be one to {_MOST_OBJECTIVES} different names")
     for name in names:
-        if name not in (*MEASURED, *COSTS) and access_batch(str(name)) is None:
+        if name not in (*MEASURED, *COSTS) and access_batch(name) is None:
             known = (*MEASURED, *COSTS, "memory_access_b16")
-            raise UserError(f"[search]: no objective {name!r}{nearest(str(name), known)}")
+            raise UserError(f"[search]: no objective {name!r}{nearest(name, known)}")
     if not set(names) & set(MEASURED):
         raise UserError(
             f"[search]: objectives = {list(names)} need no training; add one of {', '.join(MEASURED)}"

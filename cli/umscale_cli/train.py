@@ -1,0 +1,282 @@
+"""``umscale train``: train one run of a study, on one process or on several together."""
+
+import io
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from umscale_cli.console import (
+    EXIT_FAILED,
+    JsonFlag,
+    SetOption,
+    StoreOption,
+    count,
+    duration,
+    note,
+    number,
+    out,
+    print_json,
+)
+from umscale_cli.executors import DeviceOption, ThreadsOption, check_device, stopping_noted
+from umscale_cli.runs import DEFAULT_ROOT
+from umscale_cli.sweep import View, planned, ready
+
+if TYPE_CHECKING:
+    from umscale.design.study import Cell
+    from umscale.execute.executor import Event
+    from umscale.store import Store
+
+TABLES = ("replicated", "sharded")
+SHOWN = 8
+"""Labels that a message lists."""
+
+
+def train(
+    study: Annotated[
+        str, typer.Argument(help="A study that ships with umscale (quickstart) or a .toml file.")
+    ],
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Which cell, as in 'top_m=8 seed=0'; needed when there are several.",
+            show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Which run, by the beginning of its id.", show_default=False),
+    ] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1,
+    tables: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="replicated: every process holds whole value tables; sharded: 1/N of their columns.",
+        ),
+    ] = "replicated",
+    store: StoreOption = None,
+    set_: SetOption = None,
+    threads: ThreadsOption = 1,
+    device: DeviceOption = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Train again, replacing what is stored.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Train one run of a study with several processes as data parallel, each on its own GPU or core.
+
+    The results are those of one process up to rounding, in the same store under the same id. Interrupted, the same
+    command continues, also with another number of processes.
+    """
+    from umscale.design.study import load_study
+    from umscale.errors import UserError, nearest
+    from umscale.parallel.shards import check
+    from umscale.store import FINAL
+
+    if tables not in TABLES:
+        raise UserError(f"--tables {tables!r} must be {' or '.join(TABLES)}{nearest(tables, TABLES)}")
+    check_device(device)
+    size = _torchrun_size(nproc) or nproc
+    how = How(size=size, shard_tables=tables == "sharded", device=device, threads=threads)
+    if int(os.environ.get("RANK", "0")) and under_torchrun():
+        _follow(how)
+        return
+    plan_study = load_study(study, set_ or ())
+    root = store or str(DEFAULT_ROOT / plan_study.name)
+    cells, precision = planned(plan_study, root)
+    chosen = _choose(cells, cell, run)
+    assert chosen.run is not None
+    check(chosen.run, size, how.shard_tables)
+    opened = ready(root, precision)
+    if force:
+        opened.forget(chosen.run_id)
+    opened.write_design(plan_study, cells)
+    began, peaks = time.monotonic(), list[int]()
+    if (status := opened.status(chosen.run_id)) in FINAL:
+        note(f"run {chosen.run_id} is {status} already; --force trains it again")
+    else:
+        what = f"{size} processes, tables {tables}" if size > 1 else "1 process"
+        note(f"{plan_study.name}: {chosen.label}, {what}; results in {opened.name}")
+        reason, peaks = _train(opened, plan_study.name, chosen, how)
+        status = opened.status(chosen.run_id)
+        if status not in FINAL:
+            note(f"umscale: {reason or 'the run was stopped'}; the same command continues")
+            raise typer.Exit(EXIT_FAILED)
+    _print(opened, chosen, peaks, time.monotonic() - began, json_)
+    if status != "finished":
+        raise typer.Exit(EXIT_FAILED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class How:
+    """How a run is spread over processes."""
+
+    size: int
+    shard_tables: bool
+    device: str
+    threads: int
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, as one of several that run the same command."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _torchrun_size(nproc: int) -> int | None:
+    """Return torchrun's number of processes, None without it."""
+    from umscale.errors import UserError
+
+    if not under_torchrun():
+        return None
+    if nproc > 1:
+        raise UserError(
+            "--nproc: torchrun has started the processes already; give it --nproc-per-node instead"
+        )
+    return int(os.environ["WORLD_SIZE"])
+
+
+def _choose(cells: "list[Cell]", label: str | None, run_id: str | None) -> "Cell":
+    """Return the one cell that is meant; a label may leave out what the others do not need to be told apart."""
+    from umscale.errors import UserError
+
+    words = set((label or "").split())
+    found = {
+        cell.run_id: cell
+        for cell in cells
+        if words <= set(cell.label.split()) and cell.run_id.startswith(run_id or "")
+    }
+    if len(found) == 1:
+        (cell,) = found.values()
+        if cell.run is None:
+            raise UserError(f"cell {cell.label!r} is infeasible: {cell.reason}")
+        return cell
+    asked = " ".join(f"--{name} {value!r}" for name, value in (("cell", label), ("run", run_id)) if value)
+    listed = list(found.values()) or cells
+    labels = ", ".join(repr(cell.label) for cell in listed[:SHOWN]) + (", ..." if len(listed) > SHOWN else "")
+    if found:
+        raise UserError(f"{asked or 'the study'} has {len(found)} cells; choose one with --cell: {labels}")
+    raise UserError(f"no cell for {asked}; there are {labels}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Training
+
+
+def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, list[int]]:
+    """Train a run, live; return why it ended early, if it did, and every process's peak memory in bytes."""
+    from umscale.execute.plan import make_plan
+    from umscale.parallel.launch import launch
+
+    assert cell.run is not None
+    view = View(make_plan(study, [cell]), {cell.run_id: cell.label}, {cell.run_id})
+    peaks: list[int] = []
+
+    def on_event(event: "Event") -> None:
+        if event["event"] == "memory":
+            peaks.extend(event["peak_bytes"])
+        view.handle(0, event)
+
+    try:
+        with stopping_noted(), view:
+            if under_torchrun():
+                return _lead(store, study, cell, how, on_event), peaks
+            reason = launch(
+                store, study, cell.run, nproc=how.size, shard_tables=how.shard_tables, device=how.device,
+                threads=how.threads, on_event=on_event,
+            )  # fmt: skip
+            return reason, peaks
+    except KeyboardInterrupt:
+        note("stopped (the same command continues)")
+        raise
+
+
+def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callable[[Event], None]") -> str:
+    """Train as the first of torchrun's processes."""
+    from umscale.execute.running import Reporter
+    from umscale.parallel.worker import LOST, lead, take_part
+
+    assert cell.run is not None
+    report = Reporter(Events(on_event))
+    try:
+        with take_part(report, "env://", how.shard_tables, how.device, how.threads) as (world, device):
+            lead(world, store, study, cell.run, report, device)
+    except LOST as error:
+        return str(error)
+    if report.stopping:
+        raise KeyboardInterrupt
+    return ""
+
+
+def _follow(how: How) -> None:
+    """Train as any other of torchrun's processes."""
+    from umscale.execute.running import Reporter
+    from umscale.parallel.worker import LOST, follow, take_part
+
+    with open(os.devnull, "w", encoding="utf-8") as nobody:
+        report = Reporter(nobody)
+        try:
+            with take_part(report, "env://", how.shard_tables, how.device, how.threads) as (world, device):
+                follow(world, report, device)
+        except LOST as error:
+            note(f"umscale: ended with another process: {error}")
+            raise typer.Exit(EXIT_FAILED) from None
+
+
+class Events(io.StringIO):
+    """A stream that takes reports to where events are shown, and keeps none."""
+
+    def __init__(self, on_event: "Callable[[Event], None]") -> None:
+        super().__init__()
+        self.on_event = on_event
+
+    def write(self, line: str) -> int:
+        """Take one report."""
+        self.on_event(json.loads(line))
+        return len(line)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Afterwards
+
+
+def _print(store: "Store", cell: "Cell", peaks: list[int], seconds: float, json_: bool) -> None:
+    """Say what the run found."""
+    import pyarrow.compute as pc
+
+    runs = store.read("runs")
+    columns = [
+        "budget",
+        "stage",
+        "loss",
+        "loss_ema",
+        "bits_per_byte",
+        "tokens_per_second",
+        "status",
+        "reason",
+    ]
+    rows = runs.filter(pc.equal(runs["run_id"], cell.run_id)).select(columns).to_pylist()
+    if json_:
+        found = {"store": store.name, "run_id": cell.run_id, "cell": cell.label, "seconds": seconds}
+        print_json(found | {"peak_memory_bytes": peaks, "records": rows})
+        return
+    console = out()
+    console.print(f"run {cell.run_id}   {cell.label}   {rows[-1]['status']} {rows[-1]['reason'] or ''}")
+    for row in rows:
+        console.print(
+            f"  {count(row['budget'])} tokens, {row['stage']}: loss {number(row['loss'])} nats/token, averaged weights "
+            f"{number(row['loss_ema'])}, {number(row['bits_per_byte'])} bits/byte",
+            soft_wrap=True,
+        )
+    if peaks:
+        memory = ", ".join(f"{peak / 2**20:,.0f}" for peak in peaks)
+        console.print(
+            f"{duration(seconds)}, {rows[-1]['tokens_per_second']:,.0f} tokens/s; peak memory by process, MiB: {memory}"
+        )
+    console.print(
+        f"Next      umscale show {cell.run_id[:8]} --study {shlex.quote(store.name)}", soft_wrap=True
+    )

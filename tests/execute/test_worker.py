@@ -1,0 +1,60 @@
+"""``umscale worker``: machines that share a store and nothing else."""
+
+import json
+import signal
+import time
+
+from umscale.execute.job import write_job
+from umscale.store import Store
+
+
+def test_workers_finish_what_a_killed_sweep_began(run_umscale, store, long_plan, long_undisturbed, results):
+    write_job(store, long_plan)
+    first, second = (run_umscale("worker", store.root, "--workers", 1, "--json") for _ in range(2))
+    deadline = time.monotonic() + 120
+    while len(store.claimed()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while not list(store.root.glob("work/checkpoints/*/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()  # its worker process finds nobody listening, and stops with a checkpoint
+    out, err = second.communicate(timeout=200)
+    assert second.returncode == 0, err
+    assert json.loads(out)["here"]["finished"] >= 1
+    assert results(store) == long_undisturbed
+    assert store.claimed() == {}
+
+
+def test_a_waiting_worker_takes_up_work_that_comes_later(run_umscale, store, study, undisturbed, results):
+    waiting = run_umscale("worker", store.root, "--workers", 1, "--wait")
+    (store.root.parent / "tiny.toml").write_text(study.to_toml())
+    sweep = run_umscale("sweep", "tiny.toml", "--store", store.root, "--no-report", "--workers", 1)
+    _, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0, err
+    assert results(store) == undisturbed
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130, err
+    assert "Traceback" not in err
+
+
+def test_a_store_without_a_job_is_one_line(run_umscale, store):
+    worker = run_umscale("worker", store.root)
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 2
+    assert "has no job yet" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_job_by_a_wrong_name_is_one_line(run_umscale, store):
+    worker = run_umscale("worker", store.root, "--job", "../../x")
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 2
+    assert "16 hexadecimal digits" in err
+
+
+def test_a_job_left_in_a_store_is_done_by_its_name(store: Store, undisturbed, run_umscale, plan, results):
+    name = write_job(store, plan)
+    worker = run_umscale("worker", store.root, "--job", name, "--workers", 2)
+    _, err = worker.communicate(timeout=200)
+    assert worker.returncode == 0, err
+    assert results(store) == undisturbed

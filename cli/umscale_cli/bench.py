@@ -170,6 +170,65 @@ def fit(
     out().print(shown)
 
 
+@app.command("sweep")
+def sweep(
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most workers to try; default: physical cores.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Training time of a run.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Sweeps of each size, each beside its peer.")] = 3,
+    runs: Annotated[int, typer.Option(min=20, help="Runs to schedule without training.")] = 10_000,
+    records: Annotated[int, typer.Option(min=100, help="Records of the store.")] = 100_000,
+    json_: JsonFlag = False,
+) -> None:
+    """What a sweep adds to the training: throughput, scheduling, the store, memory of the parent."""
+    from umscale.bench.sweep import bench_sweep
+
+    result = bench_sweep(
+        workers=workers, seconds=seconds, rounds=rounds, runs=runs, records=records, progress=note
+    )
+    if json_:
+        print_json(result)
+        return
+    console: Any = out()
+    table = _table(f"throughput; {result['machine']}; runs of {result['seconds_a_run']:g} s, one thread each")
+    for name in ("workers", "runs", "sweep", "independent processes", "tokens/s", "efficiency", "rounds"):
+        table.add_column(name, justify="right")
+    for row in result["throughput"]:
+        table.add_row(
+            str(row["workers"]),
+            str(row["runs"]),
+            f"{row['seconds']:.1f} s",
+            f"{row['independent_seconds']:.1f} s",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['efficiency']:.1%}",
+            " ".join(f"{e:.1%}" for e in row["efficiencies"]),
+        )
+    console.print(table)
+    part = result["scheduling"]
+    console.print(
+        f"\nscheduling {part['runs']:,} runs, {part['workers']} workers, training left out\n"
+        f"  planning                        {1e3 * part['planning_seconds_a_run']:.2f} ms a run\n"
+        f"  claim, write, report, release   {1e3 * part['seconds_a_run']:.2f} ms a run\n"
+        f"    of which writing its rows     {1e3 * part['writing_seconds_a_run']:.2f} ms on one thread\n"
+        f"  what is left, asked anew        {part['first_look_seconds']:.2f} s for all\n"
+        f"  memory of the parent            {part['memory_bytes'][0] / 2**20:.0f} MiB after a tenth, "
+        f"{part['memory_growth_bytes'] / 2**20:+.1f} MiB at the end"
+    )
+    part = result["store"]
+    console.print(
+        f"\nstore of {part['records']:,} records in {part['files']:,} files, {part['bytes'] / 2**20:.0f} MiB\n"
+        f"  writing                         {1e3 * part['writing_seconds_a_run']:.2f} ms a run; the bytes alone, "
+        f"flushed, {1e3 * part['plain_writing_seconds_a_file']:.2f} ms\n"
+        f"  scan into Arrow                 {part['later_scan_seconds']:.2f} s; "
+        f"the first {part['first_scan_seconds']:.2f} s\n"
+        f"    one file of all rows          {part['one_file_seconds']:.2f} s; pyarrow.dataset "
+        f"{part['pyarrow.dataset_seconds']:.2f} s\n"
+        f"  statuses of all runs            {part['statuses_seconds']:.2f} s"
+    )
+
+
 def _print_tables(report: "Report") -> None:
     console: Any = out()
     console.print(_machine_line(report), soft_wrap=True)

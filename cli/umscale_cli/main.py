@@ -18,6 +18,7 @@ from umscale_cli import (
     plot,
     runs,
     search,
+    selftest,
     simulate,
     sweep,
     train,
@@ -47,6 +48,7 @@ app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(selftest.app, name="selftest")
 
 
 def _version(value: bool) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANY_FILES = 200
 """A scan that read this many files one by one leaves a copy of the rows for the next."""
+BATCH_FILES = 512
 THREADS = 8
 SUFFIX = ".parquet"
 
@@ -59,25 +60,23 @@ class Scanner:
         entries = self._entries(table)
         copy = self._copy(table)
         fresh = copy.fresh(entries)
-        missing = [entry.name for entry in entries if entry.name not in fresh]
-        read = self._load(table, missing, lambda content: from_parquet(content, schema(table))[0])
-        parts: list[pa.Table] = []
+        read = self._tables(table, [entry.name for entry in entries if entry.name not in fresh])
+        parts: list[tuple[pa.Table, range]] = []
         kept: list[tuple[Entry, int]] = []
-        run = range(0)  # neighbouring rows of the copy, which become one part
         for entry in entries:
-            rows = fresh.get(entry.name)
-            if rows is not None:
-                if run.stop != rows.start:
-                    parts += _slice(copy, run)
-                    run = rows
-                run = range(run.start, rows.stop)
-                kept.append((entry, len(rows)))
-            elif entry.name in read:
-                parts += [*_slice(copy, run), read[entry.name]]
-                run = range(run.stop, run.stop)
-                kept.append((entry, len(read[entry.name])))
-        parts += _slice(copy, run)
-        data = pa.concat_tables(parts).combine_chunks() if parts else schema(table).empty_table()
+            found = read.get(entry.name)
+            if found is None and entry.name in fresh and copy.rows is not None:
+                found = copy.rows, fresh[entry.name]
+            if found is None:
+                continue
+            whole, rows = found
+            kept.append((entry, len(rows)))
+            if parts and parts[-1][0] is whole and parts[-1][1].stop == rows.start:
+                parts[-1] = whole, range(parts[-1][1].start, rows.stop)
+            else:
+                parts.append(found)
+        pieces = [whole.slice(rows.start, len(rows)) for whole, rows in parts]
+        data = pa.concat_tables(pieces).combine_chunks() if pieces else schema(table).empty_table()
         if len(read) >= MANY_FILES:
             self._keep(table, data, kept)
         return data
@@ -138,6 +137,22 @@ class Scanner:
             if entry.name.endswith(SUFFIX)
         ]
 
+    def _tables(self, table: str, names: Sequence[str]) -> "dict[str, tuple[pa.Table, range]]":
+        """Read files, many into one Arrow table: alone, a table of a few rows takes a hundred times its size."""
+        import pyarrow as pa
+
+        wanted = schema(table)
+        found: dict[str, tuple[pa.Table, range]] = {}
+        for first in range(0, len(names), BATCH_FILES):
+            some = names[first : first + BATCH_FILES]
+            loaded = self._load(table, some, lambda content: from_parquet(content, wanted)[0])
+            if loaded:
+                whole, start = pa.concat_tables(loaded.values()).combine_chunks(), 0
+                for name, rows in loaded.items():
+                    found[name] = whole, range(start, start + len(rows))
+                    start += len(rows)
+        return found
+
     def _load(self, table: str, names: Sequence[str], parse: Callable[[bytes], T]) -> dict[str, T]:
         """Read files side by side; damaged ones are noted, and those removed meanwhile left out."""
 
@@ -192,10 +207,6 @@ class Scanner:
         with contextlib.suppress(OSError, UserError):  # a store one may only read
             content = to_parquet(data, {"sources": json.dumps(sources)}, compression="lz4")
             self.files.write(_copy_name(table), content, durable=False)
-
-
-def _slice(copy: _Copy, rows: range) -> "list[pa.Table]":
-    return [copy.rows.slice(rows.start, len(rows))] if copy.rows is not None and rows else []
 
 
 def _copy_name(table: str) -> str:

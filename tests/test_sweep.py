@@ -139,7 +139,7 @@ def workers(root: Path) -> list[int]:
 
 def test_interrupt_stops_cleanly_and_resumes(umscale, study, tmp_path):
     root = tmp_path / "s"
-    longer = ["--set", "train.budgets=[100000]", "--set", "axes.top_m=[2]", "--workers", "2", "--no-report"]
+    longer = ["--set", "train.budgets=[50000]", "--set", "axes.top_m=[2]", "--workers", "2", "--no-report"]
     process = umscale("sweep", study, "--store", root, *longer, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(root.glob("work/checkpoints/*/*.safetensors")) and time.monotonic() < deadline:

@@ -7,6 +7,7 @@ Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -446,11 +447,16 @@ class RunSpec:
         affect the result is no part of the identity: how often a run is checkpointed, and the name of a
         corpus whose content hash is known.
         """
-        train = dataclasses.replace(self.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
-        data = dataclasses.replace(self.data, corpus="") if self.data.hash else self.data
-        tree = sparse_dict(dataclasses.replace(self, train=train, data=data))
-        text = json.dumps([SPEC_VERSION, tree], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _run_id(self)
+
+
+@functools.lru_cache(maxsize=4096)
+def _run_id(run: RunSpec) -> str:
+    train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
+    data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
+    tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
+    text = json.dumps([SPEC_VERSION, tree], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _divisors(n: int) -> str:

@@ -28,5 +28,12 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite; arguments after -- go to pytest."""
     session.install(".[dev,slurm,ray]")
-    arguments = session.posargs or ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=15"]
+    arguments = session.posargs or [
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "--no-loadscope-reorder",
+        "--durations=15",
+    ]
     session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1"})

@@ -9,9 +9,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from umscale.layers.memory import Memory, value_std
+from umscale.layers.memory import Memory
 from umscale.layers.tables import ValueTables
 from umscale.layers.tucker import TuckerMemory
+from umscale.parametrisation import value_std
 from umscale.rng import generator
 from umscale.spec import ADDITIVE_KINDS, ModelSpec
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from umscale.layers.tables import ValueTables
+from umscale.parametrisation import learning_rates
 from umscale.spec import RunSpec, TrainSpec
 from umscale_kernels import table_adamw
 
@@ -175,6 +176,7 @@ class Schedule:
     def __init__(self, spec: RunSpec) -> None:
         train, per_step = spec.train, spec.tokens_per_step
         self.train = train
+        self.lr, self.value_lr = learning_rates(spec)
         self.warmup = round(train.warmup_tokens / per_step)
         self.ends = [max(2, round(budget / per_step)) for budget in train.budgets]
         """Last step (exclusive) of each budget's branch."""
@@ -194,10 +196,11 @@ class Schedule:
         if branch is not None:
             start, end = self.branches[branch], self.ends[branch]
             factor *= (end - step) / (end - start + 1)
-        final = train.value_lr if train.value_lr_final is None else train.value_lr_final
-        progress = min(1.0, step / (train.value_lr_fraction * self.ends[-1]))
-        value = train.value_lr + (final - train.value_lr) * progress
-        return train.lr * factor, value * factor
+        if train.value_lr_final is not None:
+            progress = min(1.0, step / (train.value_lr_fraction * self.ends[-1]))
+            factors = 1 + (train.value_lr_final / train.value_lr - 1) * progress
+            return self.lr * factor, self.value_lr * factors * factor
+        return self.lr * factor, self.value_lr * factor
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> None:

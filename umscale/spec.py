@@ -22,8 +22,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from umscale.errors import UserError, nearest
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
+_RATE_1 = 4e-3
+"""Default of both learning rates in version 1, which knew no scaling of them."""
 
 T = TypeVar("T")
 MOST = 2**31
@@ -79,6 +81,8 @@ class MemorySpec:
     """Width of a value row, before the value projection."""
     heads: int = 1
     tucker_rank: int = 2
+    shared_queries: bool = False
+    """One query a side for all ranks, as in the released code (and always in UltraMem), not one for each (eq. 7)."""
     n_cores: int = 2
     """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
     preselect_m: int | None = None
@@ -111,7 +115,12 @@ class MemorySpec:
         if additive:
             for name in ("tucker_rank", "n_cores"):
                 self._settle(name, 1, unset=2)
-            for name, unset in (("tucker_penalty", 0.0), ("balance_loss", 0.0), ("quadrants", 1)):
+            for name, unset in (
+                ("tucker_penalty", 0.0),
+                ("balance_loss", 0.0),
+                ("quadrants", 1),
+                ("shared_queries", False),
+            ):
                 self._settle(name, unset, unset)
         if self.kind in ("ultramem", "pkm", "memory_plus"):
             self._settle("d_pre_value", 0, unset=32)
@@ -198,7 +207,8 @@ class MemorySpec:
         """Outputs of the query projection of one layer, all sides, ranks and heads."""
         if self.kind in ADDITIVE_KINDS:
             return 2 * self.heads * self.d_key
-        return 2 * self.d_key * (self.tucker_rank if self.kind == "ultramem_v2" else 1)
+        shared = self.shared_queries or self.kind == "ultramem"
+        return 2 * self.d_key * (1 if shared else self.tucker_rank)
 
     def n_tables(self, n_memory_layers: int) -> int:
         """Tables in the pool of a model with that many memory layers."""
@@ -356,9 +366,13 @@ class TrainSpec:
     """Token budgets, ascending; each is one branch of the same trunk."""
     batch_size: int = 16
     """Sequences per step."""
-    lr: float = 4e-3
-    value_lr: float = 4e-3
-    """Initial learning rate of the value tables (pre-values and values), a schedule of its own."""
+    lr: float = 6e-3
+    """Peak learning rate of everything but value tables."""
+    value_lr: float = 5e-2
+    """Peak learning rate of the value tables (pre-values and values), a schedule of its own."""
+    rate_scaling: Literal["shape", "none"] = "shape"
+    """``shape``: both rates are those of a base shape, and every model gets them scaled to its own, see
+    ``umscale.parametrisation``; ``none``: every model gets them as they are."""
     value_lr_final: float | None = None
     """Reached linearly at ``value_lr_fraction`` of the largest budget (the paper's 4x -> 1x); None: constant."""
     value_lr_fraction: float = 1.0
@@ -455,7 +469,13 @@ def _run_id(run: RunSpec) -> str:
     train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
     data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
     tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
-    text = json.dumps([SPEC_VERSION, tree], sort_keys=True, separators=(",", ":"))
+    version = SPEC_VERSION
+    if train.rate_scaling == "none":  # as version 1 was, whose other defaults were these
+        version = 1
+        rates = {k: v for k, v in (("lr", train.lr), ("value_lr", train.value_lr)) if v != _RATE_1}
+        kept = {k: v for k, v in tree["train"].items() if k not in ("rate_scaling", "lr", "value_lr")} | rates
+        tree = {k: v for k, v in tree.items() if k != "train"} | ({"train": kept} if kept else {})
+    text = json.dumps([version, tree], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -487,6 +507,17 @@ def sparse_dict(spec: Any) -> Any:
         if value != default:
             out[f.name] = sparse_dict(value)
     return out
+
+
+def read_run(text: str) -> RunSpec:
+    """Read a run's spec as records hold it; one of version 1 has no ``rate_scaling`` and means none.
+
+    Raises:
+        UserError: not a spec.
+    """
+    tree = json.loads(text)
+    tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
+    return from_dict(RunSpec, tree)
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:

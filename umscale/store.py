@@ -31,8 +31,9 @@ from umscale.claims import STALE_SECONDS, Claim, Claims, Lease
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import Files, LocalFiles, open_files, quarantine
+from umscale.parametrisation import learning_rates
 from umscale.scan import Scanner
-from umscale.spec import RunSpec, from_dict, to_dict
+from umscale.spec import RunSpec, read_run, to_dict
 from umscale.tables import (
     SPEC_COLUMNS,
     STORE_VERSION,
@@ -313,7 +314,7 @@ class Store:
 
         table = self.read("runs").select(["status", "spec"])
         texts = table.filter(pc.equal(table["status"], status))["spec"].unique().drop_null().to_pylist()
-        return [from_dict(RunSpec, json.loads(text)) for text in texts]
+        return [read_run(text) for text in texts]
 
     def columns(self, status: str | None = "finished") -> "dict[str, np.ndarray]":
         """Return the runs joined with the design, as columns of NumPy arrays, for fits and plots.
@@ -468,6 +469,7 @@ def spec_row(run: RunSpec) -> Row:
     """Return the columns of a record that follow from the spec alone."""
     model, memory = run.model, run.model.memory
     sizes = dataclasses.asdict(cost(model, run.data.seq_len))
+    lr, value_lr = learning_rates(run)
     row: Row = {
         "run_id": run.run_id,
         "seed": run.seed,
@@ -479,8 +481,8 @@ def spec_row(run: RunSpec) -> Row:
         "vocab_size": model.vocab_size,
         "seq_len": run.data.seq_len,
         "batch_size": run.train.batch_size,
-        "lr": run.train.lr,
-        "value_lr": run.train.value_lr,
+        "lr": lr,
+        "value_lr": value_lr,
         "precision": run.train.precision,
         "corpus": Path(run.data.corpus).name,
         "data_hash": run.data.hash,

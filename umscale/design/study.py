@@ -15,7 +15,9 @@ n_keys = 128
 seed = [3, 4]
 [search]                            # what `umscale search` varies, see umscale.search.settings
 [model]  [model.ffn]  [model.memory]  [data]  [train]      # a RunSpec, the reference cell
-[architectures.moe.model.ffn]       # what this architecture changes of it
+[architectures.moe]
+baseline = "dense"                  # what it is compared with, if not what all others are
+[architectures.moe.model.ffn]       # what this architecture changes of the reference
 """
 
 import dataclasses
@@ -56,7 +58,7 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn")
+QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates")
 KEYS = (
     "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "search",
     "model", "data", "train",
@@ -260,9 +262,16 @@ def _architectures(tree: Any, where: str) -> dict[str, dict[str, Any]]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: architectures must hold tables such as [architectures.moe.model.ffn]")
     for name, changes in tree.items():
-        unknown = set(changes) - {"model", "train"} if isinstance(changes, Mapping) else {""}
+        unknown = set(changes) - {"model", "train", "baseline"} if isinstance(changes, Mapping) else {""}
         if unknown:
-            raise UserError(f"{where}: [architectures.{name}] may hold model and train tables, nothing else")
+            raise UserError(
+                f"{where}: [architectures.{name}] may hold model and train tables and a baseline, nothing else"
+            )
+        if (other := changes.get("baseline", name)) not in tree:
+            raise UserError(
+                f"{where}: [architectures.{name}] baseline = {other!r} is none of the study's architectures"
+                f"{nearest(str(other), tree)}"
+            )
     return {name: dict(changes) for name, changes in tree.items()}
 
 
@@ -370,7 +379,8 @@ def _cells(
     """Return one grid point's cells, a cell a seed."""
     tree = to_dict(study.reference)
     if "architecture" in targets:
-        tree = _merged(tree, study.architectures[targets["architecture"]])
+        changes = study.architectures[targets["architecture"]]
+        tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
     for name, value in targets.items():
         if "." in name:
             set_path(tree, name, value)

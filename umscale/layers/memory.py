@@ -7,7 +7,6 @@
 Memory+'s, pre-values are UltraMemV2's and PEER's, whose GELU is the only activation and which has no projections.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -105,33 +104,3 @@ class Memory(nn.Module, ABC):
             read=tables.read,
             backend=self.backend,
         )
-
-
-def value_std(
-    d_model: int, n_layers: int, d_ffn: int, memory: MemorySpec, score_energy: float
-) -> tuple[float, float]:
-    """Initial standard deviations of (pre-value, value) rows that make the memory's output as large as the FFN's.
-
-    ``score_energy`` is the mean of ``sum_k s_k²`` over a token's lookups; ``d_ffn`` the FFN's active inner width. For
-    UltraMemV2 this is eq. 26 of the paper, with the exponent its derivation gives: the equation prints sigma² on the
-    left, but pre-values and values each contribute sigma² to the output's variance (eq. 22). The other architectures
-    get the same rule, so that none starts at a disadvantage.
-    """
-    target = 0.2 * 0.4**2 * d_ffn / (d_model * n_layers)  # the FFN's output variance
-    if memory.kind == "peer":
-        return d_model**-0.5, (target / (score_energy * _second_moment(F.gelu, 1.0))) ** 0.5
-    path = 0.4 * memory.d_value / d_model * score_energy
-    if memory.kind == "memory_plus":
-        path *= _second_moment(F.silu, math.sqrt(0.4))
-    if memory.d_pre_value:
-        sigma = (target / (path * 0.4 * memory.d_pre_value)) ** 0.25
-        return sigma, sigma
-    return 0.0, (target / path) ** 0.5
-
-
-def _second_moment(function: object, std: float) -> float:
-    """E[f(x)²] for x ~ N(0, std²), by the trapezoidal rule over 12 standard deviations."""
-    assert callable(function)
-    x = torch.linspace(-12, 12, 4097, dtype=torch.float64)
-    density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
-    return float(torch.trapezoid(function(x * std) ** 2 * density, x))

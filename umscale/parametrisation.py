@@ -1,8 +1,9 @@
 """How initial sizes and learning rates follow from a model's shape, so that one setting serves all cells of a study.
 
 - Values and pre-values start at the deviation that makes the memory's output as large as the FFN's (``value_std``).
-- Their learning rate goes with that deviation: an AdamW step moves a row by a fixed share of where it began,
-  ``value_lr ∝ sigma``, so a denser (``top_m``), wider (``d_pre_value``, ``d_value``) or deeper memory learns slower.
+- Their learning rate goes with that deviation, and with one over the square root of a row's width: an AdamW step
+  moves every channel of a row by about the learning rate, against where it began (sigma), and what reads the row adds
+  the channels up. The ``top_m`` rows of a token are moved by other tokens too, so their steps do not add up likewise.
 - The learning rate of everything else goes with ``1 / d_model``, as maximal-update parametrisation has it for the
   hidden weights under Adam (arXiv 2203.03466, Table 3).
 
@@ -31,7 +32,7 @@ def learning_rates(run: RunSpec) -> tuple[float, float]:
     train = run.train
     if train.rate_scaling == "none":
         return train.lr, train.value_lr
-    return train.lr * BASE.d_model / run.model.d_model, train.value_lr * _relative_std(run.model)
+    return train.lr * BASE.d_model / run.model.d_model, train.value_lr * _value_factor(run.model)
 
 
 def default_rates(run: RunSpec) -> tuple[float, float]:
@@ -43,17 +44,18 @@ def default_rates(run: RunSpec) -> tuple[float, float]:
     return learning_rates(dataclasses.replace(run, train=train))
 
 
-def _relative_std(model: ModelSpec) -> float:
-    """Initial deviation of the value rows relative to that of the base shape; 1 without memory."""
-    return 1.0 if model.memory is None else _shape_std(model) / _shape_std(BASE)
+def _value_factor(model: ModelSpec) -> float:
+    return 1.0 if model.memory is None else _row_step(model) / _row_step(BASE)
 
 
-def _shape_std(model: ModelSpec) -> float:
+def _row_step(model: ModelSpec) -> float:
+    """What a step of the value tables may be, up to a constant: sigma of a row over the root of its width."""
     memory = model.memory
     assert memory is not None
     # Tucker scores average 1 over the top_m kept; a softmax's add up to 1. Their spread is left out.
     energy = memory.heads * (1 if memory.kind in ADDITIVE_KINDS else memory.top_m)
-    return value_std(model.d_model, model.n_layers, model.ffn.active_width, memory, energy)[1]
+    sigma = value_std(model.d_model, model.n_layers, model.ffn.active_width, memory, energy)[1]
+    return float(sigma / memory.row_width**0.5)
 
 
 def value_std(

@@ -347,7 +347,19 @@ class Store:
                 out[field.name] = np.array(column.to_pylist(), dtype=object)
             else:
                 out[field.name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        if own := self._baselines():
+            words = [dict(w.partition("=")[::2] for w in (label or "").split()) for label in out["label"]]
+            out["baseline"] = np.array([own.get(w.get("architecture", "")) for w in words], dtype=object)
         return out
+
+    def _baselines(self) -> dict[str, str]:
+        """Return what the study compares architectures with that have a baseline of their own."""
+        try:
+            found = self.study_tree().get("architectures", {})
+        except UserError:
+            return {}
+        trees = found.items() if isinstance(found, dict) else ()
+        return {k: str(t["baseline"]) for k, t in trees if isinstance(t, dict) and "baseline" in t}
 
     def _labels(self, keys: list[str]) -> "pa.Table":
         """Return a label for each distinct combination of ``keys`` in all designs."""

@@ -1,5 +1,6 @@
 """What `umscale fit` answers from a study: verdict, architectures, best ratio, map, suggested runs, cell contrasts."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from umscale_cli.console import count, note, number
 if TYPE_CHECKING:
     from umscale.laws.architectures import ArchitectureTable
     from umscale.laws.contrast import CellContrast
+    from umscale.laws.rates import RatesReport
     from umscale.laws.ratio import RatioVerdict
     from umscale.laws.suggest import Suggestion
     from umscale.laws.table import Table
@@ -97,7 +99,8 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
                 row.name,
                 str(row.n_runs),
                 number(row.loss),
-                estimate_text(row.difference),
+                estimate_text(row.difference)
+                + (f" from {row.baseline}" if row.baseline != one.baseline else ""),
                 number(row.bits_per_byte),
                 *(count(costs[c]) for c in ("total_params", "active_params", "flops_per_token")),
                 *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16")),
@@ -124,6 +127,61 @@ def print_ratio(found: "RatioVerdict", console: Any) -> None:
     console.print(f"  the paper's ratio costs {estimate_text(found.paper_excess)} nats against the best")
     for line in found.warnings:
         console.print(f"  note: {line}")
+
+
+def print_rates(found: "RatesReport", console: Any) -> None:
+    """Print where each cell's loss is least, what the default rates cost it, and how the best rates go with shape."""
+    from rich.table import Table
+
+    where = heading(found.stage, found.compensation, found.loss)
+    table = Table(
+        title=f"Learning rates: {where}, {count(found.budget)} tokens",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_column("cell", no_wrap=True)
+    for name in (
+        "runs", "best measured: lr, value_lr, nats", "best lr, 95% interval", "best value_lr", "default lr, value_lr",
+        "default costs, nats",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    for cell in found.cells:
+        lr, value_lr, loss = cell.best
+        table.add_row(
+            cell.name,
+            str(cell.n_runs),
+            f"{lr:.3g}, {value_lr:.3g}, {number(loss)}",
+            rate_text(cell.lr),
+            rate_text(cell.value_lr),
+            f"{cell.default[0]:.3g}, {cell.default[1]:.3g}",
+            estimate_text(cell.excess),
+        )
+    console.print()
+    console.print(table)
+    for rate, powers in found.exponents.items():
+        said = "; ".join(f"{axis} to the power {estimate_text(p, 2)}" for axis, p in powers.items())
+        console.print(f"  best {rate} goes with {said}", markup=False)
+    noise = (
+        f"; between runs of one setting {found.noise:.4f} ({found.freedom} degrees of freedom)"
+        if found.freedom
+        else ""
+    )
+    console.print(
+        f"  a run's standard deviation about the fitted surface {found.deviation:.4f} nats{noise}; {found.n_rows} runs, "
+        f"{found.n_far} too far from their cell's best left out"
+    )
+    for line in found.warnings:
+        console.print(f"  note: {line}", markup=False)
+
+
+def rate_text(estimate: "Estimate") -> str:
+    """Return ``0.0065 [0.0060, 0.0071]``, three digits; without the interval where there is none."""
+    if not math.isfinite(estimate.value):
+        return "–"
+    value = f"{estimate.value:.3g}"
+    return f"{value} [{estimate.low:.2g}, {estimate.high:.2g}]" if estimate.has_interval else value
 
 
 def print_map(table: "Table", stage: str | None, compensation: str | None, loss: str, console: Any) -> None:

@@ -12,6 +12,7 @@ from umscale_cli.answers import (
     print_architectures,
     print_contrast,
     print_map,
+    print_rates,
     print_ratio,
     print_suggestion,
 )
@@ -132,7 +133,8 @@ def fit(
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures or memory-to-ffn; default the study's.", show_default=False
+            help="density-over-size, architectures, memory-to-ffn or learning-rates; default the study's.",
+            show_default=False,
         ),
     ] = None,
     baseline: Annotated[
@@ -161,8 +163,8 @@ def fit(
 ) -> None:
     """Fit scaling laws to a study's results or to any table; answer a study's question.
 
-    A study's question is whether density beats size, which of several architectures is best, or which memory-to-FFN
-    ratio. A table needs --law and, unless its columns have the usual names, --map.
+    A study's question is whether density beats size, which of several architectures, which memory-to-FFN ratio or
+    which learning rates are best. A table needs --law and, unless its columns have the usual names, --map.
     """
     from umscale.errors import UserError
     from umscale.laws.compare import Recipe
@@ -238,6 +240,8 @@ def fit(
         _ratios(table, details, stage, json_)
     elif asked == "architectures":
         _architectures(table, details, baseline, stage, json_)
+    elif asked == "learning-rates":
+        _rates(table, details, stage, json_)
     else:
         _fit_study(job, table, details, plane)
     warn_damaged(store)
@@ -373,6 +377,17 @@ def _architectures(
         return
     for loss, each in found.items():
         print_architectures(each, loss, out())
+
+
+def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool) -> None:
+    from umscale.laws.rates import rates_reports
+
+    found = [one for loss in losses for one in rates_reports(table, loss=loss, stage=stage)]
+    if json_:
+        print_json([asdict(one) for one in found])
+        return
+    for one in found:
+        print_rates(one, out())
 
 
 def laws() -> None:

@@ -24,8 +24,10 @@ class Architecture:
     n_runs: int
     loss: float
     """Mean over runs, nats per token."""
+    baseline: str
+    """What it is compared with: the table's baseline, or one of its own."""
     difference: Estimate | None
-    """Loss minus the baseline's, over the seeds both have, with a 95% interval; None for the baseline."""
+    """Loss minus the baseline's, over the seeds both have, with a 95% interval; None for the table's baseline."""
     bits_per_byte: float
     costs: dict[str, float]
     """Means of ``COSTS``, NaN where not recorded."""
@@ -58,7 +60,8 @@ def compare_architectures(
     Args:
         table: ``Store.columns()``.
         loss: ``loss`` (raw weights) or ``loss_ema``.
-        baseline: an architecture's name; None takes ``dense``, or the first by name.
+        baseline: an architecture's name; None takes ``dense``, else ``base``, else the first by name.
+            A column ``baseline`` names others for some architectures.
         stage: one stage alone.
 
     Raises:
@@ -69,7 +72,7 @@ def compare_architectures(
     table = {**table, "architecture": _cells(table)}
     names = levels(table, "architecture")
     if baseline is None:
-        baseline = "dense" if "dense" in names else names[0]
+        baseline = next((b for b in ("dense", "base") if b in names), names[0])
     if baseline not in names:
         raise UserError(f"no architecture {baseline!r} among the finished runs{nearest(baseline, names)}")
     found = []
@@ -104,14 +107,16 @@ def _compare(
     rows = []
     for name in sorted(set(names.tolist())):
         mine = names == name
+        other = (text(table, "baseline")[mine][0] if "baseline" in table else "") or baseline
         rows.append(
             Architecture(
                 name=name,
+                baseline=other,
                 n_runs=int(mine.sum()),
                 loss=float(losses[mine].mean()),
                 difference=None
                 if name == baseline
-                else _difference(names, seeds, losses, name, baseline, noise, freedom),
+                else _difference(names, seeds, losses, name, other, noise, freedom),
                 bits_per_byte=float(
                     numeric(table, "bits_per_byte" if loss == "loss" else "bits_per_byte_ema")[mine].mean()
                 ),

@@ -222,7 +222,8 @@ class _Surface:
 
 def _interval(draws: Array, transform: np.ufunc | None = None) -> Estimate:
     """The estimate (the first draw) and its 95% interval; without an end where over 2.5% of draws have no value."""
-    values = draws if transform is None else transform(draws)
+    with np.errstate(over="ignore"):
+        values = draws if transform is None else transform(draws)
     known = values[1:][np.isfinite(values[1:])]
     if len(values) < 2 or len(known) < 0.95 * (len(values) - 1):
         return Estimate(value=float(values[0]), low=float("nan"), high=float("nan"))

@@ -7,7 +7,7 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.architectures import ArchitectureTable, compare_architectures
-from umscale.laws.table import Table, levels, numeric, text, where
+from umscale.laws.table import Table, numeric, text, where
 from umscale.plots.style import INK, caption, house_style, human, loss_words, ordered_colours, panels
 from umscale.plots.training import cell_and_seed
 
@@ -23,9 +23,9 @@ def architectures(table: Table, *, loss: str = "loss") -> "Figure":
     the baseline, whose mean is the vertical line: a bar that does not reach the line is a difference. ``table`` as
     ``Store.columns()`` returns it. Raises ``UserError`` when there are fewer than two architectures.
     """
-    if len(names := levels(table, "architecture")) == 1:
-        raise UserError(f"every run is of architecture {names[0]}: there is nothing to compare")
     found = compare_architectures(table, loss=loss)
+    if len(found[0].rows) == 1:
+        raise UserError(f"every run is of architecture {found[0].rows[0].name}: there is nothing to compare")
     largest = max(one.budget for one in found)
     shown = sorted((one for one in found if one.budget == largest), key=lambda one: one.stage == "annealed")
     with house_style():
@@ -39,9 +39,12 @@ def architectures(table: Table, *, loss: str = "loss") -> "Figure":
 
 
 def _words(shown: Sequence[ArchitectureTable]) -> str:
+    others = {row.baseline for row in shown[0].rows} - {shown[0].baseline}
     counts = sorted({row.n_runs for one in shown for row in one.rows})
     runs = "one run each" if counts == [1] else f"means of {' or '.join(map(str, counts))} runs (dots)"
     said = f"Diamonds: {runs}. Dashed: {shown[0].baseline}."
+    if others:
+        said += f" Short lines: baselines of their own ({', '.join(sorted(others))})."
     noise = [f"{one.stage} {one.noise:.4f}" for one in shown if one.freedom]
     if not noise:
         return f"{said} One seed: run-to-run noise is unknown, and no interval can be given."
@@ -60,7 +63,10 @@ def _panel(axes: "Axes", found: ArchitectureTable, table: Table, loss: str) -> N
     colours = dict(zip(sorted(r.name for r in best_first), ordered_colours(len(best_first)), strict=True))
     baseline = next(r.loss for r in best_first if r.name == found.baseline)
     axes.axvline(baseline, color=INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+    means = {row.name: row.loss for row in best_first}
     for y, row in enumerate(best_first):
+        if row.baseline != found.baseline and row.baseline in means:
+            axes.plot([means[row.baseline]] * 2, [y - 0.4, y + 0.4], color=INK, linewidth=1.2, zorder=1)
         runs = losses[names == row.name]
         axes.plot(
             runs, np.full(len(runs), y), "o", color=colours[row.name], markersize=3, alpha=0.6, zorder=3,

@@ -23,6 +23,7 @@ from umscale.plots.iso_flop import iso_flop
 from umscale.plots.losses import loss_vs_density, loss_vs_size
 from umscale.plots.plane import density_plane
 from umscale.plots.predictions import predicted
+from umscale.plots.rates import learning_rates
 from umscale.plots.ratio import memory_ratio
 from umscale.plots.residuals import residuals
 from umscale.plots.training import curves
@@ -256,6 +257,12 @@ def _architectures(gallery: Gallery) -> Figures:
     return {suffix: architectures(part, loss=gallery.loss) for suffix, _, part in gallery.parts()}
 
 
+def _rates(gallery: Gallery) -> Figures:
+    if "value_lr" not in gallery.table:
+        raise UserError("the table has no column 'value_lr': this figure compares a study's learning rates")
+    return {suffix: learning_rates(part, loss=gallery.loss) for suffix, _, part in gallery.parts()}
+
+
 def _stages(part: Table) -> tuple[str | None, ...]:
     """The stages of a table, the one before the decay first; None for a table without."""
     return tuple(sorted(levels(part, "stage"), reverse=True)) or (None,)
@@ -318,6 +325,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             shows="loss of every architecture beside the baseline, with intervals",
             needs="a study of two architectures or more",
             draw=_architectures,
+        ),
+        "rates": Kind(
+            shows="loss against the learning rates of every cell, with the default ones",
+            needs="a study that varies train.lr and train.value_lr",
+            draw=_rates,
         ),
     }
 )

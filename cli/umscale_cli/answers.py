@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umscale.laws.words import estimate_text, heading
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
@@ -15,26 +16,6 @@ if TYPE_CHECKING:
     from umscale.laws.table import Table
     from umscale.laws.uncertainty import Estimate
     from umscale.laws.verdict import Contrasts, Verdict
-
-LOSS_NAMES = {"loss": "raw weights", "loss_ema": "averaged weights"}
-
-
-def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
-    """Return ``0.0123 [0.0101, 0.0145]``; without the interval where there is none."""
-    if estimate is None:
-        return "–"
-    value = f"{estimate.value:+.{digits}f}"
-    if not estimate.has_interval:
-        return f"{value} (no interval)"
-    return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
-
-
-def heading(stage: str | None, compensation: str | None, loss: str) -> str:
-    """Return words for one part of a study."""
-    parts = [stage or "", LOSS_NAMES.get(loss, loss)]
-    if compensation not in (None, "", "none"):
-        parts.append(str(compensation))
-    return ", ".join(p for p in parts if p)
 
 
 def print_verdict(verdict: "Verdict", console: Any) -> None:
@@ -163,15 +144,14 @@ def print_rates(found: "RatesReport", console: Any) -> None:
     for rate, powers in found.exponents.items():
         said = "; ".join(f"{axis} to the power {estimate_text(p, 2)}" for axis, p in powers.items())
         console.print(f"  best {rate} goes with {said}", markup=False)
-    noise = (
-        f"; between runs of one setting {found.noise:.4f} ({found.freedom} degrees of freedom)"
-        if found.freedom
-        else ""
-    )
     console.print(
-        f"  a run's standard deviation about the fitted surface {found.deviation:.4f} nats{noise}; {found.n_rows} runs, "
+        f"  a run's standard deviation about the fitted surface {found.deviation:.4f} nats; {found.n_rows} runs, "
         f"{found.n_far} too far from their cell's best left out"
     )
+    if found.freedom:
+        console.print(
+            f"  between runs of one setting {found.noise:.4f} nats ({found.freedom} degrees of freedom)"
+        )
     for line in found.warnings:
         console.print(f"  note: {line}", markup=False)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umscale.laws.words import LOSS_NAMES
 from umscale_cli.answers import (
-    LOSS_NAMES,
     print_architectures,
     print_contrast,
     print_map,

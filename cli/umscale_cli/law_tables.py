@@ -3,7 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from umscale_cli.answers import estimate_text, heading, print_verdict
+from umscale.laws.words import (
+    columns_text,
+    edges_tested,
+    estimate_text,
+    fitted_text,
+    heading,
+    holdout_text,
+    interval_text,
+)
+from umscale_cli.answers import print_verdict
 from umscale_cli.console import count, number
 
 if TYPE_CHECKING:
@@ -13,8 +22,6 @@ if TYPE_CHECKING:
     from umscale.laws.report import Report, Section
     from umscale.laws.uncertainty import Estimate
 
-_EDGES = ("largest", "sparsest", "future")
-
 
 def print_fit(found: "Report", console: Any, details: "Iterable[str]" = ("loss",)) -> None:
     """Print laws and verdicts of the losses in ``details`` in full, and a line for every other verdict."""
@@ -22,7 +29,7 @@ def print_fit(found: "Report", console: Any, details: "Iterable[str]" = ("loss",
     _print_sections(found, shown, console)
     for line in found.skipped:
         console.print(f"not fitted: {line}", markup=False)
-    console.print(_columns(found), soft_wrap=True, markup=False)
+    console.print(columns_text(found), soft_wrap=True, markup=False)
     for verdict in found.verdicts:
         if verdict.loss in details:
             console.print()
@@ -114,7 +121,7 @@ def _heading(found: "Report", section: "Section") -> str:
 
 def _law_table(found: "Report", section: "Section") -> Any:
     profiled = {"profile": "left"} if section.profiles else {}
-    tested = _tested(section)
+    tested = edges_tested(section)
     right = ("free", "RMSE nats", "R²", "AICc", *tested.values())
     columns = {
         "law": "left",
@@ -131,12 +138,12 @@ def _law_table(found: "Report", section: "Section") -> Any:
         table.add_row(
             fit.law.name,
             "\n".join(lines),
-            *(["\n".join(_interval(p) for p in profiles.values())] if profiles else []),
+            *(["\n".join(interval_text(p) for p in profiles.values())] if profiles else []),
             str(compared.n_parameters - 1),
             number(fit.rmse_nats),
             number(fit.r_squared, 3),
             number(compared.aicc, 1),
-            *(_error(compared, edge) for edge in tested),
+            *(holdout_text(compared, edge) for edge in tested),
         )
     return table
 
@@ -147,7 +154,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
 
     pairs = [(s, i) for s in sections for i, c in enumerate(s.comparison.laws) if c.fit.law.name == law]
     names = list(dict.fromkeys(n for s, i in pairs for n in s.comparison.laws[i].fit.law.coefficients))
-    tested = {edge: head for s, _ in pairs for edge, head in _tested(s).items()}
+    tested = {edge: head for s, _ in pairs for edge, head in edges_tested(s).items()}
     right = ("rows", *names, "RMSE nats", *tested.values())
     title = f"{law}: {_heading(found, sections[0])}"
     table = _table(title, {str(found.settings.by): "left", **dict.fromkeys(right, "right")})
@@ -165,13 +172,13 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
             str(compared.fit.n_rows),
             *cells,
             number(compared.fit.rmse_nats),
-            *(_error(compared, edge) for edge in tested),
+            *(holdout_text(compared, edge) for edge in tested),
         )
     return table
 
 
 def _comparison_table(found: "Report", section: "Section") -> Any:
-    heads = _tested(section)
+    heads = edges_tested(section)
     right = ("free", "RMSE nats", "%", "AICc", "BIC", *heads.values())
     table = _table(_title(found, section), {"law": "left", **dict.fromkeys(right, "right")})
     for compared in section.comparison.laws:
@@ -183,22 +190,9 @@ def _comparison_table(found: "Report", section: "Section") -> Any:
             number(compared.fit.rmse_percent, 2),
             number(compared.aicc, 1),
             number(compared.bic, 1),
-            *(_error(compared, edge) for edge in heads),
+            *(holdout_text(compared, edge) for edge in heads),
         )
     return table
-
-
-def _tested(section: "Section") -> dict[str, str]:
-    """The edges at which any law could be held out, each with its heading."""
-    axes = {h.edge: h.axis for c in section.comparison.laws for h in c.holdouts if not h.skipped}
-    return {edge: f"{edge} {axes[edge]} held out" for edge in _EDGES if edge in axes}
-
-
-def _error(compared: "Compared", edge: str) -> str:
-    holdout = next((h for h in compared.holdouts if h.edge == edge), None)
-    if holdout is None or holdout.skipped:
-        return "–"
-    return f"{holdout.rmse_nats:.4f} ({holdout.mean_percent:.2f}%)"
 
 
 def _coefficient(
@@ -212,14 +206,7 @@ def _coefficient(
         return estimate_text(estimate) + loose
     if name in fit.constraints.pins:
         return f"{estimate.value:.{digits + 2}g}{between}pinned"
-    return f"{estimate.value:.{digits + 2}g}{between}{_interval(estimate, digits)}{loose}"
-
-
-def _interval(estimate: "Estimate", digits: int = 5) -> str:
-    """``[0.32, 0.37]``; an end that the rows do not bound is infinite."""
-    if estimate.low != estimate.low or estimate.high != estimate.high:
-        return "(no interval)"
-    return f"[{estimate.low:.{digits}g}, {estimate.high:.{digits}g}]"
+    return f"{estimate.value:.{digits + 2}g}{between}{interval_text(estimate, digits)}{loose}"
 
 
 def _provenance(found: "Report") -> list[str]:
@@ -237,38 +224,11 @@ def _provenance(found: "Report") -> list[str]:
             for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
                 if compared.fit.law.name != law.name:
                     continue
-                lines.append(f"  {place}{': ' if place else ''}{_how(compared.fit)}")
+                lines.append(f"  {place}{': ' if place else ''}{fitted_text(compared.fit)}")
                 lines += [f"    note: {line}" for line in (*compared.fit.warnings, *uncertainty.warnings)]
                 if len(uncertainty.draws):
                     lines.append(f"    intervals: {uncertainty.method}; resampled {uncertainty.resampled}")
-    return [*lines, _columns(found)]
-
-
-def _columns(found: "Report") -> str:
-    """What every symbol stands for, with unit and convention."""
-    first = found.sections[0]
-    columns: dict[str, str] = {}
-    for compared in first.comparison.laws:
-        columns |= {symbol: compared.fit.columns[symbol] for symbol in compared.fit.law.symbols}
-    units = found.settings.units
-    said = [
-        f"{s} is {c}, {units.get(s, 'unit not given (--unit)')}"
-        for s, c in (("loss", first.loss), *columns.items())
-    ]
-    return f"columns: {'; '.join(said)}"
-
-
-def _how(fit: "FitResult") -> str:
-    delta = {
-        "huber": f" (delta {fit.delta:g})",
-        "least_absolute": f" (as Huber with delta {fit.delta:g})",
-        "least_squares": "",
-    }[fit.objective_name]
-    residuals = "ln L" if fit.residual == "log" else "L"
-    text = f"{fit.objective_name}{delta} on {residuals}, objective {fit.objective:.9g}"
-    if fit.starts_at_optimum is not None:
-        text += f", reached by {fit.starts_at_optimum:.0%} of {fit.n_starts} starts"
-    return text
+    return [*lines, columns_text(found)]
 
 
 def _print_diagnostics(

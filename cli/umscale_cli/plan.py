@@ -157,7 +157,7 @@ def print_plan(found: "Plan", console: Any) -> None:
     """Print the recommendation beside the runners-up, what each limit costs, and the doubts."""
     from rich.table import Table
 
-    from umscale_cli.answers import estimate_text
+    from umscale.laws.words import estimate_text
 
     shown = (found.recommended, *found.runners_up)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

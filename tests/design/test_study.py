@@ -158,6 +158,17 @@ def test_architectures_are_laid_over_the_reference():
     assert max(totals) / min(totals) < 1.02
 
 
+def test_a_baseline_is_an_architecture_and_no_part_of_the_run():
+    tree = {
+        "name": "x", "architectures": {"a": {}, "b": {"baseline": "a"}}, "data": {"corpus": "kjv", "validation_tokens": 4096},
+    }  # fmt: skip
+    cells = expand(parse(tree, "x.toml"), "float32")
+    assert len({cell.run_id for cell in cells}) == 1
+    assert parse(tree, "x.toml").to_dict()["architectures"]["b"]["baseline"] == "a"
+    with pytest.raises(UserError, match="baseline = 'aa' is none of the study's architectures"):
+        parse(tree | {"architectures": {"a": {}, "b": {"baseline": "aa"}}}, "x.toml")
+
+
 def test_unknown_architectures_are_named():
     tree = {"name": "x", "architectures": {"moe": {"model": {}}}, "axes": {"architecture": ["mow"]}}
     with pytest.raises(UserError, match="did you mean 'moe'"):

@@ -159,9 +159,8 @@ def test_architectures_are_laid_over_the_reference():
 
 
 def test_a_baseline_is_an_architecture_and_no_part_of_the_run():
-    tree = {
-        "name": "x", "architectures": {"a": {}, "b": {"baseline": "a"}}, "data": {"corpus": "kjv", "validation_tokens": 4096},
-    }  # fmt: skip
+    data = {"corpus": "kjv", "validation_tokens": 4096}
+    tree = {"name": "x", "architectures": {"a": {}, "b": {"baseline": "a"}}, "data": data}
     cells = expand(parse(tree, "x.toml"), "float32")
     assert len({cell.run_id for cell in cells}) == 1
     assert parse(tree, "x.toml").to_dict()["architectures"]["b"]["baseline"] == "a"

@@ -61,6 +61,7 @@ def test_an_architecture_may_have_a_baseline_of_its_own():
     own = {"ultramem_v2": "moe-2of16"}
     table["baseline"] = np.array([own.get(name) for name in table["architecture"]], dtype=object)
     rows = {r.name: r for r in compare_architectures(table, stage="annealed")[0].rows}
-    assert rows["ultramem_v2"].baseline == "moe-2of16" and rows["moe-2of16"].baseline == "dense"
+    assert rows["ultramem_v2"].baseline == "moe-2of16"
+    assert rows["moe-2of16"].baseline == "dense"
     assert rows["ultramem_v2"].difference.value == pytest.approx(-0.05, abs=1e-6)
     assert rows["moe-2of16"].difference.value == pytest.approx(-0.1, abs=1e-6)

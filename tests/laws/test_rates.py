@@ -63,7 +63,7 @@ def test_what_cannot_be_answered_is_said():
     with pytest.raises(UserError, match="optimum needs"):
         rates_reports(table(rng, values=(3e-2,)))
     bare = {k: v for k, v in table(rng).items() if k != "lr"}
-    with pytest.raises(UserError, match="several train.lr"):
+    with pytest.raises(UserError, match=r"several train\.lr"):
         rates_reports(bare)
     flat = table(rng)
     flat["loss"] = 2.0 - 0.05 * np.log(flat["lr"] / 3e-3) ** 2

@@ -7,7 +7,7 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.architectures import ArchitectureTable, compare_architectures
-from umscale.laws.table import Table, numeric, text, where
+from umscale.laws.table import Table, levels, numeric, text, where
 from umscale.plots.style import INK, caption, house_style, human, loss_words, ordered_colours, panels
 from umscale.plots.training import cell_and_seed
 
@@ -23,9 +23,11 @@ def architectures(table: Table, *, loss: str = "loss") -> "Figure":
     the baseline, whose mean is the vertical line: a bar that does not reach the line is a difference. ``table`` as
     ``Store.columns()`` returns it. Raises ``UserError`` when there are fewer than two architectures.
     """
+    names = levels(table, "architecture")
+    named = "label" in table and any("architecture=" in label for label in text(table, "label"))
+    if len(names) == 1 and not named:
+        raise UserError(f"every run is of architecture {names[0]}: there is nothing to compare")
     found = compare_architectures(table, loss=loss)
-    if len(found[0].rows) == 1:
-        raise UserError(f"every run is of architecture {found[0].rows[0].name}: there is nothing to compare")
     largest = max(one.budget for one in found)
     shown = sorted((one for one in found if one.budget == largest), key=lambda one: one.stage == "annealed")
     with house_style():

@@ -4,12 +4,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umscale.laws.words import estimate_text, heading
+from umscale.laws.words import LOSS_NAMES, estimate_text, heading
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from umscale.laws.architectures import ArchitectureTable
     from umscale.laws.contrast import CellContrast
+    from umscale.laws.noise import Noise
     from umscale.laws.rates import RatesReport
     from umscale.laws.ratio import RatioVerdict
     from umscale.laws.suggest import Suggestion
@@ -154,6 +157,38 @@ def print_rates(found: "RatesReport", console: Any) -> None:
         )
     for line in found.warnings:
         console.print(f"  note: {line}", markup=False)
+
+
+def print_noise(pooled: "Sequence[Noise]", each: "Sequence[Noise]", console: Any) -> None:
+    """Print the deviation between runs of one cell, pooled and, at the largest budget, cell by cell."""
+    from rich.table import Table
+
+    table = Table(
+        title="Run-to-run noise, nats per token",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for name in ("tokens", "stage", "weights", "cell"):
+        table.add_column(name, no_wrap=True)
+    for name in ("runs", "mean loss", "standard deviation, 95% interval"):
+        table.add_column(name, justify="right")
+    cells = len({one.cell for one in each}) > 1
+    for one in sorted(
+        (*pooled, *(each if cells else ())), key=lambda n: (-n.budget, n.stage, n.cell != "", n.cell)
+    ):
+        deviation = one.deviation
+        table.add_row(
+            count(one.budget),
+            one.stage,
+            LOSS_NAMES[one.loss].removesuffix(" weights"),
+            one.cell or "all",
+            str(one.n_runs),
+            number(one.mean),
+            f"{deviation.value:.4f} [{deviation.low:.4f}, {deviation.high:.4f}]",
+        )
+    console.print(table)
 
 
 def rate_text(estimate: "Estimate") -> str:

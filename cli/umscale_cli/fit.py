@@ -12,6 +12,7 @@ from umscale_cli.answers import (
     print_architectures,
     print_contrast,
     print_map,
+    print_noise,
     print_rates,
     print_ratio,
     print_suggestion,
@@ -133,7 +134,7 @@ def fit(
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn or learning-rates; default the study's.",
+            help="density-over-size, architectures, memory-to-ffn, learning-rates or noise; default the study's.",
             show_default=False,
         ),
     ] = None,
@@ -164,7 +165,8 @@ def fit(
     """Fit scaling laws to a study's results or to any table; answer a study's question.
 
     A study's question is whether density beats size, which of several architectures, which memory-to-FFN ratio or
-    which learning rates are best. A table needs --law and, unless its columns have the usual names, --map.
+    which learning rates are best, or how far runs of one cell lie apart. A table needs --law and, unless its columns
+    have the usual names, --map.
     """
     from umscale.errors import UserError
     from umscale.laws.compare import Recipe
@@ -242,6 +244,8 @@ def fit(
         _architectures(table, details, baseline, stage, json_)
     elif asked == "learning-rates":
         _rates(table, details, stage, json_)
+    elif asked == "noise":
+        _noise(table, stage, json_)
     else:
         _fit_study(job, table, details, plane)
     warn_damaged(store)
@@ -388,6 +392,16 @@ def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool
         return
     for one in found:
         print_rates(one, out())
+
+
+def _noise(table: "Table", stage: str | None, json_: bool) -> None:
+    from umscale.laws.noise import run_noise
+
+    pooled, each = (run_noise(table, by_cell=by_cell, stage=stage) for by_cell in (False, True))
+    if json_:
+        print_json([asdict(one) for one in (*pooled, *each)])
+        return
+    print_noise(pooled, each, out())
 
 
 def laws() -> None:

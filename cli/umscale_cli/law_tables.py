@@ -16,7 +16,6 @@ from umscale_cli.answers import print_verdict
 from umscale_cli.console import count, number
 
 if TYPE_CHECKING:
-    from umscale.laws.compare import Compared
     from umscale.laws.diagnostics import Diagnostics
     from umscale.laws.fit import FitResult
     from umscale.laws.report import Report, Section

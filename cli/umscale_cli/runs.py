@@ -1,7 +1,6 @@
 """``umscale runs`` lists what a store holds; ``umscale show`` explains one run."""
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,14 +83,9 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     """Print a row per run and budget."""
     from rich.table import Table
 
+    from umscale.records import budget_rows
+
     columns = store.columns(status=status)
-    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
-    for i in range(len(columns["run_id"])):
-        record = {name: column[i] for name, column in columns.items()}
-        key = (record["run_id"], record["compensation"] or "", record["budget"])
-        row = rows.setdefault(key, record)
-        row[f"loss_{record['stage']}"] = record["loss"]
-        row[f"ema_{record['stage']}"] = record["loss_ema"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in (
         "run",
@@ -108,10 +102,7 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     ):
         justify: Any = "left" if name in ("run", "cell", "status") else "right"
         table.add_column(name, justify=justify, no_wrap=True)
-    order = ("seed", "sparse_params", "top_m", "lr", "value_lr", "budget")
-    for row in sorted(
-        rows.values(), key=lambda r: [r["compensation"] or "", *(_last(r[name]) for name in order)]
-    ):
+    for row in budget_rows(columns):
         table.add_row(
             row["run_id"][:8],
             row["label"] or "",
@@ -128,11 +119,6 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
             row["status"],
         )
     console.print(table)
-
-
-def _last(value: float) -> float:
-    """Sort missing numbers last."""
-    return math.inf if math.isnan(value) else value
 
 
 def show(

@@ -58,7 +58,7 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates")
+QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates", "noise")
 KEYS = (
     "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "search",
     "model", "data", "train",

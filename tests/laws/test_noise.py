@@ -1,0 +1,44 @@
+"""Run-to-run noise: pooled within cells, whatever lies between them."""
+
+import numpy as np
+import pytest
+
+from umscale.errors import UserError
+from umscale.laws.noise import run_noise
+
+
+def table(rng, n_seeds=6, deviation=0.01):
+    rows = []
+    for cell in range(30):
+        for seed in range(n_seeds):
+            for stage, sd in (("annealed", deviation), ("stable", 3 * deviation)):
+                loss = 2 - 0.1 * cell + sd * rng.standard_normal()
+                rows.append((f"top_m={cell} seed={seed}", stage, 1e6, loss, loss))
+    names = ("label", "stage", "budget", "loss", "loss_ema")
+    return {n: np.array([r[i] for r in rows], dtype=object if i < 2 else float) for i, n in enumerate(names)}
+
+
+def test_noise_is_what_lies_within_cells():
+    found = {(n.stage, n.loss): n for n in run_noise(table(np.random.default_rng(0)))}
+    annealed, stable = found["annealed", "loss"], found["stable", "loss"]
+    assert annealed.freedom == 30 * 5
+    assert annealed.n_runs == 180
+    assert annealed.deviation.low < annealed.deviation.value < annealed.deviation.high
+    assert annealed.deviation.value == pytest.approx(0.01, rel=0.25)  # over four standard errors
+    assert stable.deviation.value == pytest.approx(0.03, rel=0.25)
+
+
+def test_intervals_cover_cell_by_cell():
+    each = [
+        n
+        for n in run_noise(table(np.random.default_rng(1)), by_cell=True, stage="annealed")
+        if n.loss == "loss"
+    ]
+    assert len(each) == 30
+    covered = np.mean([n.deviation.low <= 0.01 <= n.deviation.high for n in each])
+    assert covered >= 0.8
+
+
+def test_one_seed_shows_no_noise():
+    with pytest.raises(UserError, match="two seeds"):
+        run_noise(table(np.random.default_rng(2), n_seeds=1))

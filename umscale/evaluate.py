@@ -84,6 +84,38 @@ def evaluate(
     )
 
 
+@torch.no_grad()
+def evaluate_targets(
+    model: Decoder,
+    windows: np.ndarray,
+    batch_size: int,
+    precision: AbstractContextManager[object],
+    on_batch: Callable[[], None] = lambda: None,
+    world: World = ALONE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the loss of every target, and whether it is the likeliest token (1 or 0), float64 ``[W, seq_len]`` each.
+
+    Args:
+        windows: int64 ``[W, seq_len + 1]``; shared out as ``evaluate`` does, with the same result everywhere.
+    """
+    device = next(model.parameters()).device
+    nats, right = np.zeros((2, len(windows), windows.shape[1] - 1))
+    model.eval()
+    for part, counts in _parts(len(windows), batch_size, world):
+        on_batch()
+        window = torch.from_numpy(windows[part]).to(device)
+        targets = window[:, 1:]
+        with precision, contextlib.nullcontext() if counts else _uncounted(model):
+            logits = model(window[:, :-1])
+        if counts:
+            nats[part] = token_losses(logits, targets).double().cpu().numpy()
+            right[part] = (logits.argmax(-1) == targets).double().cpu().numpy()
+    model.train()
+    for sums in (nats, right):
+        world.sum(torch.from_numpy(sums))
+    return nats, right
+
+
 def _parts(n_windows: int, batch_size: int, world: World) -> Iterator[tuple[slice, bool]]:
     """Yield the windows this process evaluates together, and whether they count here.
 

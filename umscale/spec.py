@@ -338,6 +338,12 @@ class ModelSpec:
         return tuple(range(self.n_layers)) if self.memory.layers is None else self.memory.layers
 
 
+Probe = Literal["recall", "multi_round", "in_context", "needle", "key_value", "multi_hop", "facts"]
+"""Generated tasks with known answers, see ``umscale.data.probes``."""
+PROBE_LEAST_BYTES = 64
+MOST_FACTS = 26**5
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSpec:
     """What a run reads."""
@@ -351,8 +357,32 @@ class DataSpec:
     """Held-out tokens, whole documents, in a fixed order."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
+    probes: tuple[Probe, ...] = ()
+    """Tasks that every record is evaluated on; needs a corpus of bytes."""
+    probe_fraction: float = 0.0
+    """Share of the training sequences that are probes, the tasks in turn; the others are the text, in its order."""
+    probe_facts: int = 4096
+    """Facts of the task ``facts``, 16 bits each."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "probes", tuple(sorted(self.probes, key=get_args(Probe).index)))
+        _require(len(set(self.probes)) == len(self.probes), "data.probes names a task twice")
+        _require(
+            0 <= self.probe_fraction <= 1,
+            f"data.probe_fraction must lie between 0 and 1, not {self.probe_fraction:g}",
+        )
+        _require(
+            bool(self.probes) or not self.probe_fraction,
+            f"data.probe_fraction = {self.probe_fraction:g} needs tasks: set data.probes",
+        )
+        _require(
+            not self.probes or self.seq_len >= PROBE_LEAST_BYTES,
+            f"data.seq_len = {self.seq_len} is too short for data.probes, which need {PROBE_LEAST_BYTES}",
+        )
+        _require(
+            1 <= self.probe_facts <= MOST_FACTS,
+            f"data.probe_facts must lie between 1 and {MOST_FACTS}, not {self.probe_facts}",
+        )
         _dimension(self.seq_len, "data.seq_len", least=2)
         _require(self.validation_tokens >= 1, "data.validation_tokens must be at least 1")
         _require(self.max_epochs > 0, "data.max_epochs must be positive")

@@ -7,6 +7,7 @@
       runs/<run_id>.parquet    a row per (run, budget, stage)
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
+      probes/<run_id>.parquet  a row per (run, budget, stage, generated task), where a study has any
       work/                    claims, jobs, checkpoints and logs of runs in progress; what speeds up reading
       quarantine/              damaged files, moved out of the way
 
@@ -55,7 +56,7 @@ __all__ = ["FINAL", "STAGES", "Row", "Store", "schema", "spec_row"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
 STAGES = ("stable", "annealed")
-RUN_TABLES = ("runs", "documents", "curves")
+RUN_TABLES = ("runs", "documents", "curves", "probes")
 """Tables with a file a run. A run counts as over by its file in the first."""
 
 Row = dict[str, Any]
@@ -259,6 +260,7 @@ class Store:
         records: Sequence[Row] = (),
         documents: Sequence[Row] = (),
         curve: Sequence[Row] = (),
+        probes: Sequence[Row] = (),
         context: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a run's tables; a run that ended early gets rows without losses where records are missing.
@@ -282,6 +284,8 @@ class Store:
             self.write_rows("documents", run_id, [{"run_id": run_id, **row} for row in documents])
         if curve:
             self.write_rows("curves", run_id, [{"run_id": run_id, **row} for row in curve])
+        if probes:
+            self.write_rows("probes", run_id, [{"run_id": run_id, **row} for row in probes])
         if rows:  # last, so that a finished run has all its tables
             self.write_rows("runs", run_id, rows)
 
@@ -360,6 +364,26 @@ class Store:
             return {}
         trees = found.items() if isinstance(found, dict) else ()
         return {k: str(t["baseline"]) for k, t in trees if isinstance(t, dict) and "baseline" in t}
+
+    def probes(self, status: str | None = None) -> list[Row]:
+        """Return the rows of ``probes`` with the cells' labels, in order of label, run, budget and stage.
+
+        Args:
+            status: keep the runs with this status alone; None keeps all.
+        """
+        rows = self.read("probes").to_pylist()
+        damaged = self.damaged
+        labels = {row["run_id"]: row["label"] for row in self._labels(["run_id"]).to_pylist()}
+        damaged = damaged + self.damaged
+        statuses = self.statuses() if status is not None else {}
+        self._scanner.damaged = damaged
+        kept = [row | {"label": labels.get(row["run_id"])} for row in rows]
+        if status is not None:
+            kept = [row for row in kept if statuses.get(row["run_id"]) == status]
+        order = {stage: i for i, stage in enumerate(STAGES)}
+        return sorted(
+            kept, key=lambda r: (r["label"] or "", r["run_id"], r["budget"], order.get(r["stage"], 0))
+        )
 
     def _labels(self, keys: list[str]) -> "pa.Table":
         """Return a label for each distinct combination of ``keys`` in all designs."""

@@ -64,6 +64,7 @@ _RESULT_COLUMNS = {
     "bits_per_byte": "f",
     "bits_per_byte_ema": "f",
     "loss_by_position": "F",
+    "floor_nats": "f",
     "value_use": "F",
     "value_entropy": "F",
     "access_bytes_b1": "f",
@@ -103,6 +104,22 @@ TABLES = {
         "value_lr": "f",
         "train_seconds": "f",
     },
+    "probes": {
+        "run_id": "s",
+        "budget": "i",
+        "stage": "s",
+        "task": "s",
+        "n_answers": "i",
+        "answer_symbols": "i",
+        "accuracy": "f",
+        "answer_accuracy": "f",
+        "nats": "f",
+        "chance": "f",
+        "ceiling": "f",
+        "exposures": "f",
+        "stored_bits": "f",
+        "bits_per_param": "f",
+    },
     "cells": {
         "run_id": "s",
         "study": "s",
@@ -127,7 +144,7 @@ class Damaged(Exception):
 
 
 def schema(table: str) -> "pa.Schema":
-    """Return the Arrow schema of ``runs``, ``documents``, ``curves`` or ``cells``."""
+    """Return the Arrow schema of ``runs``, ``documents``, ``curves``, ``probes`` or ``cells``."""
     import pyarrow as pa
 
     kinds = {"s": pa.string(), "i": pa.int64(), "f": pa.float64(), "F": pa.list_(pa.float64())}

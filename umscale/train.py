@@ -22,11 +22,15 @@ from typing import Any
 
 import torch
 
+from umscale.accounting import cost
 from umscale.checkpoint import Workspace
 from umscale.claims import ClaimLost
 from umscale.data.batches import TrainStream, ValidationSet, validation_windows
 from umscale.data.corpus import Corpus
-from umscale.evaluate import Evaluation, evaluate, start_counting, stop_counting
+from umscale.data.probes_mixture import ProbeMixture, check_corpus
+from umscale.data.probes_score import score
+from umscale.data.synthetic_corpus import validation_floor
+from umscale.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
 from umscale.files import LocalFiles
 from umscale.machine import peak_memory_bytes
 from umscale.model import Decoder, mean_loss
@@ -75,6 +79,8 @@ class Outcome:
     """One row per (budget, stage, validation document)."""
     curve: list[Row] = field(default_factory=list)
     """Training loss along the trunk and the branches."""
+    probes: list[Row] = field(default_factory=list)
+    """One row per (budget, stage, task)."""
 
 
 class Diverged(Exception):
@@ -105,10 +111,15 @@ class Run:
         workspace = Workspace(files=LocalFiles(workspace)) if isinstance(workspace, Path) else workspace
         self.workspace = dataclasses.replace(workspace, world=world)
         self.schedule = Schedule(spec)
-        self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed)
+        check_corpus(spec.data, corpus)
+        self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
+        self.probes = self.mixture.held_out() if self.mixture is not None else None
+        self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
         self.validation: ValidationSet = validation_windows(
             corpus, spec.data.seq_len, spec.data.validation_tokens
         )
+        known = corpus.manifest.generated is not None
+        self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
         self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
         self._begin()
 
@@ -301,12 +312,24 @@ class Run:
         batch = self.spec.train.batch_size
         return evaluate(self.model, self.validation, batch, self.precision(), self.workspace.beat, self.world)
 
+    def _score_probes(self) -> list[Row]:
+        """Return how the raw weights do on the probes; nothing without any."""
+        if self.mixture is None or self.probes is None:
+            return []
+        batch, windows = self.spec.train.batch_size, self.probes.windows
+        nats, right = evaluate_targets(
+            self.model, windows, batch, self.precision(), self.workspace.beat, self.world
+        )
+        n_params = cost(self.spec.model, self.spec.data.seq_len).total_params
+        return score(self.probes, nats, right, self.mixture, self.step * batch, n_params)
+
     def _record(self, index: int, stage: str) -> None:
         """Evaluate raw and averaged weights and append the record of (budget, stage)."""
         began = time.perf_counter()
         start_counting(self.model)
         raw = self._evaluate()
         usage = stop_counting(self.model, USAGE_BATCHES, self.world)
+        probes = self._score_probes()
         with self._averaged():
             averaged = self._evaluate()
         self.eval_seconds += time.perf_counter() - began
@@ -324,6 +347,7 @@ class Run:
                 "bits_per_byte": raw.bits_per_byte,
                 "bits_per_byte_ema": averaged.bits_per_byte,
                 "loss_by_position": raw.by_position,
+                "floor_nats": self.floor_nats,
                 "value_use": usage.distinct if usage else None,
                 "value_entropy": usage.entropy if usage else None,
                 **{f"access_bytes_b{b}": usage.access_bytes[b] if usage else None for b in USAGE_BATCHES},
@@ -346,6 +370,8 @@ class Run:
                 }
             )
         self.outcome.documents = documents
+        kept = [p for p in self.outcome.probes if (p["budget"], p["stage"]) != (budget, stage)]
+        self.outcome.probes = [*kept, *({**key, **row} for row in probes)]
 
     def _finished_budgets(self) -> int:
         """Budgets whose annealed record exists."""
@@ -366,6 +392,7 @@ class Run:
             "records": self.outcome.records,
             "documents": self.outcome.documents,
             "curve": self.outcome.curve,
+            "probes": self.outcome.probes,
         }
         self.workspace.save(phase, self.model, self.optimizer, self.average, state)
         self.checkpointed = time.monotonic()
@@ -393,6 +420,7 @@ class Run:
             self.outcome.records = state["records"]
             self.outcome.documents = state["documents"]
             self.outcome.curve = state["curve"]
+            self.outcome.probes = state.get("probes", [])  # a checkpoint of version 0.2 has none
             return self.branch
         return None
 

@@ -1,4 +1,4 @@
-"""``umscale data``: prepare corpora, and see which there are."""
+"""``umscale data``: prepare or generate corpora, and see which there are."""
 
 import contextlib
 import time
@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, count, err, note, out, print_json
+from umscale_cli.console import JsonFlag, count, err, note, number, out, print_json
 
 if TYPE_CHECKING:
     from umscale.data.corpus import Corpus
 
-app = typer.Typer(help="Prepare and inspect corpora.", no_args_is_help=True)
+app = typer.Typer(help="Prepare, generate and inspect corpora.", no_args_is_help=True)
 
 PLAIN_SECONDS = 10.0
 STAGES = {
     "checksums": "hashing sources",
     "sample": "sampling text for the tokenizer",
+    "generate": "generating text",
     "tokens": "writing tokens",
     "verify": "checking files",
 }
@@ -26,7 +27,7 @@ STAGES = {
 
 @app.callback()
 def group() -> None:
-    """Prepare and inspect corpora."""
+    """Prepare, generate and inspect corpora."""
 
 
 @app.command("prepare")
@@ -84,6 +85,69 @@ def prepare(
     note(f"use it in a study with --set data.corpus={corpus.name}")
 
 
+@app.command("generate")
+def generate(
+    name: Annotated[str, typer.Argument(help="Of the corpus.")],
+    tokens: Annotated[
+        str, typer.Option(help="How long it is, in bytes (10M, 1.5e6), held-out documents included.")
+    ] = "10M",
+    kind: Annotated[
+        str,
+        typer.Option(help="Of source; markov-facts: Zipfian Markov text with key-value facts in between."),
+    ] = "markov-facts",
+    seed: Annotated[int, typer.Option(help="Of the source's tables and of what is drawn from them.")] = 0,
+    alphabet: Annotated[int, typer.Option(help="Letters of the text, 2 to 26.")] = 26,
+    order: Annotated[int, typer.Option(help="Letters that the next one depends on, 0 to 2.")] = 2,
+    branching: Annotated[int, typer.Option(help="Letters that can follow a context.")] = 8,
+    zipf: Annotated[float, typer.Option(help="Exponent of the probabilities of what follows.")] = 1.0,
+    facts: Annotated[str, typer.Option(help="Keys with a value to memorise; 0 leaves them out.")] = "4096",
+    fact_rate: Annotated[
+        float, typer.Option(help="Probability that a fact begins where the text could go on.")
+    ] = 0.05,
+    fact_zipf: Annotated[float, typer.Option(help="Exponent of the keys' probabilities.")] = 1.0,
+    value_symbols: Annotated[int, typer.Option(help="Digits of a value.")] = 4,
+    document: Annotated[
+        int, typer.Option(help="Bytes of a document; at most data.seq_len, for the floor to be reachable.")
+    ] = 256,
+    validation_fraction: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Replace a corpus of that name.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Generate a corpus whose entropy is known exactly: the loss that no model can beat, with and without memory."""
+    from umscale.data.synthetic import MarkovFacts
+    from umscale.data.synthetic_corpus import generate as generate_corpus
+    from umscale.spec import from_dict, quantity
+
+    chosen = {
+        "kind": kind,
+        "seed": seed,
+        "alphabet": alphabet,
+        "order": order,
+        "branching": branching,
+        "zipf": zipf,
+        "facts": facts,
+        "fact_rate": fact_rate,
+        "fact_zipf": fact_zipf,
+        "value_symbols": value_symbols,
+        "document": document,
+    }
+    source = from_dict(MarkovFacts, chosen)
+    with _progress() as progress:
+        corpus = generate_corpus(
+            name,
+            source,
+            int(quantity(tokens, "--tokens")),
+            validation_fraction=validation_fraction,
+            force=force,
+            progress=progress,
+        )
+    if json_:
+        print_json(_tree(corpus))
+        return
+    _print_corpus(corpus)
+    note(f"use it in a study with --set data.corpus={corpus.name}")
+
+
 @app.command("list")
 def list_(json_: JsonFlag = False) -> None:
     """List the prepared corpora and the embedded one."""
@@ -96,8 +160,10 @@ def list_(json_: JsonFlag = False) -> None:
         print_json({"corpora": [_tree(corpus) for corpus in corpora], "problems": problems})
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("corpus", "train tokens", "validation", "documents", "vocabulary", "tokenizer", "hash"):
-        right = column in ("train tokens", "validation", "documents", "vocabulary")
+    numbers = ("train tokens", "validation", "documents", "vocabulary")
+    floors = ("floor", "without facts") if any(c.floor_nats is not None for c in corpora) else ()
+    for column in ("corpus", *numbers, "tokenizer", *floors, "hash"):
+        right = column in (*numbers, *floors)
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for corpus in corpora:
         train, validation = corpus.manifest.train, corpus.manifest.validation
@@ -108,10 +174,13 @@ def list_(json_: JsonFlag = False) -> None:
             count(train.documents + validation.documents),
             count(corpus.vocab_size),
             _tokenizer(corpus),
+            *(number(value) for value in (corpus.floor_nats, corpus.floor_without_facts_nats) if floors),
             corpus.hash[:12],
         )
     if EMBEDDED not in {corpus.name for corpus in corpora}:
-        table.add_row(EMBEDDED, *["–"] * 4, "comes with umscale", "prepared on first use")
+        table.add_row(
+            EMBEDDED, *["–"] * 4, "comes with umscale", *("–" for _ in floors), "prepared on first use"
+        )
     out().print(table)
     for problem in problems:
         note(f"warning: {problem}")
@@ -160,6 +229,20 @@ def _print_corpus(corpus: "Corpus") -> None:
             f"{_tokenizer(corpus)}: {corpus.vocab_size:,} ids, {corpus.bytes_per_token:.2f} bytes a token{trained}",
         )
     )
+    if g := m.generated:
+        s = g.source
+        rows += [
+            (
+                "generated",
+                f"{s.kind}, seed {s.seed}: {s.alphabet} letters, order {s.order}, {s.branching} successors a context "
+                f"(exponent {s.zipf:g}); {s.facts:,} facts of {s.value_symbols} digits at rate {s.rate:g} "
+                f"(exponent {s.fact_zipf:g}); documents of {s.document} bytes",
+            ),
+            (
+                "floor",
+                f"{g.floor_nats:.6f} nats a token, exact; {g.floor_without_facts_nats:.6f} without memory of facts",
+            ),
+        ]
     for i, source in enumerate(m.sources[:5]):
         rows.append(
             (

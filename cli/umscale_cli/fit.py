@@ -134,7 +134,8 @@ def fit(
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn, learning-rates or noise; default the study's.",
+            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, or laws alone; default the "
+            "study's.",
             show_default=False,
         ),
     ] = None,
@@ -247,7 +248,7 @@ def fit(
     elif asked == "noise":
         _noise(table, stage, json_)
     else:
-        _fit_study(job, table, details, plane)
+        _fit_study(job, table, details, plane, verdict=asked != "laws")
     warn_damaged(store)
 
 
@@ -295,7 +296,8 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
     (print_comparison if job.compare else print_table_fit)(found, console)
 
 
-def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool) -> None:
+def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, verdict: bool) -> None:
+    from umscale.laws.floor import floor_answers
     from umscale.laws.forms import FIRST_LAWS
     from umscale.laws.report import STUDY_UNITS, report, to_json
     from umscale.laws.source import map_columns
@@ -305,15 +307,20 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool) -
     settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
     losses = details if job.compare or job.measured else tuple(LOSS_NAMES)
     found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)
+    if not verdict:
+        found = replace(found, verdicts=())
     if job.json:
         print_json(to_json(found, input={"study": job.source, "where": job.where}))
     elif job.compare:
         print_comparison(found, out())
     else:
         print_fit(found, out(), details=details)
-        for verdict in found.verdicts if plane else ():
-            if verdict.loss in details:
-                print_map(table, verdict.stage, verdict.compensation, verdict.loss, out())
+        for floor in floor_answers(table, found):
+            if floor.loss in details:
+                out().print(f"\n{floor.words}", markup=False)
+        for one in found.verdicts if plane else ():
+            if one.loss in details:
+                print_map(table, one.stage, one.compensation, one.loss, out())
 
 
 def _question(given: str | None, store: "Store", job: _Job) -> str:

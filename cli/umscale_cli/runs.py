@@ -65,11 +65,16 @@ def runs(
     status: Annotated[
         str | None, typer.Option(help="Only runs with this status (finished, diverged, ...).")
     ] = None,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="How the runs do on generated tasks (data.probes) instead.")
+    ] = False,
     json_: JsonFlag = False,
 ) -> None:
     """List the runs of a store: sizes, losses before and after the decay, status."""
     store = open_store(study)
-    if json_:
+    if probes:
+        _list_probes(store, study, status, json_)
+    elif json_:
         columns = store.columns(status=status)
         names = [n for n in columns if n != "spec"]
         rows = [{n: columns[n][i] for n in names} for i in range(len(columns["run_id"]))]
@@ -77,6 +82,51 @@ def runs(
     else:
         print_runs(store, out(), status)
     warn_damaged(store)
+
+
+def _list_probes(store: "Store", study: str, status: str | None, json_: bool) -> None:
+    """Print how often the likeliest symbol was right, by run and task."""
+    from umscale.errors import UserError
+
+    rows = store.probes(status)
+    if json_:
+        print_json(rows)
+        return
+    if not rows:
+        raise UserError(
+            f'{study!r} holds no probes; sweep with --set \'data.probes=["recall", "facts"]\' to have them measured'
+        )
+    print_probes(rows, out())
+
+
+def print_probes(rows: list[dict[str, Any]], console: Any) -> None:
+    """Print a row per cell, budget and stage: symbols right by task, and stored bits per parameter."""
+    from rich.table import Table
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    facts = any(row["stored_bits"] is not None for row in rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("run", "cell", "budget", "stage"):
+        table.add_column(name, justify="right" if name == "budget" else "left", no_wrap=True)
+    for name in (*tasks, *(("bits", "bits/param") if facts else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    by_record: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        key = row["run_id"][:8], row["label"] or "", count(row["budget"]), row["stage"]
+        by_record.setdefault(key, {})[row["task"]] = row
+    blank = ("", "", "")
+    chances = {row["task"]: row["chance"] for row in rows}
+    table.add_row("chance", *blank, *(f"{chances[task]:.1%}" for task in tasks))
+    for record, found in by_record.items():
+        stored = next((row for row in found.values() if row["stored_bits"] is not None), None)
+        bits = (count(stored["stored_bits"]), number(stored["bits_per_param"])) if stored else ()
+        table.add_row(
+            *record, *(f"{found[task]['accuracy']:.1%}" if task in found else "–" for task in tasks), *bits
+        )
+    ceilings = {task: [row["ceiling"] for row in rows if row["task"] == task] for task in tasks}
+    spans = ((min(values), max(values)) for values in ceilings.values())
+    table.add_row("ceiling", *blank, *(f"{b:.0%}" if a == b else f"{a:.0%}–{b:.0%}" for a, b in spans))
+    console.print(table)
 
 
 def print_runs(store: "Store", console: Any, status: str | None = None) -> None:

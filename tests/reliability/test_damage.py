@@ -43,7 +43,7 @@ def test_a_checkpoint_that_does_not_fit_is_the_disks_fault(tmp_path, run, bounde
 
 
 @pytest.mark.parametrize("table", RUN_TABLES)
-@pytest.mark.parametrize("moves", [1, 2, 3])
+@pytest.mark.parametrize("moves", [1, 2, 3, 4])
 def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
     tmp_path, run, monkeypatch, table, moves
 ):
@@ -56,6 +56,7 @@ def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
         records=keys,
         documents=[{"document": "d", **key} for key in keys],
         curve=[{"phase": "trunk"}],
+        probes=[{"task": "recall", **key} for key in keys],
     )
     path = store.root / table / f"{run.run_id}.parquet"
     path.write_bytes(path.read_bytes()[:-9])
@@ -71,7 +72,7 @@ def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
     try:
         store.repair()
     except KeyboardInterrupt:
-        assert moves < 3
+        assert moves < len(RUN_TABLES)
     assert Store.open(store.root).status(run.run_id) is None
     monkeypatch.undo()
     Store.open(store.root).repair()

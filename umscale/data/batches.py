@@ -2,12 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from umscale.data.corpus import Corpus, TokenReader, document_index
+from umscale.data.draws import mix
 from umscale.errors import UserError
 from umscale.rng import derive_seed
+
+if TYPE_CHECKING:
+    from umscale.data.probes_mixture import ProbeMixture
 
 ROUNDS = 8
 """Of the Feistel network; 4 already pass as random, and 8 cost microseconds."""
@@ -26,13 +31,21 @@ class TrainStream:
         seq_len: tokens a window is trained on; it reads one more, the last target.
         batch_size: windows per step.
         seed: of the run; equal seeds see equal data.
+        mixture: replaces some sequences by probes; the others are the text's, in its order.
 
     Raises:
         UserError: the training split has fewer than two windows of tokens.
     """
 
-    def __init__(self, corpus: Corpus, seq_len: int, batch_size: int, seed: int) -> None:
-        self._tokens = TokenReader(corpus, "train")
+    def __init__(
+        self,
+        corpus: Corpus,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        mixture: "ProbeMixture | None" = None,
+    ) -> None:
+        self._tokens, self._mixture = TokenReader(corpus, "train"), mixture
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         # The last window of the largest offset, seq_len - 1, still has its last target.
         self.n_windows = (len(self._tokens) - seq_len) // seq_len
@@ -50,8 +63,12 @@ class TrainStream:
     def batch(self, step: int, part: int = 0, n_parts: int = 1) -> np.ndarray:
         """Return the windows of ``step`` as int64 [batch_size, seq_len + 1], or of ``n_parts`` equal parts one."""
         first, size = step * self.batch_size, self.batch_size // n_parts
-        starts = self.starts(np.arange(first + part * size, first + (part + 1) * size))
-        return np.stack([self._tokens.read(int(start), self.seq_len + 1) for start in starts])
+        sequence = np.arange(first + part * size, first + (part + 1) * size)
+        return self._text(sequence) if self._mixture is None else self._mixture.mix(sequence, self._text)
+
+    def _text(self, sequence: np.ndarray) -> np.ndarray:
+        """Return sequences number ``sequence`` of the text, int64 ``[n, seq_len + 1]``."""
+        return np.stack([self._tokens.read(int(start), self.seq_len + 1) for start in self.starts(sequence)])
 
     def starts(self, sequence: np.ndarray) -> np.ndarray:
         """Return where sequences number ``sequence`` (int64, any shape) of the stream begin in the split."""
@@ -86,10 +103,8 @@ def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """Hash uint64 to 32-bit values in uint64 (the finaliser of SplitMix64), so that sums cannot overflow."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> np.uint64(31))) >> np.uint64(32)
+    """Hash uint64 to 32-bit values in uint64, so that sums cannot overflow."""
+    return mix(x) >> np.uint64(32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

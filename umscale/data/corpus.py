@@ -11,6 +11,7 @@ A manifest is input like any other: everything in it is checked before it is use
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from umscale.data.sources import SourceKind
+from umscale.data.synthetic import MarkovFacts
 from umscale.data.tokenizing import Tokenizer, TokenizerKind
 from umscale.errors import UserError, nearest
 from umscale.spec import from_dict, to_dict
@@ -100,6 +102,18 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Generated:
+    """What is known about a corpus that was generated rather than collected."""
+
+    source: MarkovFacts
+    floor_nats: float
+    """Exact expected loss, nats per token, of a reader who knows the source: see ``umscale.data.synthetic``. Reached in
+    principle where ``data.seq_len`` holds a whole document; a bound where it is shorter."""
+    floor_without_facts_nats: float
+    """The same for a reader who knows everything but the facts' values: the difference is what memory can buy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """Everything about a corpus but its tokens."""
 
@@ -123,6 +137,8 @@ class Manifest:
     """Binary files that were passed over below a folder."""
     undecodable_documents: int = 0
     """Documents that are not UTF-8 and lost those bytes to U+FFFD; the bytes tokenizer keeps everything."""
+    generated: Generated | None = None
+    """None of a corpus of real text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +183,18 @@ class Corpus:
         """Bytes of text per token, over both splits."""
         splits = (self.manifest.train, self.manifest.validation)
         return sum(s.n_bytes for s in splits) / sum(s.tokens for s in splits)
+
+    @property
+    def floor_nats(self) -> float | None:
+        """The lowest loss any model can expect, nats per token; None where that is not known."""
+        generated = self.manifest.generated
+        return None if generated is None else generated.floor_nats
+
+    @property
+    def floor_without_facts_nats(self) -> float | None:
+        """The lowest loss without memory of facts, see ``Generated``; None where that is not known."""
+        generated = self.manifest.generated
+        return None if generated is None else generated.floor_without_facts_nats
 
     def split(self, name: SplitName) -> Split:
         """Return one side of the split."""
@@ -314,6 +342,10 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"shard sizes of split {name} do not add up")
         if split.index.n_bytes != split.documents * DOCUMENT.itemsize:
             raise ValueError(f"index size of split {name}")
+    if (g := m.generated) is not None and not (
+        0 <= g.floor_nats <= g.floor_without_facts_nats <= math.log(m.vocab_size)
+    ):
+        raise ValueError(f"floors {g.floor_nats} and {g.floor_without_facts_nats}")
     if not all(_HEX.fullmatch(text) for text in sums):
         raise ValueError("a SHA-256 is not 64 hex digits")
     if m.hash != content_hash(m):

@@ -28,6 +28,7 @@ from umscale.data.corpus import (
     VERSION,
     Corpus,
     CorpusFile,
+    Generated,
     Manifest,
     Recipe,
     SourceInfo,
@@ -98,15 +99,7 @@ def prepare(
     if not paths:
         raise UserError("nothing to prepare; give at least one file or folder")
     name = _default_name(paths[0]) if name is None else name
-    if not is_name(name):
-        raise UserError(
-            f"{name!r} cannot name a corpus: use up to 64 letters, digits and . _ - (--name), "
-            "the first a letter or digit"
-        )
-    if name == EMBEDDED:
-        raise UserError(f"{name!r} is the corpus that comes with umscale; choose another with --name")
-    if not 0 < validation_fraction <= 0.5:
-        raise UserError(f"validation fraction {validation_fraction:g}: must be above 0 and at most 0.5")
+    check_options(name, validation_fraction)
     boundary = parse_boundary(documents)
     known = _known_tokenizer(tokenizer)
     sources, skipped = find_sources(paths, boundary, text_field)
@@ -132,6 +125,19 @@ def prepare(
         force=force,
         progress=progress,
     )
+
+
+def check_options(name: str, validation_fraction: float) -> None:
+    """Raise ``UserError`` unless a corpus can have that name and hold out that share of its documents."""
+    if not is_name(name):
+        raise UserError(
+            f"{name!r} cannot name a corpus: use up to 64 letters, digits and . _ - (--name), "
+            "the first a letter or digit"
+        )
+    if name == EMBEDDED:
+        raise UserError(f"{name!r} is the corpus that comes with umscale; choose another with --name")
+    if not 0 < validation_fraction <= 0.5:
+        raise UserError(f"validation fraction {validation_fraction:g}: must be above 0 and at most 0.5")
 
 
 def _default_name(path: Path) -> str:
@@ -213,14 +219,17 @@ def build(
     progress: Progress,
     skipped: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    generated: Generated | None = None,
 ) -> Corpus:
     """Build the corpus folder ``target``; a ``tokenizer`` of None trains the BPE the recipe asks for.
+
+    ``generated`` is recorded as it is.
 
     Raises:
         UserError: see ``prepare``.
     """
     below = int(recipe.validation_fraction * 2.0**64)
-    with _folder(target) as folder:
+    with temporary_folder(target) as folder:
         if tokenizer is None:
             sample, below = _sample(sources, recipe, progress)
             tokenizer = train_bpe(sample, parse_bpe(recipe.tokenizer))
@@ -251,6 +260,7 @@ def build(
             sources=infos,
             skipped_files=skipped,
             undecodable_documents=undecodable,
+            generated=generated,
         )
         manifest = dataclasses.replace(manifest, hash=content_hash(manifest))
         if tokenizer.json:
@@ -495,7 +505,7 @@ def _write_file(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _folder(target: Path) -> Iterator[Path]:
+def temporary_folder(target: Path) -> Iterator[Path]:
     """Yield a locked temporary sibling of ``target``; it is gone afterwards, whatever happens.
 
     Raises:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from umscale.data.corpus import Corpus, is_name, open_corpus
+from umscale.data.probes_mixture import check_corpus as check_probes
 from umscale.design.axes import (
     COMPENSATIONS,
     FRACTIONS,
@@ -58,7 +59,7 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates", "noise")
+QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates", "noise", "laws")
 KEYS = (
     "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "search",
     "model", "data", "train",
@@ -399,6 +400,7 @@ def _cells(
     model = _with_vocabulary(base.model, corpus)
     reference = _with_vocabulary(study.reference.model, corpus) if "architecture" in targets else model
     _check_length(data, train, corpus)
+    check_probes(data, corpus)
     model_targets = {k: v for k, v in targets.items() if "." not in k and k != "architecture"}
     try:
         solved = solve(model, model_targets, mode, data.seq_len, study.tolerance, reference)

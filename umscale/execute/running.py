@@ -109,6 +109,7 @@ def train_one(
             records=outcome.records,
             documents=outcome.documents,
             curve=outcome.curve,
+            probes=outcome.probes,
             context=context,
         )
         if outcome.records and outcome.status == "running":

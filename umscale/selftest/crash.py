@@ -428,6 +428,7 @@ class Scene:
             ("runs", ("run_id", "budget", "stage")),
             ("documents", ("run_id", "budget", "stage", "document")),
             ("curves", ("run_id", "phase", "tokens")),
+            ("probes", ("run_id", "budget", "stage", "task")),
         ):
             keys = [tuple(row[name] for name in key) for row in found[table]]
             if twice := len(keys) - len(set(keys)):

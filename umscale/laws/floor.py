@@ -1,0 +1,69 @@
+"""Whether a law's irreducible loss is the true one, where a generated corpus makes that known."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from umscale.laws.report import Report
+from umscale.laws.table import Table, numeric
+from umscale.laws.uncertainty import Estimate
+from umscale.laws.words import estimate_text, heading
+
+IRREDUCIBLE = "E"
+"""Name of the constant term in the published laws."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloorAnswer:
+    """A law's constant term beside the entropy rate of the source that made the corpus."""
+
+    law: str
+    stage: str | None
+    compensation: str | None
+    loss: str
+    fitted: Estimate
+    """Nats per token."""
+    floor_nats: float
+    """Exact, see ``umscale.data.synthetic``."""
+
+    @property
+    def covered(self) -> bool:
+        """Whether the interval holds the floor."""
+        return self.fitted.has_interval and self.fitted.low <= self.floor_nats <= self.fitted.high
+
+    @property
+    def words(self) -> str:
+        """One sentence."""
+        where = heading(self.stage, self.compensation, self.loss)
+        answer = "its interval covers it" if self.covered else "its interval misses it"
+        if not self.fitted.has_interval:
+            answer = "it has no interval"
+        return (
+            f"Floor of the corpus {self.floor_nats:.4f} nats; {self.law}'s {IRREDUCIBLE} is "
+            f"{estimate_text(self.fitted)}: {answer} ({where})"
+        )
+
+
+def floor_answers(table: Table, found: Report) -> tuple[FloorAnswer, ...]:
+    """Compare every fitted constant term with the floor that a study's records hold; nothing where it is not known."""
+    if "floor_nats" not in table:
+        return ()
+    floors = numeric(table, "floor_nats")
+    floors = np.unique(floors[np.isfinite(floors)])
+    if len(floors) != 1:
+        return ()
+    answers = []
+    for section in found.sections:
+        for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
+            if (fitted := uncertainty.coefficients().get(IRREDUCIBLE)) is not None:
+                answers.append(
+                    FloorAnswer(
+                        law=compared.fit.law.name,
+                        stage=section.stage,
+                        compensation=section.compensation,
+                        loss=compared.fit.loss,
+                        fitted=fitted,
+                        floor_nats=float(floors[0]),
+                    )
+                )
+    return tuple(answers)

@@ -16,6 +16,7 @@ from umscale_cli import (
     fit,
     plan,
     plot,
+    report,
     runs,
     search,
     selftest,
@@ -41,6 +42,7 @@ app.command("search")(search.search)
 app.command("fit")(fit.fit)
 app.command("laws")(fit.laws)
 app.command("plot")(plot.plot)
+app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("plan")(plan.plan)

@@ -157,7 +157,16 @@ def test_interrupt_stops_cleanly_and_resumes(umscale, study, tmp_path):
 
 def test_a_failing_run_is_a_row_and_the_sweep_goes_on(umscale, study, tmp_path):
     root = tmp_path / "s"
-    wild = ["--set", "axes.train.lr=[0.004, 1e5]", "--set", "axes.top_m=[2]", "--set", "axes.n_keys=[8]"]
+    wild = [
+        "--set",
+        "train.rate_scaling=none",
+        "--set",
+        "axes.train.lr=[0.004, 1e5]",
+        "--set",
+        "axes.top_m=[2]",
+        "--set",
+        "axes.n_keys=[8]",
+    ]
     code, _, err = finish(umscale("sweep", study, "--store", root, *wild, "--set", "train.warmup_tokens=0"))
     assert code == 3, err
     rows = Store.open(root).read("runs").to_pylist()

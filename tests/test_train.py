@@ -9,6 +9,7 @@ import torch
 
 from umscale.data.corpus import open_corpus
 from umscale.optim import Schedule, WeightAverage
+from umscale.parametrisation import learning_rates
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.train import Interrupted, Run
 
@@ -135,19 +136,21 @@ def test_schedule(spec):
     schedule = Schedule(spec)
     assert (schedule.ends, schedule.branches) == ([23, 47], [18, 38])
     assert schedule.total_steps == 38 + 5 + 9
+    peak = learning_rates(spec)[0]
     trunk = [schedule.rates(step, None)[0] for step in range(38)]
-    assert trunk[0] < trunk[3] < trunk[4] == pytest.approx(spec.train.lr)
-    assert set(trunk[4:]) == {spec.train.lr}
+    assert trunk[0] < trunk[3] < trunk[4] == pytest.approx(peak)
+    assert set(trunk[4:]) == {peak}
     branch = [schedule.rates(step, 1)[0] for step in range(38, 47)]
     assert all(a > b > 0 for a, b in itertools.pairwise(branch))
 
 
 def test_value_learning_rate_has_its_own_schedule(spec):
     train = dataclasses.replace(spec.train, value_lr=4e-2, value_lr_final=1e-2, value_lr_fraction=0.5)
-    schedule = Schedule(dataclasses.replace(spec, train=train))
+    run = dataclasses.replace(spec, train=train)
+    schedule, (lr, value_lr) = Schedule(run), learning_rates(run)
     rates = [schedule.rates(step, None)[1] for step in range(10, 38)]
-    assert rates[0] > rates[5] > rates[-1] == pytest.approx(1e-2)
-    assert {schedule.rates(step, None)[0] for step in range(10, 38)} == {1e-2}
+    assert rates[0] > rates[5] > rates[-1] == pytest.approx(value_lr / 4)
+    assert {schedule.rates(step, None)[0] for step in range(10, 38)} == {lr}
 
 
 @pytest.mark.parametrize("width", [0.05, 0.1, 0.25])

@@ -172,13 +172,12 @@ def print_noise(pooled: "Sequence[Noise]", each: "Sequence[Noise]", console: Any
     )
     for name in ("tokens", "stage", "weights", "cell"):
         table.add_column(name, no_wrap=True)
-    for name in ("runs", "mean loss", "standard deviation, 95% interval"):
+    for name in ("runs", "mean loss", "standard deviation, 95% interval", "within seed blocks"):
         table.add_column(name, justify="right")
     cells = len({one.cell for one in each}) > 1
     for one in sorted(
         (*pooled, *(each if cells else ())), key=lambda n: (-n.budget, n.stage, n.cell != "", n.cell)
     ):
-        deviation = one.deviation
         table.add_row(
             count(one.budget),
             one.stage,
@@ -186,7 +185,10 @@ def print_noise(pooled: "Sequence[Noise]", each: "Sequence[Noise]", console: Any
             one.cell or "all",
             str(one.n_runs),
             number(one.mean),
-            f"{deviation.value:.4f} [{deviation.low:.4f}, {deviation.high:.4f}]",
+            *(
+                "" if d is None else f"{d.value:.4f} [{d.low:.4f}, {d.high:.4f}]"
+                for d in (one.deviation, one.in_block)
+            ),
         )
     console.print(table)
 

@@ -58,22 +58,18 @@ def report(
 def _write(page: "Page", target: Path, markdown: bool) -> list[Path]:
     """Write the page and, beside it under the same name, its Markdown with the figures."""
     from umscale.errors import UserError
-    from umscale.files import atomic_path, write_text
+    from umscale.files import atomic_path
     from umscale.report.page import to_html, to_markdown
 
-    write_text(target, to_html(page))
-    paths = [target]
+    contents = {target: to_html(page).encode()}
     if markdown:
         figures = target.with_name(f"{target.stem}-figures")
-        for picture in page.pictures:
-            name, content = picture.file
-            try:
-                with atomic_path(figures / name) as path:
-                    path.write_bytes(content)
-            except OSError as error:
-                raise UserError(f"cannot write {figures / name}: {error.strerror or error}") from None
-            paths.append(figures / name)
-        beside = target.with_suffix(".md")
-        write_text(beside, to_markdown(page, figures.name))
-        paths.insert(1, beside)
-    return paths
+        contents[target.with_suffix(".md")] = to_markdown(page, figures.name).encode()
+        contents |= {figures / picture.file[0]: picture.file[1] for picture in page.pictures}
+    for path, content in contents.items():
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return list(contents)

@@ -7,14 +7,15 @@ from umscale.errors import UserError
 from umscale.laws.noise import run_noise
 
 
-def table(rng, n_seeds=6, deviation=0.01):
+def table(rng, n_seeds=6, deviation=0.01, block=0.0):
     rows = []
+    shared = 0.05 * rng.standard_normal(n_seeds)  # what a seed does to all runs alike
     for cell in range(30):
         for seed in range(n_seeds):
             for stage, sd in (("annealed", deviation), ("stable", 3 * deviation)):
-                loss = 2 - 0.1 * cell + sd * rng.standard_normal()
-                rows.append((f"top_m={cell} seed={seed}", stage, 1e6, loss, loss))
-    names = ("label", "stage", "budget", "loss", "loss_ema")
+                loss = 2 - 0.1 * cell + block * shared[seed] + sd * rng.standard_normal()
+                rows.append((f"top_m={cell} seed={seed}", stage, 1e6, loss, loss, seed))
+    names = ("label", "stage", "budget", "loss", "loss_ema", "seed")
     return {n: np.array([r[i] for r in rows], dtype=object if i < 2 else float) for i, n in enumerate(names)}
 
 
@@ -26,6 +27,13 @@ def test_noise_is_what_lies_within_cells():
     assert annealed.deviation.low < annealed.deviation.value < annealed.deviation.high
     assert annealed.deviation.value == pytest.approx(0.01, rel=0.25)  # over four standard errors
     assert stable.deviation.value == pytest.approx(0.03, rel=0.25)
+
+
+def test_what_a_seed_shares_is_no_noise_within_blocks():
+    found = {n.stage: n for n in run_noise(table(np.random.default_rng(3), block=1.0)) if n.loss == "loss"}
+    assert found["annealed"].deviation.value > 0.02
+    assert found["annealed"].in_block.value == pytest.approx(0.01, rel=0.25)
+    assert found["annealed"].in_block.low < 0.01 < found["annealed"].in_block.high
 
 
 def test_intervals_cover_cell_by_cell():

@@ -71,7 +71,12 @@ def test_a_recorded_study_gives_all_its_figures_and_says_why_not_the_others(cli:
     for path in paths:
         assert path.read_bytes().startswith(MAGIC["png"])
         assert path.stat().st_size > 10_000
-    assert [line.split(":")[0] for line in err.splitlines()] == ["ratio", "iso-flop", "architectures", "rates"]
+    assert [line.split(":")[0] for line in err.splitlines()] == [
+        "ratio",
+        "iso-flop",
+        "architectures",
+        "rates",
+    ]
 
 
 def test_every_format_is_a_valid_file_and_data_hold_its_numbers(

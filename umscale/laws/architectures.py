@@ -103,7 +103,7 @@ def _compare(
     table: Table, loss: str, baseline: str, stage: str, compensation: str | None, budget: float
 ) -> ArchitectureTable:
     names, seeds, losses = text(table, "architecture"), numeric(table, "seed"), numeric(table, loss)
-    noise, freedom = _noise(names, seeds, losses)
+    noise, freedom = block_noise(names, seeds, losses)
     rows = []
     for name in sorted(set(names.tolist())):
         mine = names == name
@@ -139,8 +139,8 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _noise(names: np.ndarray, seeds: np.ndarray, losses: np.ndarray) -> tuple[float, int]:
-    """Residual standard deviation of losses ~ architecture + seed, and its degrees of freedom."""
+def block_noise(names: np.ndarray, seeds: np.ndarray, losses: np.ndarray) -> tuple[float, int]:
+    """Residual standard deviation of losses ~ cell + seed, and its degrees of freedom; NaN and 0 with one seed."""
     design = np.hstack([codes[:, None] == np.unique(codes) for codes in (names, seeds)]).astype(np.float64)
     freedom = len(losses) - int(np.linalg.matrix_rank(design))
     if freedom < 1:

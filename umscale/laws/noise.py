@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.errors import UserError
+from umscale.laws.architectures import block_noise
 from umscale.laws.table import Table, levels, n_rows, numeric, text, where
 from umscale.laws.uncertainty import Estimate
 
@@ -27,6 +28,9 @@ class Noise:
     deviation: Estimate
     """Nats per token, with the 95% interval that holds if noise is Gaussian (chi-squared)."""
     freedom: int
+    in_block: Estimate | None
+    """The same beside what the runs of a seed share: the noise of differences within seed blocks, over the root of
+    two. None of a single cell."""
 
 
 def run_noise(table: Table, *, by_cell: bool = False, stage: str | None = None) -> tuple[Noise, ...]:
@@ -65,6 +69,7 @@ def _at(table: Table, stage: str, budget: float, by_cell: bool) -> list[Noise]:
         losses = numeric(table, loss)
         groups = {c: losses[(cells == c) & np.isfinite(losses)] for c in dict.fromkeys(words)}
         groups = {c: values for c, values in groups.items() if len(values) > 1}
+        several = np.isin(cells, list(groups)) & np.isfinite(losses)
         parts = [(c, [v]) for c, v in groups.items()] if by_cell else [("", list(groups.values()))]
         for cell, values in parts:
             if freedom := sum(len(v) - 1 for v in values):
@@ -78,9 +83,15 @@ def _at(table: Table, stage: str, budget: float, by_cell: bool) -> list[Noise]:
                         n_runs=sum(map(len, values)),
                         deviation=_deviation(sum(float(v.var() * len(v)) for v in values), freedom),
                         freedom=freedom,
+                        in_block=None if cell else _in_block(cells, numeric(table, "seed"), losses, several),
                     )
                 )
     return found
+
+
+def _in_block(cells: np.ndarray, seeds: np.ndarray, losses: np.ndarray, rows: np.ndarray) -> Estimate | None:
+    value, freedom = block_noise(cells[rows], seeds[rows], losses[rows])
+    return _deviation(value**2 * freedom, freedom) if freedom else None
 
 
 def _cell(label: str) -> str:

@@ -51,7 +51,8 @@ def answer(evidence: Evidence) -> list[Block]:
     if evidence.search:
         blocks += _searched(evidence)
     if evidence.refused:
-        blocks.append(Answer(verdict="No answer", tone="open", text=f"{_sentence(evidence.refused)}"))
+        title = "No law of what the search tried" if evidence.search else "No answer"
+        blocks.append(Answer(verdict=title, tone="open", text=_sentence(evidence.refused)))
     if evidence.laws:
         blocks += _density(evidence.laws.verdicts, searched=evidence.search is not None)
     blocks += _architectures(evidence)

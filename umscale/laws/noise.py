@@ -58,9 +58,8 @@ def run_noise(table: Table, *, by_cell: bool = False, stage: str | None = None) 
 
 def _at(table: Table, stage: str, budget: float, by_cell: bool) -> list[Noise]:
     modes = text(table, "compensation") if "compensation" in table else np.full(n_rows(table), "")
-    words = [
-        f"{_cell(label)} {mode}".strip() for label, mode in zip(text(table, "label"), modes, strict=True)
-    ]
+    shown = ("" if mode == "none" else f" {mode}" for mode in modes)
+    words = [f"{_cell(label)}{mode}" for label, mode in zip(text(table, "label"), shown, strict=True)]
     cells = np.array(words, dtype=str)
     found = []
     for loss in LOSSES:

@@ -248,7 +248,7 @@ def fit(
     elif asked == "noise":
         _noise(table, stage, json_)
     else:
-        _fit_study(job, table, details, plane, verdict=asked != "laws")
+        _fit_study(job, table, details, plane, asked)
     warn_damaged(store)
 
 
@@ -296,18 +296,17 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
     (print_comparison if job.compare else print_table_fit)(found, console)
 
 
-def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, verdict: bool) -> None:
+def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, question: str) -> None:
     from umscale.laws.floor import floor_answers
-    from umscale.laws.forms import FIRST_LAWS
-    from umscale.laws.report import STUDY_UNITS, report, to_json
+    from umscale.laws.report import STUDY_UNITS, question_laws, report, to_json
     from umscale.laws.source import map_columns
 
     mapped, columns = map_columns(table, job.mapping)
-    laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else FIRST_LAWS
+    laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else question_laws(question)
     settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
     losses = details if job.compare or job.measured else tuple(LOSS_NAMES)
     found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)
-    if not verdict:
+    if question == "laws":
         found = replace(found, verdicts=())
     if job.json:
         print_json(to_json(found, input={"study": job.source, "where": job.where}))

@@ -96,6 +96,11 @@ class Report:
     settings: Settings
 
 
+def question_laws(question: str) -> Sequence[str | Law]:
+    """Return the laws that a study with this question is fitted with, unless others are asked for."""
+    return ("chinchilla",) if question == "laws" else FIRST_LAWS
+
+
 def report(
     table: Table,
     laws: Sequence[str | Law] = FIRST_LAWS,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from umscale.laws.architectures import Architecture, ArchitectureTable
+from umscale.laws.floor import floor_answers
 from umscale.laws.noise import run_noise
 from umscale.laws.rates import RatesReport
 from umscale.laws.ratio import PAPER_MCP, RatioVerdict
@@ -23,6 +24,7 @@ _QUESTIONS = {
     "architectures": "Which architecture has the lowest loss, where what they cost is held equal?",
     "memory-to-ffn": "Which share of the computation of memory and FFN should go to the memory, at constant compute?",
     "noise": "How far do runs of one cell lie apart, and what does averaging weights do about it?",
+    "laws": "What is the irreducible loss, and does a fitted law find it?",
     "learning-rates": "Which learning rates are best in every cell, and what do the default ones cost?",
 }
 _CONTRASTS = (
@@ -55,6 +57,7 @@ def answer(evidence: Evidence) -> list[Block]:
         blocks.append(Answer(verdict=title, tone="open", text=_sentence(evidence.refused)))
     if evidence.laws:
         blocks += _density(evidence.laws.verdicts, searched=evidence.search is not None)
+    blocks += _floors(evidence)
     blocks += _architectures(evidence)
     blocks += _ratios(evidence.ratios)
     blocks += _rates(evidence)
@@ -465,6 +468,24 @@ def _rate(estimate: Estimate) -> tuple[str, str]:
     if not estimate.has_interval:
         return significant(estimate.value), "–"
     return significant(estimate.value), f"[{significant(estimate.low)}, {significant(estimate.high)}]"
+
+
+# -- floors ---------------------------------------------------------------------------------------------------
+
+
+def _floors(evidence: Evidence) -> list[Block]:
+    found = floor_answers(evidence.table, evidence.laws) if evidence.laws else ()
+    return [
+        Answer(
+            verdict="The fitted floor covers the true one"
+            if one.covered
+            else "The fitted floor misses the true one",
+            tone="yes" if one.covered else "no",
+            text=f"{one.words}.",
+        )
+        for one in found
+        if one.loss == "loss"
+    ]
 
 
 # -- noise ----------------------------------------------------------------------------------------------------

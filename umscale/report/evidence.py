@@ -1,17 +1,16 @@
 """What a report is made of: everything that `umscale fit`, `plot` and `runs` find in a store, asked for once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from umscale.design.study import parse
 from umscale.errors import UserError
 from umscale.laws.architectures import ArchitectureTable, compare_architectures
-from umscale.laws.forms import FIRST_LAWS
 from umscale.laws.noise import Noise, run_noise
 from umscale.laws.rates import RatesReport, rates_reports
 from umscale.laws.ratio import RatioVerdict, ratio_verdicts
-from umscale.laws.report import LOSSES, Report, Settings, report
+from umscale.laws.report import LOSSES, Report, Settings, question_laws, report
 from umscale.laws.table import Table, levels
 from umscale.store import STAGES, Store
 
@@ -120,7 +119,9 @@ def gather(store: Store, source: str) -> Evidence:
         elif question == "learning-rates":
             rates = tuple(one for loss in LOSSES for one in rates_reports(table, loss=loss))
         else:
-            laws = report(table, FIRST_LAWS, settings=Settings(diagnostics=True))
+            laws = report(table, question_laws(question), settings=Settings(diagnostics=True))
+            if question == "laws":
+                laws = replace(laws, verdicts=())
     except UserError as error:
         refused = str(error)
     return Evidence(

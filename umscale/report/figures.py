@@ -24,6 +24,7 @@ OF_QUESTION: Mapping[str, tuple[str, ...]] = {
     "memory-to-ffn": ("ratio",),
     "learning-rates": ("rates",),
     "noise": (),
+    "laws": (),
 }
 DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
     "density-over-size": ("predicted", "residuals", "curves"),
@@ -31,6 +32,7 @@ DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
     "memory-to-ffn": ("curves",),
     "learning-rates": ("curves",),
     "noise": ("curves",),
+    "laws": ("curves",),
 }
 _TITLES: Mapping[str, str] = {
     "density": "Loss against values per token",

@@ -93,7 +93,8 @@ class Uncertainty:
         values = np.asarray(quantity(self.draws), dtype=np.float64)
         if self.jackknife is None:
             tail = ndtr(normal)
-            low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+            with np.errstate(invalid="ignore"):  # an end may be infinite
+                low, high = np.quantile(values, [tail, 1 - tail], axis=0)
             return low, high
         value = np.asarray(quantity(self.fit.vector), dtype=np.float64)
         tails = _bca_tails(values, value, np.asarray(quantity(self.jackknife), dtype=np.float64), normal)

@@ -15,6 +15,7 @@ from umscale.design.study import load_study
 from umscale.errors import UserError
 from umscale.search.bridge import cost_of
 from umscale.search.settings import Range, parse_settings
+from umscale.spec import read_run
 from umscale.store import Store
 
 TINY = """
@@ -101,7 +102,8 @@ def test_every_trial_is_a_run_of_the_store(done):
         record = store.final_record(trial.user_attrs["run_id"])
         assert record is not None
         assert trial.values[0] == record["loss"]
-        assert (record["top_m"], record["n_keys"], record["lr"]) == (
+        lr = read_run(record["spec"]).train.lr
+        assert (record["top_m"], record["n_keys"], lr) == (
             trial.params["top_m"], trial.params["n_keys"], trial.params["train.lr"],
         )  # fmt: skip
         assert record["budget"] == 4096

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from umscale.laws.table import levels, numeric
+from umscale.laws.table import levels, numeric, text
 from umscale.report.design import statuses
 from umscale.report.evidence import Evidence
 from umscale.report.numbers import listed
+from umscale.spec import read_run
 from umscale.words import count
 
 _FEW_SEEDS = 5
@@ -76,7 +77,13 @@ def _rates(evidence: Evidence) -> list[str]:
     table = evidence.table
     if evidence.question == "learning-rates" or evidence.search:
         return []
-    if len(set(numeric(table, "lr").tolist())) == 1 and len(levels(table, "label")) > 1:
+    trains = [read_run(spec).train for spec in sorted(set(text(table, "spec").tolist()))]
+    if len({(train.lr, train.value_lr, train.rate_scaling) for train in trains}) == 1 and len(trains) > 1:
+        if trains[0].rate_scaling == "shape":
+            return [
+                "Learning rates follow each model's shape by a rule, not by a search in every cell: part of a "
+                "difference may be how far each cell is from its own best rate."
+            ]
         return [
             "One learning rate serves all cells: part of a difference may be how far each cell is from its "
             "own best rate."

@@ -146,6 +146,7 @@ def plot(
     gallery = Gallery(
         table,
         laws=read_laws(law, table, columns, of_laws) if law else (),
+        question=store.question() if store else "",
         loss=measured or loss,
         stage=stage,
         settings=settings,
@@ -178,7 +179,7 @@ def plot_store(store: "Store", names: Sequence[str], folder: Path, formats: Sequ
     """Draw the named figures of a store into ``folder`` and return the paths, one a figure and format."""
     from umscale.plots.kinds import Gallery
 
-    gallery = Gallery(store.columns(), training=store.curves)
+    gallery = Gallery(store.columns(), question=store.question(), training=store.curves)
     drawn = _figures(gallery, names, store.name)
     return [path for name, figure in drawn for path in _save(figure, folder / name, formats)]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.compare import Compared
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, Law
+from umscale.laws.forms import COLUMNS, Law
 from umscale.laws.map import DensityMap, density_map, study_map
-from umscale.laws.report import Section, Settings, table_report
+from umscale.laws.report import Section, Settings, question_laws, table_report
 from umscale.laws.table import Table, levels, numeric, where
 from umscale.laws.uncertainty import Uncertainty
 from umscale.laws.verdict import fit_effects, why_thin
@@ -42,6 +42,7 @@ class Gallery:
         table: Table,
         *,
         laws: Sequence[Law] = (),
+        question: str = "",
         loss: str = "loss",
         stage: str | None = None,
         settings: Settings | None = None,
@@ -52,6 +53,7 @@ class Gallery:
 
         Args:
             laws: those to draw; none takes a study's own and draws the one it recommends.
+            question: a study's, which says what its own laws are.
             stage: one stage alone; None takes all.
             settings: of the fits; the default ones are a study's.
             training: gives the training curves of a study's runs; None where there are none.
@@ -59,6 +61,7 @@ class Gallery:
         """
         self.table = where(table, stage=stage)
         self.laws = tuple(laws)
+        self.question = question
         self.loss = loss
         self.settings = settings or Settings()
         self.training = training
@@ -78,7 +81,7 @@ class Gallery:
             raise UserError("this figure needs a law: name one with --law; `umscale laws` lists them")
         self.require_one_architecture()
         settings = replace(self.settings, diagnostics=True)
-        laws = self.laws or FIRST_LAWS
+        laws = self.laws or question_laws(self.question)
         found = table_report(self.table, laws, settings, loss=self.loss, seed=self.seed)
         self.skipped = found.skipped
         for section in found.sections:

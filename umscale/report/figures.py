@@ -24,7 +24,7 @@ OF_QUESTION: Mapping[str, tuple[str, ...]] = {
     "memory-to-ffn": ("ratio",),
     "learning-rates": ("rates",),
     "noise": (),
-    "laws": (),
+    "laws": ("predicted",),
 }
 DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
     "density-over-size": ("predicted", "residuals", "curves"),
@@ -32,7 +32,7 @@ DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
     "memory-to-ffn": ("curves",),
     "learning-rates": ("curves",),
     "noise": ("curves",),
-    "laws": ("curves",),
+    "laws": ("bootstrap", "curves"),
 }
 _TITLES: Mapping[str, str] = {
     "density": "Loss against values per token",
@@ -42,6 +42,7 @@ _TITLES: Mapping[str, str] = {
     "rates": "Loss against learning rates",
     "residuals": "Residuals of the law",
     "predicted": "Observed against predicted loss",
+    "bootstrap": "Coefficients, draw by draw",
     "curves": "Training curves",
     "architectures": "Losses of the architectures",
     "front": "What the search tried, and its front",
@@ -64,6 +65,8 @@ _LOOK: Mapping[str, str] = {
     "points far out are runs to look at.",
     "predicted": "Points on the diagonal are predicted well. The marked ones were held out: they say how far "
     "beyond the grid the law may be trusted.",
+    "bootstrap": "Long thin clouds are coefficients that the runs cannot tell apart; one that runs into a wall is not "
+    "identified.",
     "curves": "Look for spikes and for runs that leave the others: at right, each run is shown minus the "
     "mean of its seed on the same batch.",
     "architectures": "A bar that misses the dashed line is a difference from the baseline. Compare the order "
@@ -80,7 +83,7 @@ Shown = tuple[list[Picture], list[str]]
 
 def draw(evidence: Evidence) -> tuple[Shown, Shown]:
     """The figures that answer the question, and those that show what is behind the answer."""
-    gallery = Gallery(evidence.table, training=evidence.store.curves)
+    gallery = Gallery(evidence.table, question=evidence.question, training=evidence.store.curves)
 
     def kinds(names: Sequence[str]) -> "dict[str, Callable[[], Mapping[str, Figure]]]":
         return {name: lambda name=name: KINDS[name].draw(gallery) for name in names}  # type: ignore[misc]

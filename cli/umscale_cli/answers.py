@@ -74,9 +74,9 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
         table.add_column("architecture", no_wrap=True)
         for name in (
             "runs", "loss, nats", f"minus {one.baseline}, 95% interval", "bits/byte", "total", "active", "FLOPs/token",
-            "sparse bytes read, batch 1", "batch 16", "lr",
+            "bytes, B=1", "B=16", "B=256", "lr", "tok/s",
         ):  # fmt: skip
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=name.startswith("minus"))
         for row in one.rows:
             costs = row.costs
             table.add_row(
@@ -87,15 +87,19 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
                 + (f" from {row.baseline}" if row.baseline != one.baseline else ""),
                 number(row.bits_per_byte),
                 *(count(costs[c]) for c in ("total_params", "active_params", "flops_per_token")),
-                *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16")),
+                *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16", "access_bytes_b256")),
                 f"{costs['lr']:.3g}",
+                count(costs["tokens_per_second"]),
             )
         console.print()
         console.print(table)
         noise = (
             f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
         )
-        console.print(f"run-to-run standard deviation {noise}; sparse bytes are bf16 and measured, a token")
+        console.print(
+            f"run-to-run standard deviation {noise}; bytes: bf16 sparse parameters read a token, measured, in batches "
+            "of B tokens; tok/s of training, which other work on the machine slows"
+        )
 
 
 def print_ratio(found: "RatioVerdict", console: Any) -> None:

@@ -10,8 +10,9 @@ from umscale.laws.table import Table, levels, numeric, text, where
 from umscale.laws.uncertainty import Estimate
 
 COSTS = (
-    "total_params", "active_params", "sparse_params", "flops_per_token", "access_bytes_b1", "access_bytes_b16",
-    "lr", "value_lr",
+    "total_params", "active_params", "sparse_params", "flops_per_token",
+    "access_bytes_b1", "access_bytes_b16", "access_bytes_b64", "access_bytes_b256",
+    "tokens_per_second", "lr", "value_lr",
 )  # fmt: skip
 
 

@@ -296,6 +296,8 @@ def _costs_grid(stages: dict[str, ArchitectureTable], place: str) -> Grid:
         "flops_per_token",
         "access_bytes_b1",
         "access_bytes_b16",
+        "access_bytes_b64",
+        "access_bytes_b256",
     )
     return Grid(
         caption=f"What they cost; {place}",
@@ -308,19 +310,26 @@ def _costs_grid(stages: dict[str, ArchitectureTable], place: str) -> Grid:
             "FLOPs per token, forward",
             "sparse bytes read per token, batch 1",
             "batch 16",
+            "batch 64",
+            "batch 256",
             "learning rate",
+            "tokens per second",
         ),
-        sides="l" + "r" * 8,
+        sides="l" + "r" * 11,
         rows=tuple(
             (
                 row.name,
                 fixed(row.bits_per_byte),
                 *(count(row.costs[c]) for c in columns),
                 significant(row.costs["lr"]),
+                count(row.costs["tokens_per_second"]),
             )
             for row in last.rows
         ),
-        notes=("Sparse bytes are bf16 and measured. Active parameters are without embeddings.",),
+        notes=(
+            "Sparse bytes are bf16 and measured. Active parameters are without embeddings. Tokens per second are "
+            "those of training, which other work on the machine slows.",
+        ),
     )
 
 

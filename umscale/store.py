@@ -41,6 +41,7 @@ from umscale.tables import (
     TABLES,
     Damaged,
     from_parquet,
+    probe_column,
     schema,
     to_parquet,
     verify,
@@ -324,7 +325,9 @@ class Store:
         """Return the runs joined with the design, as columns of NumPy arrays, for fits and plots.
 
         A run that serves several cells (the reference under two compensations, say) gives a row for each;
-        ``compensation`` tells them apart. Integers become floats with NaN where missing; text stays objects.
+        ``compensation`` tells them apart. Integers become floats with NaN where missing; text stays objects. Where
+        generated tasks were measured (``data.probes``), ``facts_nats`` and its like hold their loss in nats per symbol
+        of an answer.
 
         Args:
             status: keep the rows of runs with this status alone; None keeps all.
@@ -336,7 +339,7 @@ class Store:
         runs = self.read("runs")
         damaged = self.damaged
         cells = self._labels(["run_id", "compensation"])
-        self._scanner.damaged += damaged
+        damaged = damaged + self.damaged
         if status is not None:
             runs = runs.filter(pc.equal(runs["status"], status))
         scalars = [f.name for f in runs.schema if not pa.types.is_list(f.type)]
@@ -354,6 +357,13 @@ class Store:
         if own := self._baselines():
             words = [dict(w.partition("=")[::2] for w in (label or "").split()) for label in out["label"]]
             out["baseline"] = np.array([own.get(w.get("architecture", "")) for w in words], dtype=object)
+        measured = self.read("probes").to_pylist()
+        self._scanner.damaged = damaged + self.damaged
+        if measured:
+            nats = {(r["run_id"], r["budget"], r["stage"], r["task"]): r["nats"] for r in measured}
+            rows = list(zip(out["run_id"], out["budget"], out["stage"], strict=True))
+            for task in dict.fromkeys(r["task"] for r in measured):
+                out[probe_column(task)] = np.array([nats.get((*row, task), np.nan) for row in rows])
         return out
 
     def _baselines(self) -> dict[str, str]:

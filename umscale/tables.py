@@ -8,7 +8,9 @@ verify those), but they leave page headers and the footer unprotected.
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from umscale.spec import Probe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,7 +138,19 @@ TABLES = {
 FEW_ROWS = 64
 """Up to so many rows a file is written plainly, in a third of the time and half of the size."""
 
+_PROBE_LOSS = "_nats"
+
 _KEY, _PREFIX, _DIGITS = b"umscale_checksum", b"umscale-sha256:", 64
+
+
+def probe_column(task: str) -> str:
+    """Return the name under which a generated task's loss stands beside the losses of a run."""
+    return task + _PROBE_LOSS
+
+
+def is_probe_column(name: str) -> bool:
+    """Return whether a column holds a generated task's loss."""
+    return name in map(probe_column, get_args(Probe))
 
 
 class Damaged(Exception):

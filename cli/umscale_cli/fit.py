@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umscale.laws.words import LOSS_NAMES
+from umscale.tables import is_probe_column
 from umscale_cli.answers import (
     print_architectures,
     print_contrast,
@@ -125,7 +126,11 @@ def fit(
         ),
     ] = False,
     loss: Annotated[
-        str, typer.Option(help="Of a study: detail for loss (raw weights), loss_ema (averaged) or both.")
+        str,
+        typer.Option(
+            help="Of a study: detail for loss (raw weights), loss_ema (averaged), both, or a generated task's, as in "
+            "facts_nats."
+        ),
     ] = "loss",
     stage: Annotated[
         str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
@@ -169,7 +174,7 @@ def fit(
     which learning rates are best, or how far runs of one cell lie apart. A table needs --law and, unless its columns
     have the usual names, --map.
     """
-    from umscale.errors import UserError
+    from umscale.errors import UserError, nearest
     from umscale.laws.compare import Recipe
     from umscale.laws.forms import Objective, Residual
     from umscale.laws.report import Settings
@@ -230,10 +235,11 @@ def fit(
         raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
     if output is not None and suggest is None:
         raise UserError("--output is where --suggest writes; add --suggest N")
-    if loss not in (*LOSS_NAMES, "both"):
-        raise UserError(f"--loss {loss!r} must be loss, loss_ema or both")
     store = open_store(source)
     table: Table = store.columns()
+    losses = ("both", *LOSS_NAMES, *filter(is_probe_column, table))
+    if loss not in losses:
+        raise UserError(f"--loss {loss!r} must be one of {', '.join(losses)}{nearest(loss, losses)}")
     if where:
         table = choose_rows(table, where)
     details = (job.measured,) if job.measured else tuple(LOSS_NAMES) if loss == "both" else (loss,)
@@ -304,7 +310,8 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
     mapped, columns = map_columns(table, job.mapping)
     laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else question_laws(question)
     settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
-    losses = details if job.compare or job.measured else tuple(LOSS_NAMES)
+    fewer = job.compare or job.measured or any(map(is_probe_column, details))
+    losses = details if fewer else tuple(LOSS_NAMES)
     found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)
     if question == "laws":
         found = replace(found, verdicts=())

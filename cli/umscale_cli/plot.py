@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from umscale.tables import is_probe_column
 from umscale_cli.console import JsonFlag, note, print_json
 from umscale_cli.law_options import pairs, read_laws
 from umscale_cli.runs import open_store, results_folder, warn_damaged
@@ -90,7 +91,10 @@ def plot(
         bool, typer.Option("--drop-invalid", help="Leave out a table's rows without a loss or a column.")
     ] = False,
     loss: Annotated[
-        str, typer.Option(help="Of a study: loss (raw weights) or loss_ema (averaged weights).")
+        str,
+        typer.Option(
+            help="Of a study: loss (raw weights), loss_ema (averaged weights) or a generated task's, as in facts_nats."
+        ),
     ] = "loss",
     stage: Annotated[
         str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
@@ -135,9 +139,9 @@ def plot(
     else:
         if drop_invalid:
             raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
-        _check((loss,), ("loss", "loss_ema"), "loss")
         store = open_store(source)
         whole = store.columns()
+        _check((loss,), ("loss", "loss_ema", *filter(is_probe_column, whole)), "loss")
     table, columns = map_columns(choose_rows(whole, where) if where else whole, mapping)
     of_laws = {symbol: column for symbol, column in mapping.items() if symbol not in _READ_BY_FIGURES}
     settings = Settings(columns=columns, group=group)

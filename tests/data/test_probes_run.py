@@ -132,8 +132,19 @@ def test_a_store_keeps_and_prints_them(outcome: Outcome, spec: RunSpec, tmp_path
     assert [line.split()[0] for line in lines[2:4]] == [spec.run_id[:8]] * 2
     rows = json.loads(call(app, ["runs", str(tmp_path / "store"), "--probes", "--json"]).stdout)
     assert rows == found
+    columns = store.columns()
+    for stage, task, nats in ((row["stage"], row["task"], row["nats"]) for row in outcome.probes):
+        assert columns[f"{task}_nats"][columns["stage"] == stage].tolist() == [nats]
+    asked = ["fit", str(tmp_path / "store"), "--question", "architectures", "--json", "--loss"]
+    losses = json.loads(call(app, [*asked, "facts_nats"]).stdout)["facts_nats"]
+    assert [(one["stage"], one["rows"][0]["loss"]) for one in losses] == [
+        (row["stage"], row["nats"]) for row in reversed(outcome.probes) if row["task"] == "facts"
+    ]
+    with pytest.raises(UserError, match=r"must be one of both, loss, loss_ema, .*facts_nats; did you mean"):
+        call(app, [*asked, "fact_nats"], catch_exceptions=False)
     store.forget(spec.run_id)
     assert store.probes() == []
+    assert "facts_nats" not in store.columns()
 
 
 def test_a_corpus_of_other_tokens_is_refused(spec: RunSpec, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Architecture:
     difference: Estimate | None
     """Loss minus the baseline's, over the seeds both have, with a 95% interval; None for the table's baseline."""
     bits_per_byte: float
+    """NaN of a generated task's loss."""
     costs: dict[str, float]
     """Means of ``COSTS``, NaN where not recorded."""
 
@@ -60,7 +61,7 @@ def compare_architectures(
 
     Args:
         table: ``Store.columns()``.
-        loss: ``loss`` (raw weights) or ``loss_ema``.
+        loss: ``loss`` (raw weights), ``loss_ema`` or a generated task's, as ``facts_nats``.
         baseline: an architecture's name; None takes ``dense``, else ``base``, else the first by name.
             A column ``baseline`` names others for some architectures.
         stage: one stage alone.
@@ -74,6 +75,8 @@ def compare_architectures(
     names = levels(table, "architecture")
     if baseline is None:
         baseline = next((b for b in ("dense", "base") if b in names), names[0])
+    if loss not in table:
+        raise UserError(f"the table has no column {loss!r}{nearest(loss, table)}")
     if baseline not in names:
         raise UserError(f"no architecture {baseline!r} among the finished runs{nearest(baseline, names)}")
     found = []
@@ -104,6 +107,7 @@ def _compare(
     table: Table, loss: str, baseline: str, stage: str, compensation: str | None, budget: float
 ) -> ArchitectureTable:
     names, seeds, losses = text(table, "architecture"), numeric(table, "seed"), numeric(table, loss)
+    in_bits = {"loss": "bits_per_byte", "loss_ema": "bits_per_byte_ema"}.get(loss)
     noise, freedom = block_noise(names, seeds, losses)
     rows = []
     for name in sorted(set(names.tolist())):
@@ -118,9 +122,7 @@ def _compare(
                 difference=None
                 if name == baseline
                 else _difference(names, seeds, losses, name, other, noise, freedom),
-                bits_per_byte=float(
-                    numeric(table, "bits_per_byte" if loss == "loss" else "bits_per_byte_ema")[mine].mean()
-                ),
+                bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits else float("nan"),
                 costs={c: _mean(numeric(table, c)[mine]) if c in table else float("nan") for c in COSTS},
             )
         )

@@ -19,6 +19,7 @@ from umscale.laws.table import Codes, Table, group_codes, levels, missing_column
 from umscale.laws.table import where as part_of
 from umscale.laws.uncertainty import Estimate, Interval, Uncertainty, bootstrap, profile_interval
 from umscale.laws.verdict import Verdict, verdicts
+from umscale.tables import is_probe_column
 
 SCHEMA_VERSION = 2
 LOSSES = ("loss", "loss_ema")
@@ -115,7 +116,8 @@ def report(
     Args:
         table: columns of a store's finished runs (``Store.columns()``).
         laws: names from ``umscale.laws.forms.LAWS``, or laws.
-        losses: which loss columns: raw weights (``loss``), averaged weights (``loss_ema``).
+        losses: which loss columns: raw weights (``loss``), averaged weights (``loss_ema``), generated tasks
+            (``facts_nats``).
         stage: one stage alone; None takes ``annealed`` and ``stable``.
         seed: of the bootstrap.
 
@@ -128,7 +130,7 @@ def report(
     settings = settings or Settings()
     sections, skipped = _sections(table, laws, losses, stage, seed, settings)
     answers: list[Verdict] = []
-    if settings.by is None and set(losses) <= set(LOSSES):
+    if settings.by is None and all(one in LOSSES or is_probe_column(one) for one in losses):
         answers = [v for v in verdicts(table, losses=tuple(losses)) if stage in (None, v.stage)]
     return Report(
         n_runs=n_runs, sections=sections, skipped=skipped, verdicts=tuple(answers), settings=settings

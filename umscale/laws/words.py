@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from umscale.tables import is_probe_column, probe_column
+
 if TYPE_CHECKING:
     from umscale.laws.compare import Compared, Edge
     from umscale.laws.fit import FitResult
@@ -11,6 +13,13 @@ if TYPE_CHECKING:
 
 LOSS_NAMES: Mapping[str, str] = {"loss": "raw weights", "loss_ema": "averaged weights"}
 _EDGES: "tuple[Edge, ...]" = ("largest", "sparsest", "future")
+
+
+def loss_name(loss: str) -> str:
+    """Return words for a column of losses."""
+    if is_probe_column(loss):
+        return f"probe {loss.removesuffix(probe_column(''))}"
+    return LOSS_NAMES.get(loss, loss)
 
 
 def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
@@ -32,7 +41,7 @@ def interval_text(estimate: "Estimate", digits: int = 5) -> str:
 
 def heading(stage: str | None, compensation: str | None, loss: str) -> str:
     """Return words for one part of a study."""
-    parts = [stage or "", LOSS_NAMES.get(loss, loss)]
+    parts = [stage or "", loss_name(loss)]
     if compensation not in (None, "", "none"):
         parts.append(str(compensation))
     return ", ".join(p for p in parts if p)

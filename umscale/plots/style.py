@@ -18,6 +18,8 @@ from umscale.errors import UserError
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
+from umscale.laws.words import loss_name
+from umscale.tables import is_probe_column
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -123,6 +125,8 @@ def axis_words(column: str) -> str:
 
 def loss_words(column: str, *, study: bool) -> str:
     """What a loss column is called on an axis, with its unit."""
+    if study and is_probe_column(column):
+        return f"{loss_name(column)} (nats per symbol)"
     words = axis_words(column)
     return f"{_LOSS_WORDS.get(column, words) if study else words} (nats per token)"
 
@@ -201,9 +205,13 @@ def law_words(found: Uncertainty) -> str:
 
 def part_words(fit: FitResult) -> str:
     """Which part of a table a fit speaks of, as a caption begins; nothing for a table without parts."""
-    parts = [fit.stage, None if fit.compensation == "none" else fit.compensation, _LOSS_WORDS.get(fit.loss)]
+    parts = [fit.stage, None if fit.compensation == "none" else fit.compensation, _part_loss(fit.loss)]
     words = ", ".join(part for part in parts if part) if fit.stage else ""
     return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def _part_loss(loss: str) -> str | None:
+    return loss_name(loss) if is_probe_column(loss) else _LOSS_WORDS.get(loss)
 
 
 def caption(figure: "Figure", *sentences: str) -> None:

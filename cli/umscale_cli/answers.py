@@ -60,45 +60,53 @@ def _contrast(contrasts: "Contrasts | None", name: str) -> str:
 
 
 def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, console: Any) -> None:
-    """Print a table per stage and budget, best architecture first."""
+    """Print losses and costs per stage and budget, best architecture first."""
     from rich.table import Table
 
     for one in found:
-        table = Table(
-            title=f"Architectures: {heading(one.stage, one.compensation, loss)}, {count(one.budget)} tokens",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            padding=(0, 2, 0, 0),
-        )
-        table.add_column("architecture", no_wrap=True)
+        losses, costs = (Table(box=None, pad_edge=False, padding=(0, 2, 0, 0)) for _ in range(2))
         for name in (
-            "runs", "loss, nats", f"minus {one.baseline}, 95% interval", "bits/byte", "total", "active", "FLOPs/token",
-            "bytes, B=1", "B=16", "B=256", "lr", "tok/s",
+            "architecture",
+            "runs",
+            "loss, nats",
+            f"minus {one.baseline}, 95% interval",
+            "bits/byte",
+        ):
+            losses.add_column(name, justify="left" if name == "architecture" else "right", no_wrap=True)
+        for name in (
+            "architecture", "total", "active", "FLOPs/token", "bytes, B=1", "B=16", "B=256", "lr", "tok/s",
         ):  # fmt: skip
-            table.add_column(name, justify="right", no_wrap=name.startswith("minus"))
+            costs.add_column(name, justify="left" if name == "architecture" else "right", no_wrap=True)
         for row in one.rows:
-            costs = row.costs
-            table.add_row(
+            losses.add_row(
                 row.name,
                 str(row.n_runs),
                 number(row.loss),
                 estimate_text(row.difference)
                 + (f" from {row.baseline}" if row.baseline != one.baseline else ""),
                 number(row.bits_per_byte),
-                *(count(costs[c]) for c in ("total_params", "active_params", "flops_per_token")),
-                *(count(costs[c]) for c in ("access_bytes_b1", "access_bytes_b16", "access_bytes_b256")),
-                f"{costs['lr']:.3g}",
-                count(costs["tokens_per_second"]),
+            )
+            cost = row.costs
+            costs.add_row(
+                row.name,
+                *(count(cost[c]) for c in ("total_params", "active_params", "flops_per_token")),
+                *(count(cost[c]) for c in ("access_bytes_b1", "access_bytes_b16", "access_bytes_b256")),
+                f"{cost['lr']:.3g}",
+                count(cost["tokens_per_second"]),
             )
         console.print()
-        console.print(table)
+        place = f"{heading(one.stage, one.compensation, loss)}, {count(one.budget)} tokens"
+        console.print(f"Architectures: {place}", style="bold")
+        console.print(losses)
         noise = (
             f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
         )
+        console.print(f"run-to-run standard deviation {noise}\n")
+        console.print(costs)
+    if found:
         console.print(
-            f"run-to-run standard deviation {noise}; bytes: bf16 sparse parameters read a token, measured, in batches "
-            "of B tokens; tok/s of training, which other work on the machine slows"
+            "bytes: bf16 sparse parameters read a token, measured, in batches of B tokens; tok/s of training, which "
+            "other work on the machine slows"
         )
 
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umscale.laws.words import LOSS_NAMES, estimate_text, heading
+from umscale.laws.words import LOSS_NAMES, by_chance, estimate_text, heading
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
         noise = (
             f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
         )
-        console.print(f"run-to-run standard deviation {noise}\n")
+        console.print(f"run-to-run standard deviation {noise}{by_chance(len(one.rows) - 1)}\n")
         console.print(costs)
     if found:
         console.print(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from umscale.laws.uncertainty import Estimate
 
 LOSS_NAMES: Mapping[str, str] = {"loss": "raw weights", "loss_ema": "averaged weights"}
+_FEW_INTERVALS = 5
 _EDGES: "tuple[Edge, ...]" = ("largest", "sparsest", "future")
 
 
@@ -30,6 +31,13 @@ def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
     if not estimate.has_interval:
         return f"{value} (no interval)"
     return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+
+
+def by_chance(n_intervals: int) -> str:
+    """Say, after other words, how many of so many 95% intervals leave out zero where nothing differs."""
+    if n_intervals < _FEW_INTERVALS:
+        return ""
+    return f"; of {n_intervals} such intervals {0.05 * n_intervals:.1f} leave out zero by chance alone"
 
 
 def interval_text(estimate: "Estimate", digits: int = 5) -> str:

@@ -10,7 +10,7 @@ from umscale.laws.rates import RatesReport
 from umscale.laws.ratio import PAPER_MCP, RatioVerdict
 from umscale.laws.uncertainty import Estimate
 from umscale.laws.verdict import Contrasts, Verdict
-from umscale.laws.words import LOSS_NAMES
+from umscale.laws.words import LOSS_NAMES, by_chance
 from umscale.plots.search import objective_words
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
 from umscale.report.numbers import both, counted, fixed, listed, pair, share, significant
@@ -279,7 +279,7 @@ def _losses_grid(stages: dict[str, ArchitectureTable], loss: str, place: str) ->
         ),
         sides=("ll" if others else "l") + "r" + "rrr" * len(stages),
         rows=tuple(rows),
-        notes=(f"Run-to-run standard deviation: {', '.join(noise)}.",),
+        notes=(f"Run-to-run standard deviation: {', '.join(noise)}{by_chance(len(last.rows) - 1)}.",),
     )
 
 

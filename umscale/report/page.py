@@ -22,6 +22,8 @@ _MARKDOWN = re.compile(r"[\\*<>|$#~&]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]")
 _INTERVAL = re.compile(r"\[[−\d.∞]+%?, [−\d.∞]+%?\]")
 _WIDE = 10
 """Columns from which a table is set smaller."""
+_LONG = 90
+"""Characters of a table's longest cells side by side, above which it is set smaller too."""
 _SHORT = 16
 """Rows up to which a table is not divided between printed pages."""
 
@@ -68,8 +70,9 @@ class Grid:
 
     @property
     def wide(self) -> bool:
-        """Whether it has many columns."""
-        return len(self.head) >= _WIDE
+        """Whether it has many columns, or long cells."""
+        longest = sum(max(map(len, column)) for column in zip(*self.rows, strict=True))
+        return len(self.head) >= _WIDE or (len(self.head) >= _WIDE // 2 and longest > _LONG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,9 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
         noise = (
             f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
         )
-        console.print(f"run-to-run standard deviation {noise}{by_chance(len(one.rows) - 1)}\n")
+        console.print(
+            f"run-to-run standard deviation {noise}{by_chance(len(one.rows) - 1) if one.freedom else ''}\n"
+        )
         console.print(costs)
     if found:
         console.print(
@@ -113,7 +115,7 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
 def print_ratio(found: "RatioVerdict", console: Any) -> None:
     """Print where along the memory-to-FFN ratio the loss is least."""
     where = heading(found.stage, found.compensation, found.loss)
-    console.print(f"\nBest memory-to-FFN ratio: {found.answer.upper()} with 17% MCP  ({where})", style="bold")
+    console.print(f"\nBest memory-to-FFN ratio: {found.words}  ({where})", style="bold")
     console.print(f"  {found.reason}")
     low, high = found.grid
     console.print(

@@ -64,6 +64,16 @@ class RatioVerdict:
     n_cells: int
     warnings: tuple[str, ...]
 
+    @property
+    def words(self) -> str:
+        """How the best ratio lies to the paper's."""
+        sides = {
+            "consistent": "consistent with",
+            "different": "different from",
+            "inconclusive": "not measured well enough to hold against",
+        }
+        return f"{sides[self.answer]} the paper's {self.paper_mcp:.0%} MCP"
+
 
 def memory_to_ffn(
     table: Table,

@@ -230,6 +230,9 @@ def _best(stages: dict[str, ArchitectureTable], place: str) -> Answer:
         for row in one.rows:
             if row.difference is not None and row.baseline == one.baseline:
                 sides[_side(row.difference)].append(row.name)
+        if not one.freedom:
+            sentences.append(f"{said}. One seed: which differences are more than noise is not known.")
+            continue
         words = [f"{side} {one.baseline}: {listed(names)}" for side, names in sides.items() if names]
         sentences.append(f"{said}. {_sentence('; '.join(words))}" if words else f"{said}.")
     best_rows: dict[str | None, Architecture] = {stage: one.rows[0] for stage, one in stages.items()}
@@ -269,6 +272,7 @@ def _losses_grid(stages: dict[str, ArchitectureTable], loss: str, place: str) ->
         else f"{_when(stage)} unknown: one seed"
         for stage, one in stages.items()
     ]
+    chance = by_chance(len(last.rows) - 1) if last.freedom else ""
     return Grid(
         caption=f"Validation loss in nats per token, {LOSS_NAMES[loss]}, 95% intervals; {place}",
         head=(
@@ -279,7 +283,7 @@ def _losses_grid(stages: dict[str, ArchitectureTable], loss: str, place: str) ->
         ),
         sides=("ll" if others else "l") + "r" + "rrr" * len(stages),
         rows=tuple(rows),
-        notes=(f"Run-to-run standard deviation: {', '.join(noise)}{by_chance(len(last.rows) - 1)}.",),
+        notes=(f"Run-to-run standard deviation: {', '.join(noise)}{chance}.",),
     )
 
 
@@ -341,17 +345,17 @@ def _ratios(verdicts: Sequence[RatioVerdict]) -> list[Block]:
     for compensation, stages in _by_compensation(verdicts, "loss").items():
         answers = {v.answer for v in stages.values()}
         tones = {"consistent": "yes", "different": "no"}
-        title = _title({s: v.answer for s, v in stages.items()})
+        title = _title({s: v.words for s, v in stages.items()})
         blocks += [
             Answer(
-                verdict=f"{_capital(title)}, against the paper's {PAPER_MCP:.0%} MCP ({_held(compensation)})",
+                verdict=f"The best share is {title} ({_held(compensation)})",
                 tone=tones.get(next(iter(answers)), "open") if len(answers) == 1 else "open",
                 text=" ".join(_ratio_sentence(v) for v in reversed(stages.values())),
             ),
             _ratio_grid(compensation, stages),
         ]
     for compensation, stages in _by_compensation(verdicts, "loss_ema").items():
-        said = "; ".join(f"{_when(s)} {v.answer}, optimum {share(v.mcp)}" for s, v in stages.items())
+        said = "; ".join(f"{_when(s)} {v.words}: {share(v.mcp)}" for s, v in stages.items())
         blocks.append(Paragraph(text=f"With averaged weights ({_held(compensation)}): {said}."))
     return blocks
 

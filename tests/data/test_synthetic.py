@@ -1,5 +1,6 @@
 """The entropy of generated text against textbooks, enumeration, and an independent scorer."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -198,3 +199,11 @@ def _fields(source: MarkovFacts) -> dict[str, object]:
 def test_impossible_sources(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         MarkovFacts(**wrong)  # type: ignore[arg-type]
+
+
+def test_values_longer_than_a_document_do_not_matter_without_facts() -> None:
+    source = MarkovFacts(seed=5, alphabet=4, order=1, branching=2, facts=0, document=16)
+    texts = documents(source, 0, 500)
+    wider = dataclasses.replace(source, value_symbols=64)
+    for found, wanted in zip(document_nats(wider, texts), document_nats(source, texts), strict=True):
+        np.testing.assert_array_equal(found, wanted)

@@ -77,7 +77,7 @@ class MarkovFacts:
                 raise UserError(f"{name} must lie between {least} and {most}, not {value}")
         if not 0 < self.fact_rate < 1:
             raise UserError(
-                f"fact_rate must lie strictly between 0 and 1, not {self.fact_rate:g}; facts = 0 leaves facts out"
+                f"fact_rate must lie strictly between 0 and 1, not {self.fact_rate:g}; facts = 0 leaves facts out at any rate"
             )
         if self.facts and self.document < self.order + self.fact_bytes:
             raise UserError(
@@ -301,7 +301,7 @@ def document_nats(source: MarkovFacts, texts: np.ndarray) -> tuple[np.ndarray, n
     known, size, width, order = tables(source), source.document, source.fact_bytes, source.order
     starts = texts == MARKER
     inside = np.zeros(texts.shape, bool)
-    for i in range(width):
+    for i in range(width if source.facts else 0):
         inside[:, i:] |= starts[:, : size - i]
     # Letters to the front, in order: [n, document], those of a document's tail are not counted.
     front = np.argsort(inside, axis=1, kind="stable")

@@ -56,7 +56,9 @@ def generate(
     if not force and (target / MANIFEST).exists():
         found = read_corpus(target)
         m = found.manifest
-        if (m.generated, m.recipe, m.sources[0].n_bytes) == (generated, recipe, n_bytes):
+        # Not the floors: their last digits are the machine's.
+        made = m.generated.source if m.generated else None
+        if (made, m.recipe, m.sources[0].n_bytes) == (source, recipe, n_bytes):
             return found
         raise UserError(
             f"corpus {name!r} exists and was made otherwise; replace it with --force or choose another name"

@@ -77,7 +77,8 @@ class MarkovFacts:
                 raise UserError(f"{name} must lie between {least} and {most}, not {value}")
         if not 0 < self.fact_rate < 1:
             raise UserError(
-                f"fact_rate must lie strictly between 0 and 1, not {self.fact_rate:g}; facts = 0 leaves facts out at any rate"
+                f"fact_rate must lie strictly between 0 and 1, not {self.fact_rate:g}; "
+                "facts = 0 leaves facts out at any rate"
             )
         if self.facts and self.document < self.order + self.fact_bytes:
             raise UserError(

@@ -199,12 +199,16 @@ def _map(gallery: Gallery) -> Figures:
     maps = density_maps(gallery)
     m, n = (numeric(gallery.table, gallery.columns[s]) for s in _PLANE)
     measured = np.unique(np.stack([m, n])[:, np.isfinite(m) & np.isfinite(n)], axis=1)
-    runs = f"{len(levels(gallery.table, 'run_id'))} runs" if "run_id" in gallery.table else f"{len(m)} rows"
-    seeds = len(levels(gallery.table, "seed"))
-    blocks = f" in {seeds} seed block{'s' if seeds > 1 else ''}" if seeds else ""
-    words = f"From {runs} of {len(measured[0])} cells{blocks}; bootstrap intervals."
+
+    def words(part: Table) -> str:
+        runs, seeds = len(levels(part, "run_id")), len(levels(part, "seed"))
+        counted = f"{runs} runs" if runs else f"{len(numeric(part, gallery.columns['m']))} rows"
+        blocks = f" in {seeds} seed block{'s' if seeds > 1 else ''}" if seeds else ""
+        return f"From {counted} of {len(measured[0])} cells{blocks}; bootstrap intervals."
+
+    parts = {suffix: part for suffix, _, part in gallery.parts()}
     return {
-        suffix: density_plane(one, cells=(measured[0], measured[1]), words=words)
+        suffix: density_plane(one, cells=(measured[0], measured[1]), words=words(parts[suffix]))
         for suffix, one in maps.items()
     }
 

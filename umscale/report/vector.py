@@ -10,6 +10,7 @@ from umscale.plots.style import house_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_COLOURS = 256
 _DECIMAL = re.compile(r"-?\d+\.\d+")
 _REFERENCES = re.compile(r'url\(#([^)]+)\)|href="#([^"]+)"')
 
@@ -34,10 +35,13 @@ def svg(figure: "Figure") -> str:
 
 
 def png(figure: "Figure", dpi: int = 144) -> bytes:
-    """Draw a figure in pixels, the same bytes every time."""
-    stream = io.BytesIO()
+    """Draw a figure in pixels of 256 colours, a third of the bytes of all colours, and the same ones every time."""
+    from PIL import Image
+
+    drawn, stream = io.BytesIO(), io.BytesIO()
     with house_style():
-        figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(drawn, format="png", dpi=dpi)
+    Image.open(drawn).convert("RGB").quantize(_COLOURS).save(stream, format="png", optimize=True)
     return stream.getvalue()
 
 

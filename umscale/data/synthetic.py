@@ -70,7 +70,7 @@ class MarkovFacts:
             ("facts", 0, MOST_FACTS),
             ("fact_zipf", 0, 20),
             ("value_symbols", 1, 64),
-            ("document", 8, 1 << 16),
+            ("document", 8, 1 << 13),  # the floor takes memory with its square
         ):
             value = getattr(self, name)
             if not least <= value <= most:

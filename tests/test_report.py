@@ -157,6 +157,10 @@ def test_architectures_are_compared(tmp_path):
                 d = row.difference
                 assert f"{written(d.value)}[{written(d.low)}, {written(d.high)}]" in text
     assert "Lowest loss: moe-8of75 before and after the decay" in text
+    best = compare_architectures(recorded("enwik8_architectures").columns(), baseline="moe-8of75")
+    apart = [all(row.difference.low > 0 for row in one.rows if row.difference) for one in best]
+    assert text.count("all others lie above it") == sum(apart)
+    assert text.count("not told apart from it") == len(apart) - sum(apart)
     assert "umscale_studies/recorded" not in text
 
 
@@ -344,10 +348,29 @@ def test_a_damaged_file_and_an_unreadable_study_are_named(tmp_path):
             "must be a folder or a file that ends in .html",
         ),
         (["report", "EMPTY"], "holds no runs yet"),
+        (
+            ["report", "enwik8_architectures", "--out", "mine/README.html"],
+            "mine/README.md is not of `umscale report`",
+        ),
+        (
+            ["report", "enwik8_architectures", "--out", "taken"],
+            "cannot write taken/report.md: it is a folder",
+        ),
+        (
+            ["report", "enwik8_architectures", "--out", "shut"],
+            "cannot write shut/report-figures: it is no folder",
+        ),
+        (["runs", "enwik8_architectures", "--status", "finishd"], "did you mean 'finished'"),
+        (["runs", "enwik8_architectures", "--probes"], "holds no probes"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     Store.create(tmp_path / "EMPTY")
+    for folder in ("mine", "taken/report.md", "shut"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("mine/README.md", "shut/report-figures"):
+        (tmp_path / file).write_text("notes")
+    before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["umscale", *arguments])
     with pytest.raises(SystemExit) as stop:
@@ -357,3 +380,5 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert words in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "mine" / "README.md").read_text() == "notes"

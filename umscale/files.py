@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ class Files(Protocol):
     def exists(self, name: str) -> bool:
         """Return whether there is such a file."""
 
-    def occupied(self) -> bool:
+    def occupied(self, but: Collection[str] = ()) -> bool:
         """Return whether there is anything here; dotted names do not count."""
 
     def entries(self, folder: str) -> list[Entry]:
@@ -174,8 +174,10 @@ class LocalFiles:
     def exists(self, name: str) -> bool:
         return self._at(name).exists()
 
-    def occupied(self) -> bool:
-        return self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir())
+    def occupied(self, but: Collection[str] = ()) -> bool:
+        return self.root.is_dir() and any(
+            not path.name.startswith(".") and path.name not in but for path in self.root.iterdir()
+        )
 
     def entries(self, folder: str) -> list[Entry]:
         found = []
@@ -266,13 +268,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+_UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+
+
 def write_error(path: Path, error: OSError) -> Exception:
     """Return the UserError for a write that the user can fix, or the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"the disk of {path.parent} is full; free some space and run the same command again")
     if error.errno == errno.EFBIG:
         return UserError(f"{path} would exceed the limit on file sizes (ulimit -f); raise it and run again")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in _UNWRITABLE:
         return UserError(f"{path.parent} cannot be written ({os.strerror(error.errno)})")
     return error
 
@@ -342,12 +350,12 @@ class ObjectFiles:
         with self._explained(name) as (system, path):
             return bool(system.get_file_info(path).type == FileType.File)
 
-    def occupied(self) -> bool:
+    def occupied(self, but: Collection[str] = ()) -> bool:
         from pyarrow.fs import FileSelector
 
         with self._explained("") as (system, path):
             found = system.get_file_info(FileSelector(path, allow_not_found=True))
-        return any(not item.base_name.startswith(".") for item in found)
+        return any(not item.base_name.startswith(".") and item.base_name not in but for item in found)
 
     def entries(self, folder: str) -> list[Entry]:
         from pyarrow.fs import FileSelector

@@ -587,6 +587,10 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and not isinstance(value, bool):
+        whole = value.strip() if isinstance(value, str) else value
+        digits = isinstance(whole, int) or (isinstance(whole, str) and _DIGITS.fullmatch(whole))
+        if digits and abs(int(whole)) < 2**63:
+            return int(whole)  # a float would round it
         number = quantity(value, path)
         if number != int(number):
             raise UserError(f"{path} = {value!r} must be a whole number")
@@ -599,6 +603,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     raise UserError(f"{path} = {value!r} must be {names.get(hint, hint)}")
 
 
+_DIGITS = re.compile(r"[+-]?\d{1,19}")
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 _QUANTITY = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kmgbt]?)", re.IGNORECASE)
 

@@ -32,6 +32,7 @@ from umscale.claims import STALE_SECONDS, Claim, Claims, Lease
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import Files, LocalFiles, open_files, quarantine
+from umscale.labels import label_parts
 from umscale.parametrisation import learning_rates
 from umscale.scan import Scanner
 from umscale.spec import RunSpec, read_run, to_dict
@@ -53,10 +54,13 @@ if TYPE_CHECKING:
 
     from umscale.checkpoint import Workspace
 
-__all__ = ["FINAL", "STAGES", "Row", "Store", "schema", "spec_row"]
+__all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema", "spec_row"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
+STATUSES = ("running", *FINAL, "pruned")
 STAGES = ("stable", "annealed")
+_OUTPUTS = ("figures", "report")
+"""Folders that ``umscale plot`` and ``umscale report`` write where a store of that name would be."""
 RUN_TABLES = ("runs", "documents", "curves", "probes")
 """Tables with a file a run. A run counts as over by its file in the first."""
 
@@ -98,7 +102,7 @@ class Store:
         """Open the store at ``root`` for writing, making it first where there is none; safe with many processes."""
         store = cls(root)
         if not store.files.exists("store.json"):
-            if store.files.occupied():
+            if store.files.occupied(but=_OUTPUTS):
                 raise UserError(f"{store.name} holds other files and no store; choose another --store folder")
             store._write_header({"format": "umscale-store", "version": STORE_VERSION})
         else:
@@ -355,7 +359,7 @@ class Store:
             else:
                 out[field.name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         if own := self._baselines():
-            words = [dict(w.partition("=")[::2] for w in (label or "").split()) for label in out["label"]]
+            words = [dict(w.partition("=")[::2] for w in label_parts(label)) for label in out["label"]]
             out["baseline"] = np.array([own.get(w.get("architecture", "")) for w in words], dtype=object)
         measured = self.read("probes").to_pylist()
         self._scanner.damaged = damaged + self.damaged

@@ -2,13 +2,17 @@
 
 import math
 
+_PLAIN = 1e4  # below it a count is written in full
+
 
 def count(value: float | None, digits: int = 3) -> str:
     """Return a count with a unit: ``1.18B``, ``262k``, ``96``; a dash for a missing one."""
     if value is None or math.isnan(value):
         return "–"
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
+    # As it will be written: what rounds up to the next unit is written in it.
+    rounded = abs(float(f"{value:.{digits - 1}e}")) if abs(value) >= _PLAIN else abs(value)
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (_PLAIN, "k")):
+        if rounded >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
     return f"{value:.0f}"
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umscale.laws.words import LOSS_NAMES, by_chance, estimate_text, heading
+from umscale.laws.words import LOSS_NAMES, by_chance, estimate_text, heading, spread_words
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def print_architectures(found: "tuple[ArchitectureTable, ...]", loss: str, conso
             f"{one.noise:.4f} nats ({one.freedom} degrees of freedom)" if one.freedom else "unknown: one seed"
         )
         console.print(
-            f"run-to-run standard deviation {noise}{by_chance(len(one.rows) - 1) if one.freedom else ''}\n"
+            f"run-to-run standard deviation {noise}{by_chance(len(one.rows) - 1) if one.freedom else ''}"
+            f"{spread_words(one.equal_spread)}\n"
         )
         console.print(costs)
     if found:
@@ -160,7 +161,7 @@ def print_rates(found: "RatesReport", console: Any) -> None:
     console.print(table)
     for rate, powers in found.exponents.items():
         said = "; ".join(f"{axis} to the power {estimate_text(p, 2)}" for axis, p in powers.items())
-        console.print(f"  best {rate} goes with {said}", markup=False)
+        console.print(f"  best {rate} goes with {said}")
     console.print(
         f"  a run's standard deviation about the fitted surface {found.deviation:.4f} nats; {found.n_rows} runs, "
         f"{found.n_far} too far from their cell's best left out"
@@ -170,7 +171,7 @@ def print_rates(found: "RatesReport", console: Any) -> None:
             f"  between runs of one setting {found.noise:.4f} nats ({found.freedom} degrees of freedom)"
         )
     for line in found.warnings:
-        console.print(f"  note: {line}", markup=False)
+        console.print(f"  note: {line}")
 
 
 def print_noise(pooled: "Sequence[Noise]", each: "Sequence[Noise]", console: Any) -> None:
@@ -228,7 +229,7 @@ def print_map(table: "Table", stage: str | None, compensation: str | None, loss:
         return
     console.print(f"\nWhere density beats size ({where}, law {found.law})", style="bold")
     for line in found.lines():
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
 
 
 def print_suggestion(found: "Suggestion", output: Path | None, console: Any) -> None:
@@ -247,7 +248,7 @@ def print_suggestion(found: "Suggestion", output: Path | None, console: Any) -> 
     for line in found.statements:
         console.print(f"  {line}")
     if output is None:
-        console.print("\n" + found.to_toml(), markup=False)
+        console.print("\n" + found.to_toml())
     else:
         write_text(output, found.to_toml())
         note(f"wrote {output}; run it with: umscale sweep {output}")
@@ -255,7 +256,5 @@ def print_suggestion(found: "Suggestion", output: Path | None, console: Any) -> 
 
 def print_contrast(found: "CellContrast", text: str, console: Any) -> None:
     """Print the loss of one cell minus that of another."""
-    console.print(
-        f"{text}: {estimate_text(found.difference)} nats ({found.stage}, {found.loss})", markup=False
-    )
+    console.print(f"{text}: {estimate_text(found.difference)} nats ({found.stage}, {found.loss})")
     console.print(f"  {found.n_pairs} pairs of {found.n_seeds} seeds; {found.basis}")

@@ -233,7 +233,7 @@ def _print_tables(report: "Report") -> None:
     console: Any = out()
     console.print(_machine_line(report), soft_wrap=True)
     for part in report.parts:
-        console.print(f"\n{_title(part)}", markup=False, soft_wrap=True, style="bold")
+        console.print(f"\n{_title(part)}", soft_wrap=True, style="bold")
         table = _table()
         if part.rows:
             for i, heading in enumerate(_headings(part)):
@@ -242,7 +242,7 @@ def _print_tables(report: "Report") -> None:
                 table.add_row(*_cells(part, row))
             console.print(table)
         for text in part.notes:
-            console.print(f"  {text}", markup=False, soft_wrap=True)
+            console.print(f"  {text}", soft_wrap=True)
 
 
 def _print_markdown(report: "Report") -> None:

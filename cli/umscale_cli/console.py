@@ -47,14 +47,14 @@ def out() -> Any:
     """Return the Rich console for data (stdout); wide enough for tables when it is not a terminal."""
     from rich.console import Console
 
-    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
 
 
 def err() -> Any:
     """Return the Rich console for progress and remarks (stderr)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else 160)
 
 
 def note(text: str) -> None:

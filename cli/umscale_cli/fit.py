@@ -298,7 +298,7 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
         return
     console = out()
     words = f"{n_kept} of {n_whole} rows, where {job.where}" if job.where else f"{n_whole} rows"
-    console.print(f"{job.source}: {words}", markup=False, soft_wrap=True)
+    console.print(f"{job.source}: {words}", soft_wrap=True)
     (print_comparison if job.compare else print_table_fit)(found, console)
 
 
@@ -323,7 +323,7 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
         print_fit(found, out(), details=details)
         for floor in floor_answers(table, found):
             if floor.loss in details:
-                out().print(f"\n{floor.words}", markup=False)
+                out().print(f"\n{floor.words}")
         for one in found.verdicts if plane else ():
             if one.loss in details:
                 print_map(table, one.stage, one.compensation, one.loss, out())

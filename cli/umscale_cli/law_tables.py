@@ -27,8 +27,8 @@ def print_fit(found: "Report", console: Any, details: "Iterable[str]" = ("loss",
     shown = [section for section in found.sections if section.loss in details]
     _print_sections(found, shown, console)
     for line in found.skipped:
-        console.print(f"not fitted: {line}", markup=False)
-    console.print(columns_text(found), soft_wrap=True, markup=False)
+        console.print(f"not fitted: {line}")
+    console.print(columns_text(found), soft_wrap=True)
     for verdict in found.verdicts:
         if verdict.loss in details:
             console.print()
@@ -45,10 +45,10 @@ def print_table_fit(found: "Report", console: Any) -> None:
     """Print the laws of a table that is no study, with what was fitted and what each column means."""
     _print_sections(found, found.sections, console)
     for line in found.skipped:
-        console.print(f"not fitted: {line}", soft_wrap=True, markup=False)
+        console.print(f"not fitted: {line}", soft_wrap=True)
     console.print()
     for line in _provenance(found):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def print_comparison(found: "Report", console: Any) -> None:
@@ -68,10 +68,10 @@ def print_comparison(found: "Report", console: Any) -> None:
         for index, diagnostics in enumerate(section.diagnostics):
             _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console)
     for line in found.skipped:
-        console.print(f"not fitted: {line}", soft_wrap=True, markup=False)
+        console.print(f"not fitted: {line}", soft_wrap=True)
     console.print()
     for line in _provenance(found):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any) -> None:
@@ -92,7 +92,7 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
             if found.n_runs is not None:  # a table's notes stand beside how it was fitted
                 for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
                     for line in (*compared.fit.warnings, *uncertainty.warnings):
-                        console.print(f"note: {compared.fit.law.name}: {line}", soft_wrap=True, markup=False)
+                        console.print(f"note: {compared.fit.law.name}: {line}", soft_wrap=True)
         for index, diagnostics in enumerate(section.diagnostics):
             _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console, section.by)
 
@@ -149,7 +149,6 @@ def _law_table(found: "Report", section: "Section") -> Any:
 
 def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> Any:
     """One law, a row for each value of the grouping column."""
-    from rich.markup import escape
 
     pairs = [(s, i) for s in sections for i, c in enumerate(s.comparison.laws) if c.fit.law.name == law]
     names = list(dict.fromkeys(n for s, i in pairs for n in s.comparison.laws[i].fit.law.coefficients))
@@ -167,7 +166,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
             for name in names
         ]
         table.add_row(
-            escape(section.by or ""),
+            section.by or "",
             str(compared.fit.n_rows),
             *cells,
             number(compared.fit.rmse_nats),

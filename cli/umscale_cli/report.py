@@ -59,17 +59,26 @@ def _write(page: "Page", target: Path, markdown: bool) -> list[Path]:
     """Write the page and, beside it under the same name, its Markdown with the figures."""
     from umscale.errors import UserError
     from umscale.files import atomic_path
-    from umscale.report.page import to_html, to_markdown
+    from umscale.report.page import SIGNATURE, to_html, to_markdown
 
-    contents = {target: to_html(page).encode()}
+    contents = {}
+    text, figures = target.with_suffix(".md"), target.with_name(f"{target.stem}-figures")
     if markdown:
-        figures = target.with_name(f"{target.stem}-figures")
-        contents[target.with_suffix(".md")] = to_markdown(page, figures.name).encode()
-        contents |= {figures / picture.file[0]: picture.file[1] for picture in page.pictures}
+        contents = {figures / picture.file[0]: picture.file[1] for picture in page.pictures}
+        contents[text] = to_markdown(page, figures.name).encode()
+    contents[target] = to_html(page).encode()
+    # All that can be foreseen goes wrong before anything is written.
+    for path in (path for path in (*contents, figures) if path.exists() and (markdown or path != figures)):
+        if path.is_dir() != (path == figures):
+            raise UserError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no folder'}")
+    if markdown and text.exists() and SIGNATURE not in text.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(
+            f"{text} is not of `umscale report`; choose another name with --out, or --no-markdown"
+        )
     for path, content in contents.items():
         try:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    return list(contents)
+    return [target, *([text] if markdown else []), *(path for path in contents if path not in (target, text))]

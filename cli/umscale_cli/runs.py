@@ -1,6 +1,7 @@
 """``umscale runs`` lists what a store holds; ``umscale show`` explains one run."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,10 @@ def warn_damaged(store: "Store") -> None:
 def runs(
     study: StudyArgument,
     status: Annotated[
-        str | None, typer.Option(help="Only runs with this status (finished, diverged, ...).")
+        str | None,
+        typer.Option(
+            help="Only runs with this status: running, finished, diverged, infeasible, failed or pruned."
+        ),
     ] = None,
     probes: Annotated[
         bool, typer.Option("--probes", help="How the runs do on generated tasks (data.probes) instead.")
@@ -71,6 +75,11 @@ def runs(
     json_: JsonFlag = False,
 ) -> None:
     """List the runs of a store: sizes, losses before and after the decay, status."""
+    from umscale.errors import UserError, nearest
+    from umscale.store import STATUSES
+
+    if status not in (None, *STATUSES):
+        raise UserError(f"--status {status!r} is none of {', '.join(STATUSES)}{nearest(status, STATUSES)}")
     store = open_store(study)
     if probes:
         _list_probes(store, study, status, json_)
@@ -92,11 +101,18 @@ def _list_probes(store: "Store", study: str, status: str | None, json_: bool) ->
     if json_:
         print_json(rows)
         return
+    if not rows and status and store.probes(None):
+        raise UserError(f"no {status} run of {study!r} has probes")
     if not rows:
         raise UserError(
             f'{study!r} holds no probes; sweep with --set \'data.probes=["recall", "facts"]\' to have them measured'
         )
     print_probes(rows, out())
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """Return a percentage, a dash for a missing one."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}%}"
 
 
 def print_probes(rows: list[dict[str, Any]], console: Any) -> None:
@@ -110,22 +126,22 @@ def print_probes(rows: list[dict[str, Any]], console: Any) -> None:
         table.add_column(name, justify="right" if name == "budget" else "left", no_wrap=True)
     for name in (*tasks, *(("bits", "bits/param") if facts else ())):
         table.add_column(name, justify="right", no_wrap=True)
-    by_record: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    by_record: dict[tuple[str, str, int, str], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        key = row["run_id"][:8], row["label"] or "", count(row["budget"]), row["stage"]
+        key = row["run_id"], row["label"] or "", row["budget"], row["stage"]
         by_record.setdefault(key, {})[row["task"]] = row
     blank = ("", "", "")
     chances = {row["task"]: row["chance"] for row in rows}
-    table.add_row("chance", *blank, *(f"{chances[task]:.1%}" for task in tasks))
-    for record, found in by_record.items():
+    table.add_row("chance", *blank, *(share(chances[task]) for task in tasks))
+    for (run_id, label, budget, stage), found in by_record.items():
         stored = next((row for row in found.values() if row["stored_bits"] is not None), None)
         bits = (count(stored["stored_bits"]), number(stored["bits_per_param"])) if stored else ()
-        table.add_row(
-            *record, *(f"{found[task]['accuracy']:.1%}" if task in found else "–" for task in tasks), *bits
-        )
+        shares = (share(found[task]["accuracy"]) if task in found else "–" for task in tasks)
+        table.add_row(run_id[:8], label, count(budget), stage, *shares, *bits)
     ceilings = {task: [row["ceiling"] for row in rows if row["task"] == task] for task in tasks}
-    spans = ((min(values), max(values)) for values in ceilings.values())
-    table.add_row("ceiling", *blank, *(f"{b:.0%}" if a == b else f"{a:.0%}–{b:.0%}" for a, b in spans))
+    known = ([value for value in values if value is not None] for values in ceilings.values())
+    spans = ((min(values), max(values)) if values else (math.nan, math.nan) for values in known)
+    table.add_row("ceiling", *blank, *(f"{a:.0%}–{b:.0%}" if a < b else share(a, 0) for a, b in spans))
     console.print(table)
 
 
@@ -255,7 +271,7 @@ def _print_run(
     )
     console.print(f"data: {first['corpus']} {first['data_hash'][:16]}")
     console.print("to train it again, save this as a .toml file and give it to umscale sweep:\n")
-    console.print(as_study(first), markup=False)
+    console.print(as_study(first))
 
 
 def as_study(record: dict[str, Any]) -> str:

@@ -346,7 +346,7 @@ def _dry_run(bridge: "Bridge", seed: int, n_workers: int, json_: bool) -> None:
             if isinstance(entry, tuple)
             else f"{entry.low:g} to {entry.high:g}{' (log)' if entry.log else ''}"
         )
-        console.print(f"{name}: {words}", markup=False)
+        console.print(f"{name}: {words}")
     limits = ", ".join(f"{name} at most {count(limit)}" for name, limit in settings.constraints.items())
     console.print(f"minimise {', '.join(settings.objectives)}; {limits or 'no constraints'}")
     console.print(

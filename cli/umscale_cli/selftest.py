@@ -90,6 +90,6 @@ def _print(totals: "Totals") -> None:
     for name, value in lines.items():
         console.print(f"{name:<46}{value}")
     for problem in totals.problems:
-        console.print(f"problem: {problem}", markup=False)
+        console.print(f"problem: {problem}")
     verdict = "passed" if totals.passed else "FAILED"
     console.print(f"\n{verdict} in {duration(totals.seconds)}; --seed {totals.seed}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, SetOption, out, print_json
+from umscale_cli.console import JsonFlag, SetOption, note, out, print_json
 
 if TYPE_CHECKING:
     from umscale.laws.simulate import Rate, Simulation, Truth
@@ -60,7 +60,8 @@ def simulate(
         str | None, typer.Option(help="Of --from: annealed or stable.", show_default=False)
     ] = None,
     compensation: Annotated[
-        str | None, typer.Option(help="Of the study; default its first.", show_default=False)
+        str | None,
+        typer.Option(help="Of the study, and of --from; default the study's first.", show_default=False),
     ] = None,
     set_: SetOption = None,
     json_: JsonFlag = False,
@@ -75,6 +76,8 @@ def simulate(
     from umscale.errors import UserError
     from umscale.laws.simulate import Truth, fitted_truth, study_design, to_json
     from umscale.laws.simulate import simulate as run_simulation
+    from umscale.laws.table import levels
+    from umscale.laws.words import heading
     from umscale_cli.runs import open_store
 
     if study is None and from_ is None:
@@ -82,10 +85,18 @@ def simulate(
     if study is None and set_:
         raise UserError("--set overrides a study's keys: name the study")
     truth = Truth(delta_m=0.02, delta_n=0.02)
-    if from_ is not None:
-        truth, design = fitted_truth(open_store(from_).columns(), stage=stage, compensation=compensation)
     if study is not None:
-        design = study_design(load_study(study, set_ or ()), compensation)
+        loaded = load_study(study, set_ or ())
+        compensation = compensation or loaded.compensation[0]
+        design = study_design(loaded, compensation)
+    if from_ is not None:
+        table = open_store(from_).columns()
+        modes = levels(table, "compensation")
+        # The law of the design's own compensation; of another study's only where it has no choice.
+        mode = modes[0] if len(modes) == 1 else compensation or next(iter(modes), None)
+        truth, design_of_runs = fitted_truth(table, stage=stage, compensation=mode)
+        design = design_of_runs if study is None else design
+        note(f"law and noise of {from_}, {heading(stage or 'annealed', mode, 'loss')}")
     given = {
         "delta_m": slope_m,
         "delta_n": slope_n,

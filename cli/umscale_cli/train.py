@@ -143,12 +143,13 @@ def _torchrun_size(nproc: int) -> int | None:
 def _choose(cells: "list[Cell]", label: str | None, run_id: str | None) -> "Cell":
     """Return the one cell that is meant; a label may leave out what the others do not need to be told apart."""
     from umscale.errors import UserError
+    from umscale.labels import label_parts
 
-    words = set((label or "").split())
+    words = set(label_parts(label))
     found = {
         cell.run_id: cell
         for cell in cells
-        if words <= set(cell.label.split()) and cell.run_id.startswith(run_id or "")
+        if words <= set(label_parts(cell.label)) and cell.run_id.startswith(run_id or "")
     }
     if len(found) == 1:
         (cell,) = found.values()

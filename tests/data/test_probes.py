@@ -1,6 +1,7 @@
 """Probes: a solver that reads the text alone is always right, a guesser is right as often as chance has it."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -97,6 +98,41 @@ def test_a_guesser_is_right_by_chance(task: Probe) -> None:
         if task not in ("multi_round", "in_context"):  # there the same value may be asked twice
             counts, each = np.bincount(found, minlength=N_VALUES), len(found) / N_VALUES
             assert ((counts - each) ** 2 / each).sum() < 15 + 5 * np.sqrt(30)
+
+
+def guess_from_context(task: Probe, text: str) -> str:
+    """Look nothing up: the commonest value in view, where each is asked once among those left."""
+    match task:
+        case "multi_hop":
+            seen = Counter(re.findall(r">\.(.);", text))
+            seen.subtract(re.findall(r"\?..>(.);", text))
+        case "multi_round":
+            seen = Counter(re.findall(r":(.);", text))
+        case "in_context":
+            seen = Counter("".join(re.findall(r">([a-p]{3});", text)))
+        case _:
+            seen = Counter("".join(re.findall(r"[A-Z]{2}([a-p]{2});", text)))
+    return seen.most_common(1)[0][0]
+
+
+# Shares of right symbols at 64, 256 and 1024 bytes, as docs/data.md has them.
+GUESSED: dict[Probe, tuple[float, float, float]] = {
+    "multi_hop": (0.76, 0.39, 0.22),
+    "multi_round": (0.34, 0.20, 0.13),
+    "in_context": (0.23, 0.17, 0.16),
+    "key_value": (0.20, 0.13, 0.11),
+}
+
+
+@pytest.mark.parametrize("task", GUESSED)
+def test_what_the_context_gives_away_without_a_look_up(task: Probe) -> None:
+    for seq_len, share in zip((64, 256, 1024), GUESSED[task], strict=True):
+        made, right = make(task, 200, seq_len), []
+        for text in texts(made):
+            for answer in made.answers:
+                guess = guess_from_context(task, text[: int(answer[0])])
+                right.append(np.mean([text[int(place)] == guess for place in answer]))
+        assert abs(np.mean(right) - share) < 0.005 + 4 * np.std(right) / np.sqrt(len(right))
 
 
 @pytest.mark.parametrize("task", TASKS)

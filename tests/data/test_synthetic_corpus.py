@@ -110,14 +110,16 @@ def test_a_manifest_with_impossible_floors_is_refused(corpus: Corpus, tmp_path: 
         read_corpus(tmp_path)
 
 
-def test_too_few_tokens_or_a_bad_name() -> None:
+def test_too_few_or_too_many_tokens_or_a_bad_name() -> None:
     for arguments, message in (
         (("x", SOURCE, 129), "ask for more tokens"),
+        (("x", SOURCE, 10**18), "are free; ask for fewer tokens"),
         (("../x", SOURCE, 10_000), "cannot name a corpus"),
         (("kjv", SOURCE, 10_000), "comes with umscale"),
     ):
         with pytest.raises(UserError, match=message):
             generate(*arguments)
+    assert not list((data_home() / "corpora").glob("*x*"))
 
 
 def test_generate_info_and_list(tmp_path: Path, source_paths: str) -> None:

@@ -9,13 +9,17 @@ from umscale.laws.architectures import compare_architectures
 TRUE = {"dense": 2.0, "moe-2of16": 1.9, "ultramem_v2": 1.85}
 
 
-def simulated(rng: np.random.Generator, n_seeds: int = 3, noise: float = 0.02) -> dict[str, np.ndarray]:
+def simulated(
+    rng: np.random.Generator, n_seeds: int = 3, noise: float | dict[str, float] = 0.02
+) -> dict[str, np.ndarray]:
     rows = []
     for seed in range(n_seeds):
         block = rng.normal(0, 0.05)  # what a seed does to all runs alike
         for name, loss in TRUE.items():
             for stage, extra in (("stable", 0.1), ("annealed", 0.0)):
-                measured = loss + extra + block + rng.normal(0, noise)
+                measured = (
+                    loss + extra + block + rng.normal(0, noise[name] if isinstance(noise, dict) else noise)
+                )
                 rows.append((name, float(seed), stage, 1e6, measured))
     names = ("architecture", "seed", "stage", "budget", "loss")
     table = {n: np.array([r[i] for r in rows], dtype=object if n in ("architecture", "stage") else float)
@@ -43,6 +47,22 @@ def test_intervals_cover_the_truth():
             d = rows[name].difference
             hits.append(d.low <= TRUE[name] - TRUE["dense"] <= d.high)
     assert np.mean(hits) == pytest.approx(0.95, abs=0.025)
+
+
+def test_intervals_cover_where_some_have_learned_a_task_and_others_have_not():
+    rng, noise = np.random.default_rng(5), {"dense": 0.001, "moe-2of16": 3.0, "ultramem_v2": 0.02}
+    hits, pooled = {"moe-2of16": [], "ultramem_v2": []}, 0
+    for _ in range(300):
+        found = compare_architectures(simulated(rng, 4, noise), stage="annealed")[0]
+        rows = {r.name: r for r in found.rows}
+        pooled += found.equal_spread
+        for name, hit in hits.items():
+            d = rows[name].difference
+            hit.append(d.low <= TRUE[name] - TRUE["dense"] <= d.high)
+    assert pooled < 30
+    assert all(np.mean(hit) > 0.91 for hit in hits.values())
+    same = [compare_architectures(simulated(rng, 4))[0].equal_spread for _ in range(300)]
+    assert np.mean(same) > 0.95
 
 
 def test_one_seed_gives_no_interval():

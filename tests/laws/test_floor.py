@@ -43,6 +43,15 @@ def test_the_true_floor_is_covered_and_a_wrong_one_is_not(floor, covered):
     assert ("covers" in answer.words) == covered
 
 
+def test_a_constant_above_a_measured_loss_does_not_hold():
+    rows = table(E)
+    rows["loss"][0] = E - 0.1  # a run that has found what the others have not
+    found = report(rows, [LAWS["chinchilla"]], losses=("loss",))
+    [answer] = floor_answers(rows, found)
+    assert not answer.holds
+    assert f"above a loss measured, {E - 0.1:.4f}" in answer.words
+
+
 def test_without_a_known_floor_nothing_is_said():
     found = report(table(np.nan), [LAWS["chinchilla"]], losses=("loss",))
     assert floor_answers(table(np.nan), found) == ()

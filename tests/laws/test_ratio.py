@@ -113,3 +113,13 @@ def test_bad_tables_are_user_errors() -> None:
         memory_to_ffn(table, stage=None)
     with pytest.raises(UserError, match="no column"):
         memory_to_ffn({k: v for k, v in table.items() if k != "memory_to_ffn"}, stage="annealed")
+
+
+def test_one_bad_end_is_no_minimum() -> None:
+    """Cells without a minimum, and one at the end that is far worse: a parabola through them has a least point."""
+    table = ratio_table(0, curvature=-0.01)
+    table["loss"] = table["loss"] + 0.15 * (table["memory_to_ffn"] == 0.08)
+    found = memory_to_ffn(table, stage="annealed")
+    assert found.answer == "inconclusive"
+    assert "further from the curve" in found.reason
+    assert any("rests on the cells at a ratio of 0.08" in w for w in found.warnings)

@@ -12,6 +12,7 @@ from umscale.design.study import load_study, parse
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
 from umscale.laws.simulate import CONTRASTS, Truth, draw, fitted_truth, simulate, study_design, to_json
+from umscale.laws.table import levels
 from umscale.store import Store
 from umscale_cli.main import app
 
@@ -77,6 +78,16 @@ def test_the_command_prints_rates_and_refuses_nothing_to_simulate() -> None:
     fitted = CliRunner().invoke(app, ["simulate", "--from", "enwik8_density", "--tables", "2", "--json"])
     assert json.loads(fitted.stdout)["n_runs"] == 24
     assert isinstance(CliRunner().invoke(app, ["simulate"]).exception, UserError)
+
+
+def test_law_and_design_are_of_one_compensation() -> None:
+    """Of a study that has several, the first; its law is not that of the first by name."""
+    table = Store.open(umscale_studies.recorded()["density_over_size"]).columns()
+    assert levels(table, "compensation")[0] == "iso_flops"
+    arguments = ["simulate", "density_over_size", "--from", "density_over_size", "--tables", "1", "--json"]
+    for options, mode in (([], "none"), (["--compensation", "iso_flops"], "iso_flops")):
+        found = json.loads(CliRunner().invoke(app, [*arguments, *options]).stdout)
+        assert found["truth"]["delta_m"] == fitted_truth(table, compensation=mode)[0].delta_m
 
 
 def test_power_counts_right_answers_only() -> None:

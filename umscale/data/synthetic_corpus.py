@@ -1,6 +1,7 @@
 """Generating a corpus with a known entropy: documents of a seeded source, prepared as any other text."""
 
 import hashlib
+import shutil
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def generate(
         The corpus; one generated earlier in the same way is returned as it is.
 
     Raises:
-        UserError: bad options, a name that is taken, too few tokens to split, a full disk.
+        UserError: bad options, a name that is taken, too few tokens to split, too many for the disk, a full disk.
     """
     check_options(name, validation_fraction)
     count = -(-tokens // (source.document + 1))
@@ -64,6 +65,12 @@ def generate(
             f"corpus {name!r} exists and was made otherwise; replace it with --force or choose another name"
         )
     with temporary_folder(target) as folder:
+        needed, free = n_bytes * (1 + BYTES.dtype.itemsize), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{tokens:,} tokens take {needed / 1e9:,.1f} GB of disk while they are made, {free / 1e9:,.1f} GB are "
+                "free; ask for fewer tokens or set UMSCALE_DATA to a larger disk"
+            )
         path, digest, done = folder / f"{source.kind}.txt", hashlib.sha256(), 0
         with path.open("wb") as stream:
             for texts in document_batches(source, count):

@@ -147,6 +147,8 @@ def _short(value: Any) -> str:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
         return f"{value / 1e6:.4g}M" if abs(value) >= 1e6 else f"{value / 1e3:.4g}k"
+    if isinstance(value, (list, tuple)):
+        return json.dumps(value, separators=(",", ":"))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -263,6 +265,10 @@ def _architectures(tree: Any, where: str) -> dict[str, dict[str, Any]]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: architectures must hold tables such as [architectures.moe.model.ffn]")
     for name, changes in tree.items():
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{where}: architecture {name!r} must be letters, digits, dots, dashes and underscores, at most 64"
+            )
         unknown = set(changes) - {"model", "train", "baseline"} if isinstance(changes, Mapping) else {""}
         if unknown:
             raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.errors import UserError, nearest
+from umscale.labels import cell_parts
 from umscale.laws.table import Table, levels, numeric, text, where
 from umscale.laws.uncertainty import Estimate
 
@@ -14,6 +15,9 @@ COSTS = (
     "access_bytes_b1", "access_bytes_b16", "access_bytes_b64", "access_bytes_b256",
     "tokens_per_second", "lr", "value_lr",
 )  # fmt: skip
+
+_UNEQUAL = 0.01  # p of Bartlett's test below which spreads are taken to differ
+_LEAST_PAIRS = 3  # runs that a spread of its own takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,9 @@ class ArchitectureTable:
     """Standard deviation of a run beside its architecture and seed block, in nats; NaN with one seed."""
     freedom: int
     """Degrees of freedom of ``noise``."""
+    equal_spread: bool
+    """False where runs of some architectures lie further apart than others' (Bartlett, 1%): intervals are then each
+    pair's own, not the pooled ones."""
     rows: tuple[Architecture, ...]
 
 
@@ -57,7 +64,8 @@ def compare_architectures(
 
     Runs of one seed share their data order, so differences are taken within seeds. Their interval is Student's t on
     the run-to-run variance pooled over architectures: two or three seeds an architecture say little each, together
-    they say how noisy a run is.
+    they say how noisy a run is. Where spreads differ between architectures by more than chance (Bartlett's test, 1%),
+    as those of a task that some have learned and others have not, each interval is of its own paired differences.
 
     Args:
         table: ``Store.columns()``.
@@ -97,8 +105,8 @@ def _cells(table: Table) -> np.ndarray:
     names = text(table, "architecture")
     if "label" not in table:
         return names
-    words = ([w.removeprefix("architecture=") for w in one.split()] for one in text(table, "label"))
-    labels = np.array([" ".join(w for w in one if not w.startswith("seed=")) for one in words])
+    words = (cell_parts(one) for one in text(table, "label"))
+    labels = np.array([" ".join(w.removeprefix("architecture=") for w in one) for one in words])
     one_cell = all(len(set(labels[names == name])) == 1 for name in set(names.tolist()))
     return names if one_cell else labels
 
@@ -109,6 +117,7 @@ def _compare(
     names, seeds, losses = text(table, "architecture"), numeric(table, "seed"), numeric(table, loss)
     in_bits = {"loss": "bits_per_byte", "loss_ema": "bits_per_byte_ema"}.get(loss)
     noise, freedom = block_noise(names, seeds, losses)
+    equal = _equal_spread(names, losses)
     rows = []
     for name in sorted(set(names.tolist())):
         mine = names == name
@@ -121,7 +130,7 @@ def _compare(
                 loss=float(losses[mine].mean()),
                 difference=None
                 if name == baseline
-                else _difference(names, seeds, losses, name, other, noise, freedom),
+                else _difference(names, seeds, losses, name, other, (noise, freedom) if equal else None),
                 bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits else float("nan"),
                 costs={c: _mean(numeric(table, c)[mine]) if c in table else float("nan") for c in COSTS},
             )
@@ -133,6 +142,7 @@ def _compare(
         baseline=baseline,
         noise=noise,
         freedom=freedom,
+        equal_spread=equal,
         rows=tuple(sorted(rows, key=lambda row: row.loss)),
     )
 
@@ -152,15 +162,25 @@ def block_noise(names: np.ndarray, seeds: np.ndarray, losses: np.ndarray) -> tup
     return float(np.sqrt(residuals @ residuals / freedom)), freedom
 
 
+def _equal_spread(names: np.ndarray, losses: np.ndarray) -> bool:
+    """Whether the architectures' runs may all lie equally far apart; True where too few of them show otherwise."""
+    from scipy.stats import bartlett
+
+    # Not residuals beside seed blocks: the noisiest architecture would be in all of them.
+    groups = [losses[names == name] for name in np.unique(names)]
+    groups = [one for one in groups if len(one) >= _LEAST_PAIRS and one.var() > 0]
+    return len(groups) < 2 or bool(bartlett(*groups).pvalue > _UNEQUAL)
+
+
 def _difference(
     names: np.ndarray,
     seeds: np.ndarray,
     losses: np.ndarray,
     name: str,
     baseline: str,
-    noise: float,
-    freedom: int,
+    pooled: tuple[float, int] | None,
 ) -> Estimate | None:
+    """The mean of paired differences, with a run's ``pooled`` deviation and degrees of freedom, or with their own."""
     from scipy.stats import t
 
     def by_seed(wanted: str) -> dict[float, float]:
@@ -171,6 +191,12 @@ def _difference(
     shared: Sequence[float] = sorted(set(one) & set(other))
     if not shared:
         return None
-    value = float(np.mean([one[s] - other[s] for s in shared]))
-    half = float(t.ppf(0.975, freedom)) * noise * (2 / len(shared)) ** 0.5 if freedom else float("nan")
+    pairs = np.array([one[s] - other[s] for s in shared])
+    if pooled is not None:
+        deviation, freedom = pooled[0] * 2**0.5, pooled[1]
+    else:
+        freedom = len(pairs) - 1 if len(pairs) >= _LEAST_PAIRS else 0
+        deviation = float(pairs.std(ddof=1)) if freedom else float("nan")
+    value = float(pairs.mean())
+    half = float(t.ppf(0.975, freedom)) * deviation / len(pairs) ** 0.5 if freedom else float("nan")
     return Estimate(value=value, low=value - half, high=value + half)

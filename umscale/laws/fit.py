@@ -441,25 +441,38 @@ def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _
         condition_number=condition,
         rank=rank,
         unidentified=loose,
-        warnings=(*warnings, *_lack_of_fit(rows, rows.loss - fitted, between)),
+        warnings=(*warnings, *_lack_of_fit_warning(rows, rows.loss - fitted, between)),
     )
 
 
-def _lack_of_fit(rows: Rows, residuals: Array, between: int) -> tuple[str, ...]:
-    """A warning when cells lie further from the law than runs of a cell lie from each other (F test, 1%)."""
+def lack_of_fit(fit: FitResult) -> tuple[float, float]:
+    """F of how far cells lie from a local law against how far runs of a cell lie from each other, and its p.
+
+    F is 0 and p is 1 where runs or cells are too few to tell.
+    """
+    within = "d" in fit.coefficients and "d" not in fit.unidentified
+    return _lack_of_fit(fit.rows, fit.residuals, fit.rank + fit.blocks.shape[1] - within)
+
+
+def _lack_of_fit(rows: Rows, residuals: Array, between: int) -> tuple[float, float]:
+    """The same; ``between`` counts the coefficients and blocks that runs, not records of a run, determine."""
     noise, freedom = run_noise(rows)
     spare = len(np.unique(rows.run)) - between - freedom
     if freedom < 1 or spare < 1 or noise <= 0:
-        return ()
+        return 0.0, 1.0
     from scipy.special import fdtrc
 
     left = len(np.unique(rows.run)) - between
-    missed = (run_variance(rows, residuals, left) * left - noise * freedom) / spare
-    if missed <= 0 or fdtrc(spare, freedom, missed / noise) > 0.01:
+    f = max((run_variance(rows, residuals, left) * left - noise * freedom) / spare / noise, 0.0)
+    return f, float(fdtrc(spare, freedom, f))
+
+
+def _lack_of_fit_warning(rows: Rows, residuals: Array, between: int) -> tuple[str, ...]:
+    f, p = _lack_of_fit(rows, residuals, between)
+    if p > 0.01:
         return ()
     return (
-        f"the law misses cells by more than their runs differ (F = {missed / noise:.1f}): "
-        "its form is too simple for these rows",
+        f"the law misses cells by more than their runs differ (F = {f:.1f}): its form is too simple for these rows",
     )
 
 

@@ -25,11 +25,18 @@ class FloorAnswer:
     """Nats per token."""
     floor_nats: float
     """Exact, see ``umscale.data.synthetic``."""
+    least_nats: float
+    """The lowest loss the law was fitted to."""
 
     @property
     def covered(self) -> bool:
         """Whether the interval holds the floor."""
         return self.fitted.has_interval and self.fitted.low <= self.floor_nats <= self.fitted.high
+
+    @property
+    def holds(self) -> bool:
+        """Whether the constant term lies below every loss fitted, as an irreducible loss must."""
+        return self.fitted.value <= self.least_nats
 
     @property
     def words(self) -> str:
@@ -38,6 +45,8 @@ class FloorAnswer:
         answer = "its interval covers it" if self.covered else "its interval misses it"
         if not self.fitted.has_interval:
             answer = "it has no interval"
+        if not self.holds:
+            answer += f", but the law does not hold: {IRREDUCIBLE} lies above a loss measured, {self.least_nats:.4f}"
         return (
             f"Floor of the corpus {self.floor_nats:.4f} nats; {self.law}'s {IRREDUCIBLE} is "
             f"{estimate_text(self.fitted)}: {answer} ({where})"
@@ -64,6 +73,7 @@ def floor_answers(table: Table, found: Report) -> tuple[FloorAnswer, ...]:
                         loss=compared.fit.loss,
                         fitted=fitted,
                         floor_nats=float(floors[0]),
+                        least_nats=float(compared.fit.rows.loss.min()),
                     )
                 )
     return tuple(answers)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.errors import UserError
+from umscale.labels import cell_parts
 from umscale.laws.architectures import block_noise
 from umscale.laws.table import Table, levels, n_rows, numeric, text, where
 from umscale.laws.uncertainty import Estimate
@@ -27,7 +28,9 @@ class Noise:
     n_runs: int
     deviation: Estimate
     """Nats per token, with the 95% interval that holds if noise is Gaussian (chi-squared)."""
-    freedom: int
+    freedom: float
+    """Degrees of freedom of ``deviation``: fewer than runs minus cells where cells share a seed's data order and
+    initial weights, and so do not vary independently (Satterthwaite)."""
     in_block: Estimate | None
     """The same beside what the runs of a seed share: the noise of differences within seed blocks, over the root of
     two. None of a single cell."""
@@ -65,13 +68,19 @@ def _at(table: Table, stage: str, budget: float, by_cell: bool) -> list[Noise]:
     for loss in LOSSES:
         if loss not in table:
             continue
-        losses = numeric(table, loss)
+        losses, seeds = numeric(table, loss), numeric(table, "seed")
         groups = {c: losses[(cells == c) & np.isfinite(losses)] for c in dict.fromkeys(words)}
         groups = {c: values for c, values in groups.items() if len(values) > 1}
         several = np.isin(cells, list(groups)) & np.isfinite(losses)
         parts = [(c, [v]) for c, v in groups.items()] if by_cell else [("", list(groups.values()))]
         for cell, values in parts:
             if freedom := sum(len(v) - 1 for v in values):
+                squares = sum(float(v.var() * len(v)) for v in values)
+                # A single cell has no other that shares its seeds.
+                within, own = (
+                    (0.0, 0) if cell else block_noise(cells[several], seeds[several], losses[several])
+                )
+                effective = _effective(squares, freedom, within, own)
                 found.append(
                     Noise(
                         cell=cell,
@@ -80,26 +89,30 @@ def _at(table: Table, stage: str, budget: float, by_cell: bool) -> list[Noise]:
                         loss=loss,
                         mean=float(np.mean([v.mean() for v in values])),
                         n_runs=sum(map(len, values)),
-                        deviation=_deviation(sum(float(v.var() * len(v)) for v in values), freedom),
-                        freedom=freedom,
-                        in_block=None if cell else _in_block(cells, numeric(table, "seed"), losses, several),
+                        deviation=_deviation(squares / freedom, effective),
+                        freedom=effective,
+                        in_block=_deviation(within**2, own) if own and not cell else None,
                     )
                 )
     return found
 
 
-def _in_block(cells: np.ndarray, seeds: np.ndarray, losses: np.ndarray, rows: np.ndarray) -> Estimate | None:
-    value, freedom = block_noise(cells[rows], seeds[rows], losses[rows])
-    return _deviation(value**2 * freedom, freedom) if freedom else None
+def _effective(squares: float, freedom: int, within: float, own: int) -> float:
+    """Degrees of freedom of squares / freedom, a sum of what seed blocks share and of what is left (Satterthwaite)."""
+    left, shared = own * within**2, freedom - own
+    if not own or not shared:
+        return float(freedom)
+    between = max(squares - left, 0.0)
+    return squares**2 / (between**2 / shared + left**2 / own)
 
 
 def _cell(label: str) -> str:
     """The label of a run's cell: without the seed and with nothing that each study writes its own way."""
-    return " ".join(w for w in label.split() if not w.startswith("seed=") and "=" in w) or "all"
+    return " ".join(part for part in cell_parts(label) if "=" in part) or "all"
 
 
-def _deviation(squares: float, freedom: int) -> Estimate:
+def _deviation(variance: float, freedom: float) -> Estimate:
     from scipy.stats import chi2
 
-    low, high = (np.sqrt(squares / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
-    return Estimate(value=float(np.sqrt(squares / freedom)), low=float(low), high=float(high))
+    low, high = (np.sqrt(variance * freedom / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
+    return Estimate(value=float(np.sqrt(variance)), low=float(low), high=float(high))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.errors import UserError
+from umscale.labels import cell_parts
 from umscale.laws.forms import Array
 from umscale.laws.table import Table, levels, numeric, text, where
 from umscale.laws.uncertainty import Estimate
@@ -96,8 +97,7 @@ def cell_names(table: Table) -> np.ndarray:
     """Return the cell of every row: its label without learning rates and seed; ``all`` where nothing else varies."""
     out = []
     for label in text(table, "label"):
-        kept = [w for w in label.split() if w.partition("=")[0] not in _NOT_CELL]
-        out.append(" ".join(kept) or "all")
+        out.append(" ".join(cell_parts(label, _NOT_CELL)) or "all")
     return np.array(out, dtype=str)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.fit import FitResult, fit_law
+from umscale.laws.fit import FitResult, fit_law, lack_of_fit
 from umscale.laws.forms import LocalLaw, Slope
 from umscale.laws.table import Table, levels, numeric, where
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
@@ -34,6 +34,7 @@ RATIO_LAW = LocalLaw(
 
 _SAME_COMPUTE = 1.02  # FLOPs of the cells within this factor are one compute
 _REACH = 3.0  # octaves beyond the grid within which the ends of the interval are looked for
+_MISFIT = 0.05  # p of the lack of fit below which a parabola is not what was measured
 _NAN = float("nan")
 
 
@@ -84,7 +85,8 @@ def memory_to_ffn(
     column: str = "memory_to_ffn",
     seed: int = 0,
 ) -> RatioVerdict:
-    """Find the best ratio among the cells of a study that varies it; thin data are ``inconclusive``.
+    """Find the best ratio among the cells of a study that varies it; thin data, and cells that a
+    parabola misses, are ``inconclusive``.
 
     Raises ``UserError`` when the table lacks ``column``, or mixes stages or compensations.
     """
@@ -108,7 +110,8 @@ def memory_to_ffn(
         return _undecided(context, str(error), grid)
     if {"a", "b"} & {*fit.dropped, *fit.unidentified}:
         return _undecided(context, f"{column} needs three levels or more to show a minimum", grid, fit)
-    return _decide(context, bootstrap(fit, seed=seed), grid, _compute_warning(part))
+    ends = _without_ends(part, loss, column, grid)
+    return _decide(context, bootstrap(fit, seed=seed), grid, ends, _compute_warning(part))
 
 
 def ratio_verdicts(
@@ -128,6 +131,7 @@ def _decide(
     context: dict[str, str | None],
     uncertainty: Uncertainty,
     grid: tuple[float, float],
+    ends: dict[float, float],
     warnings: tuple[str, ...],
 ) -> RatioVerdict:
     fit = uncertainty.fit
@@ -138,17 +142,27 @@ def _decide(
     best = origin * 2.0 ** (-fit.vector[a] / (2 * fit.vector[b])) if fit.vector[b] > 0 else _NAN
     ratio = Estimate(value=best, low=low, high=high)
     paper = PAPER_MCP / (1 - PAPER_MCP)
+    misfit = lack_of_fit(fit)
+    # Cells that no parabola joins to the others carry the optimum away with them.
+    carried = {end: other for end, other in ends.items() if ratio.has_interval and not low <= other <= high}
     answer: Literal["consistent", "different", "inconclusive"] = "inconclusive"
     if not curvature.has_interval:
         reason = uncertainty.warnings[0]
     elif not curvature.low > 0:
         reason = "curvature not identified: its interval holds zero, so there may be no minimum"
+    elif misfit[1] < _MISFIT:
+        reason = (
+            f"cells lie further from the curve than their runs from each other (F = {misfit[0]:.1f}, "
+            f"p = {misfit[1]:.3f}): its least point is no measurement"
+        )
     elif not grid[0] <= best <= grid[1]:
         reason = f"optimum outside the grid: at a ratio of {best:.3g}, measured from {grid[0]:.3g} to {grid[1]:.3g}"
     elif not ratio.has_interval:
         reason = "the optimum's interval has no end within three octaves of the grid"
     elif low <= paper <= high:
         answer, reason = "consistent", f"the {LEVEL:.0%} interval of the optimum holds {PAPER_MCP:.0%} MCP"
+    elif carried:
+        reason = "the optimum rests on the outermost cells"
     else:
         side = "below" if high < paper else "above"
         answer, reason = (
@@ -171,7 +185,7 @@ def _decide(
         n_rows=fit.n_rows,
         n_runs=len(np.unique(fit.rows.run)),
         n_cells=len(np.unique(fit.rows.cell)),
-        warnings=(*warnings, *fit.warnings, *uncertainty.warnings),
+        warnings=(*warnings, *map(_carried_words, carried.items()), *fit.warnings, *uncertainty.warnings),
     )
 
 
@@ -216,6 +230,29 @@ def _compute_warning(table: Table) -> tuple[str, ...]:
         spread = flops.max() / flops.min()
         return (f"compute is not constant: forward FLOPs differ {spread:.2f}-fold between cells",)
     return ()
+
+
+def _carried_words(one: tuple[float, float]) -> str:
+    end, other = one
+    where_to = "there is no minimum" if np.isnan(other) else f"it is {other:.3g}, outside its interval"
+    return f"the optimum rests on the cells at a ratio of {end:.3g}: without them {where_to}"
+
+
+def _without_ends(table: Table, loss: str, column: str, grid: tuple[float, float]) -> dict[float, float]:
+    """Each end of the grid → the ratio of least loss among the other cells; NaN where those show no minimum."""
+    found = {}
+    for end in grid:
+        outermost = np.isclose(numeric(table, column), end, rtol=1e-3)
+        rest = {name: np.asarray(values)[~outermost] for name, values in table.items()}
+        try:
+            fit = fit_law(rest, RATIO_LAW, loss=loss, columns={"r": column})
+        except UserError:
+            continue
+        if {"a", "b"} & {*fit.dropped, *fit.unidentified}:
+            continue
+        a, b = fit.coefficients["a"], fit.coefficients["b"]
+        found[end] = float(fit.reference["r"] * 2.0 ** (-a / (2 * b))) if b > 0 else _NAN
+    return found
 
 
 def _undecided(

@@ -33,6 +33,13 @@ def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
     return f"{value} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
 
 
+def spread_words(equal: bool) -> str:
+    """Say, after other words, that architectures' runs lie unequally far apart; nothing where they may not."""
+    if equal:
+        return ""
+    return "; runs of some lie further apart than others' (Bartlett, 1%), so each interval is of its own pairs of runs"
+
+
 def by_chance(n_intervals: int) -> str:
     """Say, after other words, how many of so many 95% intervals leave out zero where nothing differs."""
     if n_intervals < _FEW_INTERVALS:

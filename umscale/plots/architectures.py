@@ -8,6 +8,7 @@ import numpy as np
 from umscale.errors import UserError
 from umscale.laws.architectures import ArchitectureTable, compare_architectures
 from umscale.laws.table import Table, levels, numeric, text, where
+from umscale.laws.words import spread_words
 from umscale.plots.style import INK, caption, house_style, human, loss_words, ordered_colours, panels
 from umscale.plots.training import cell_and_seed
 
@@ -51,6 +52,7 @@ def _words(shown: Sequence[ArchitectureTable]) -> str:
     if not noise:
         return f"{said} One seed: run-to-run noise is unknown, and no interval can be given."
     spread = f"{', '.join(noise)} ({shown[0].freedom} degrees of freedom)"
+    spread += next((spread_words(False) for one in shown if not one.equal_spread), "")
     return (
         f"{said} Bars: 95% interval of the difference from it, drawn about the mean: one that misses the dashed "
         f"line is a difference. Run-to-run standard deviation, nats: {spread}."

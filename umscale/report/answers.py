@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from umscale.laws.architectures import Architecture, ArchitectureTable
+from umscale.laws.architectures import Architecture, ArchitectureTable, compare_architectures
 from umscale.laws.floor import floor_answers
 from umscale.laws.noise import run_noise
 from umscale.laws.rates import RatesReport
 from umscale.laws.ratio import PAPER_MCP, RatioVerdict
+from umscale.laws.table import Table
 from umscale.laws.uncertainty import Estimate
 from umscale.laws.verdict import Contrasts, Verdict
-from umscale.laws.words import LOSS_NAMES, by_chance
+from umscale.laws.words import LOSS_NAMES, by_chance, spread_words
 from umscale.plots.search import objective_words
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
 from umscale.report.numbers import both, counted, fixed, listed, pair, share, significant
@@ -207,7 +208,11 @@ def _architectures(evidence: Evidence) -> list[Block]:
         here = [one for one in found if (one.compensation, one.budget) == (compensation, budget)]
         stages = {s: one for s in STAGES for one in here if one.stage == s}
         place = f"{_held(compensation)}, {count(budget)} tokens"
-        blocks += [_best(stages, place), _losses_grid(stages, "loss", place), _costs_grid(stages, place)]
+        blocks += [
+            _best(evidence, stages, place),
+            _losses_grid(stages, "loss", place),
+            _costs_grid(stages, place),
+        ]
         averaged = {
             one.stage: one
             for one in evidence.architectures.get("loss_ema", ())
@@ -219,13 +224,19 @@ def _architectures(evidence: Evidence) -> list[Block]:
     return blocks
 
 
-def _best(stages: dict[str, ArchitectureTable], place: str) -> Answer:
-    sentences = []
+def _best(evidence: Evidence, stages: dict[str, ArchitectureTable], place: str) -> Answer:
+    sentences, near = [], {stage: _near_best(evidence.table, one) for stage, one in stages.items()}
     for stage, one in reversed(stages.items()):
         best = one.rows[0]
         said = f"{_capital(_when(stage))}, {best.name} has the lowest loss, {fixed(best.loss)} nats per token"
         if best.difference is not None:
             said += f", {both(best.difference)} from {best.baseline}"
+        if one.freedom:
+            said += (
+                f"; not told apart from it: {listed(near[stage])}"
+                if near[stage]
+                else "; all others lie above it"
+            )
         sides: dict[str, list[str]] = {"below": [], "above": [], "not told apart from": []}
         for row in one.rows:
             if row.difference is not None and row.baseline == one.baseline:
@@ -237,12 +248,22 @@ def _best(stages: dict[str, ArchitectureTable], place: str) -> Answer:
         sentences.append(f"{said}. {_sentence('; '.join(words))}" if words else f"{said}.")
     best_rows: dict[str | None, Architecture] = {stage: one.rows[0] for stage, one in stages.items()}
     title = _title({stage: row.name for stage, row in best_rows.items()})
-    clear = all(row.difference is not None and row.difference.high < 0 for row in best_rows.values())
     return Answer(
         verdict=f"Lowest loss: {title} ({place})",
-        tone="yes" if clear else "open",
+        tone="yes" if all(one.freedom and not near[stage] for stage, one in stages.items()) else "open",
         text=" ".join(sentences),
     )
+
+
+def _near_best(table: Table, found: ArchitectureTable) -> list[str]:
+    """Names of those whose difference from the best has an interval that holds zero, or none."""
+    table = {name: values for name, values in table.items() if name != "baseline"}
+    [beside] = [
+        one
+        for one in compare_architectures(table, baseline=found.rows[0].name, stage=found.stage)
+        if (one.compensation, one.budget) == (found.compensation, found.budget)
+    ]
+    return [row.name for row in beside.rows if row.difference and _side(row.difference) != "above"]
 
 
 def _side(difference: Estimate) -> str:
@@ -267,7 +288,7 @@ def _losses_grid(stages: dict[str, ArchitectureTable], loss: str, place: str) ->
         rows.append(tuple(cells))
     minus = "minus that" if others else f"minus {last.baseline}"
     noise = [
-        f"{_when(stage)} {fixed(one.noise)} nats ({one.freedom} degrees of freedom)"
+        f"{_when(stage)} {fixed(one.noise)} nats ({one.freedom} degrees of freedom{spread_words(one.equal_spread)})"
         if one.freedom
         else f"{_when(stage)} unknown: one seed"
         for stage, one in stages.items()
@@ -490,10 +511,9 @@ def _floors(evidence: Evidence) -> list[Block]:
     found = floor_answers(evidence.table, evidence.laws) if evidence.laws else ()
     return [
         Answer(
-            verdict="The fitted floor covers the true one"
-            if one.covered
-            else "The fitted floor misses the true one",
-            tone="yes" if one.covered else "no",
+            verdict=f"The fitted floor {'covers' if one.covered else 'misses'} the true one"
+            + ("" if one.holds else ", but the law does not hold"),
+            tone="yes" if one.covered and one.holds else "no",
             text=f"{one.words}.",
         )
         for one in found

@@ -12,7 +12,7 @@ from umscale.report import design, figures, fits
 from umscale.report.answers import answer, question_words
 from umscale.report.evidence import Evidence, gather
 from umscale.report.limits import limits
-from umscale.report.page import Block, Bullets, Fold, Listing, Page, Paragraph, Section
+from umscale.report.page import SIGNATURE, Block, Bullets, Fold, Listing, Page, Paragraph, Section
 from umscale.spec import to_toml
 from umscale.store import Store
 
@@ -46,8 +46,8 @@ def build(store: Store, source: str) -> Page:
         question=question_words(evidence),
         lead=tuple(answer(evidence)),
         sections=tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in parts if blocks),
-        footer="Losses are validation losses in nats per token, intervals 95%. N_s: sparse parameters. Written by "
-        "`umscale report`; the same store gives the same page.",
+        footer="Losses are validation losses in nats per token, intervals 95%. N_s: sparse parameters. "
+        f"{SIGNATURE}; the same store gives the same page.",
     )
 
 

@@ -1,5 +1,6 @@
 """What was planned and what it took: axes, cells, what is held constant, runs, cost, versions."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from umscale.design.conditioning import condition
+from umscale.labels import cell_parts
 from umscale.laws.table import Table, levels, numeric, text
 from umscale.records import budget_rows
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
@@ -165,8 +167,10 @@ def _constants(table: Table) -> list[Block]:
             held.append((words, _amount(name, found[0])))
         elif found:
             shown = list(dict.fromkeys(_amount(name, v) for v in found))
-            few = len(shown) <= _MOST_LEVELS
-            varied.append((words, str(len(shown)), ", ".join(shown) if few else f"{shown[0]} to {shown[-1]}"))
+            values = ", ".join(shown) if len(shown) <= _MOST_LEVELS else f"{shown[0]} to {shown[-1]}"
+            if len(shown) < len(found):  # some differ by less than is printed
+                values += f" (within {max(found) / min(found) - 1:.2%})" if len(shown) == 1 else " (rounded)"
+            varied.append((words, str(len(found)), values))
     blocks: list[Block] = []
     if varied:
         grid = Grid(
@@ -239,8 +243,7 @@ def _infeasible(evidence: Evidence) -> list[Block]:
     found: dict[tuple[str, str], int] = {}
     for cell in evidence.cells:
         if cell["reason"]:
-            label = " ".join(w for w in (cell["label"] or "").split() if not w.startswith("seed="))
-            key = (label, cell["reason"])
+            key = (" ".join(cell_parts(cell["label"])), cell["reason"])
             found[key] = found.get(key, 0) + 1
     if not found:
         return []
@@ -298,7 +301,11 @@ def _spent(table: Table) -> Iterator[tuple[float, float, float]]:
         mine = np.flatnonzero((runs == run) & np.isfinite(seconds))
         if len(mine):
             last = mine[np.argmax(seconds[mine])]
-            yield round(rate[last] * seconds[last]), float(seconds[last]), float(evaluated[last])
+            yield (
+                round(rate[last] * seconds[last]) if np.isfinite(rate[last]) else 0,
+                float(seconds[last]),
+                float(evaluated[last]),
+            )
 
 
 def every_run(evidence: Evidence) -> list[Block]:
@@ -396,10 +403,9 @@ def _probed(rows: Sequence[Mapping[str, Any]], stage: str) -> Grid:
 
 
 def _cell_name(row: Mapping[str, Any]) -> str:
-    words = [
-        w.removeprefix("architecture=") for w in (row["label"] or "").split() if not w.startswith("seed=")
-    ]
-    return " ".join(words) or str(row["run_id"])[:8]
+    if not row["label"]:
+        return str(row["run_id"])[:8]
+    return " ".join(part.removeprefix("architecture=") for part in cell_parts(row["label"])) or "all"
 
 
 def _percent(value: float) -> str:
@@ -418,9 +424,10 @@ def versions(evidence: Evidence) -> list[Block]:
     dirty = [r for r in revisions if r.endswith("+dirty")]
     packages: dict[str, dict[str, None]] = {}
     for one in levels(table, "versions"):
-        for name, version in json.loads(one).items():
-            if version:
-                packages.setdefault(name, {})[version] = None
+        with contextlib.suppress(ValueError, AttributeError):  # another tool's table
+            for name, version in json.loads(one).items():
+                if version:
+                    packages.setdefault(name, {})[version] = None
     hashes = levels(table, "data_hash")
     rows = [
         ("source revision", ", ".join(revisions) or "not a git checkout"),

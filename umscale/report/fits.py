@@ -164,7 +164,7 @@ def noise(evidence: Evidence) -> list[Block]:
         rows = []
         for budget, stage in sorted(places, key=lambda place: (place[0], place[1] == "annealed")):
             each = [found.get((budget, stage, loss)) for loss in LOSSES]
-            freedom = next(str(one.freedom) for one in each if one)
+            freedom = next(f"{one.freedom:.0f}" for one in each if one)
             cells = [cell for one in each for cell in pair(one.deviation if one else None)]
             rows.append((count(budget), STAGE_WORDS.get(stage, stage), *cells, freedom))
         blocks.append(

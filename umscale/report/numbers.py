@@ -21,7 +21,8 @@ def significant(value: float | None, digits: int = 3) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+    rounded = abs(float(f"{value:.{digits - 1}e}"))
+    text = f"{value:,.0f}" if 1e3 <= rounded < 1e7 else f"{value:.{digits}g}"
     return text.replace("-", "−")
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 TEMPLATE = "page.html.jinja"
+SIGNATURE = "Written by `umscale report`"
+"""What a page's footer says of where it comes from."""
 _MARKDOWN = re.compile(r"[\\*<>|$#~&]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]")
 """What Markdown would read; underscores inside words are safe, and so are brackets that nothing follows."""
 _INTERVAL = re.compile(r"\[[−\d.∞]+%?, [−\d.∞]+%?\]")

@@ -3,6 +3,9 @@
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,28 @@ def checkpoints(store: Store) -> list[str]:
     return [str(path) for path in store.root.glob("work/checkpoints/*/*.safetensors")]
 
 
+@contextmanager
+def once_checkpointed(store: Store, act: Callable[[], None]) -> Iterator[None]:
+    """Act as soon as a run has a checkpoint: between two reports a fast machine may end it."""
+    acted, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if checkpoints(store) and store.claimed():
+                act()
+                acted.set()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert acted.is_set(), "the run ended without a checkpoint"
+
+
 @pytest.mark.usefixtures("slurm")
 def test_gives_the_results_of_a_local_sweep(run_umscale, study, plan, undisturbed, results, tmp_path):
     (tmp_path / "tiny.toml").write_text(study.to_toml())
@@ -47,23 +72,16 @@ def test_gives_the_results_of_a_local_sweep(run_umscale, study, plan, undisturbe
 
 @pytest.mark.usefixtures("slurm")
 def test_a_warned_job_checkpoints_and_goes_back_to_the_queue_by_itself(
-    store, long_run, undisturbed_run, results
+    store, long_run, undisturbed_run, results, monkeypatch
 ):
+    monkeypatch.setattr(engine, "REPORT_SECONDS", 0.1)
     seen = []
 
-    def on_event(number, event):
-        seen.append(event)
-        if (
-            event["event"] == "progress"
-            and checkpoints(store)
-            and not any(e["event"] == "warned" for e in seen)
-        ):
-            seen.append({"event": "warned"})
-            job = executor.jobs[number].job_id
-            subprocess.run(["scancel", "--signal=USR2", job], check=True)  # as Slurm does before a time limit
+    def warn() -> None:  # as Slurm does before a time limit
+        subprocess.run(["scancel", "--signal=USR2", executor.jobs[0].job_id], check=True)
 
-    with SlurmExecutor(store, long_run, 1, terms=Terms(minutes=5)) as executor:
-        executor.run(on_event)
+    with SlurmExecutor(store, long_run, 1, terms=Terms(minutes=5)) as executor, once_checkpointed(store, warn):
+        executor.run(lambda number, event: seen.append(event))
     kinds = [event["event"] for event in seen]
     assert kinds.count("requeued") == 1
     again = kinds.index("requeued")
@@ -86,13 +104,14 @@ def test_a_job_that_ends_with_work_left_is_submitted_again(
     def on_event(number, event):
         if event["event"] == "exit":
             codes.append(event["code"])
-        if event["event"] == "progress" and number == 0 and checkpoints(store):
-            if how == "cancelled":
-                subprocess.run(["scancel", "--signal=TERM", executor.jobs[number].job_id], check=True)
-            else:
-                kill_job(store)
 
-    with SlurmExecutor(store, long_run, 1, terms=Terms(minutes=5)) as executor:
+    def end() -> None:
+        if how == "cancelled":
+            subprocess.run(["scancel", "--signal=TERM", executor.jobs[0].job_id], check=True)
+        else:
+            kill_job(store)
+
+    with SlurmExecutor(store, long_run, 1, terms=Terms(minutes=5)) as executor, once_checkpointed(store, end):
         executor.run(on_event)
     assert codes == [0 if how == "cancelled" else None, 0]
     assert results(store) == undisturbed_run

@@ -80,7 +80,10 @@ def test_a_warned_job_checkpoints_and_goes_back_to_the_queue_by_itself(
     def warn() -> None:  # as Slurm does before a time limit
         subprocess.run(["scancel", "--signal=USR2", executor.jobs[0].job_id], check=True)
 
-    with SlurmExecutor(store, long_run, 1, terms=Terms(minutes=5)) as executor, once_checkpointed(store, warn):
+    with (
+        SlurmExecutor(store, long_run, 1, terms=Terms(minutes=5)) as executor,
+        once_checkpointed(store, warn),
+    ):
         executor.run(lambda number, event: seen.append(event))
     kinds = [event["event"] for event in seen]
     assert kinds.count("requeued") == 1

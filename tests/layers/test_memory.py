@@ -36,9 +36,11 @@ SPECS = [
 IDS = [f"{s.kind}-{i}" for i, s in enumerate(SPECS)]
 
 
-def layer(memory: MemorySpec, h: int = 16) -> tuple[Memory, tuple[torch.Tensor | None, torch.Tensor]]:
+def layer(
+    memory: MemorySpec, h: int = 16, dtype: torch.dtype = torch.float32
+) -> tuple[Memory, tuple[torch.Tensor | None, torch.Tensor]]:
     spec = ModelSpec(d_model=h, n_layers=2, n_heads=2, vocab_size=11, ffn=FfnSpec(d_ffn=32), memory=memory)
-    model = Decoder(spec, seed=1, max_seq_len=8)
+    model = Decoder(spec, seed=1, max_seq_len=8).to(dtype)
     return model.blocks[1].memory, model.tables.per_layer()[1][:2]
 
 
@@ -120,16 +122,18 @@ def brute_force(module: Memory, pre_values, values, y: torch.Tensor) -> torch.Te
 
 
 @pytest.mark.parametrize("memory", SPECS, ids=IDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", ["auto", "aten", "reference"])
-def test_layer_computes_the_papers_equations(memory, backend):
+def test_layer_computes_the_papers_equations(memory, backend, dtype):
     if memory.quadrants == 2 and backend == "auto":
         backend = "aten"  # what auto falls back to
-    module, tables = layer(memory)
+    module, tables = layer(memory, dtype=dtype)
     module.backend = backend
-    y = torch.randn(1, 13, 16, generator=generator(int(torch.randint(2**31, (1,))), "y"))
+    y = torch.randn(1, 13, 16, generator=generator(int(torch.randint(2**31, (1,))), "y")).to(dtype)
     got = module(y, *tables)[0]
     want = brute_force(module, *tables, y[0])
-    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-13}
+    torch.testing.assert_close(got.double(), want, **tolerance)
 
 
 @pytest.mark.parametrize("memory", SPECS, ids=IDS)
@@ -145,7 +149,7 @@ def test_every_part_of_the_layer_learns(memory):
 
 def test_a_fresh_layer_selects_by_its_cores():
     module, _ = layer(SPECS[0])
-    left, _, right = torch.linalg.svd(module.cores[0].sum(0))
+    left, _, right = torch.linalg.svd(module.cores[0].detach().sum(0))
     assert abs(float(module.u[0] @ left[:, 0])) == pytest.approx(1, abs=1e-5)
     assert abs(float(module.v[0] @ right[0])) == pytest.approx(1, abs=1e-5)
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umscale.layers.norm import RmsNorm
+from umscale.layers.precision import full_precision
 
 
 def rotary_table(seq_len: int, d_head: int, theta: float) -> Tensor:
@@ -19,7 +20,7 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
     Neighbouring channels form a pair, turned as one complex product: a single pass over memory.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, heads, d_head / 2]
+    pairs = torch.view_as_complex(full_precision(x).unflatten(-1, (-1, 2)))  # [B, S, heads, d_head / 2]
     turn = torch.view_as_complex(rotary[: x.shape[1]]).unsqueeze(1)  # [S, 1, d_head / 2]
     return torch.view_as_real(pairs * turn).flatten(-2)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umscale.layers.precision import full_precision
 from umscale.layers.tables import Shuffle, Tables, first_table
 from umscale.rng import derive_seed
 from umscale.spec import MemorySpec
@@ -94,7 +95,7 @@ class Memory(nn.Module, ABC):
 
     def _pool(self, p: Tensor, s: Tensor, rows: Tensor, tables: Tables) -> Tensor:  # [T, Dv]
         return self.lookup(
-            None if tables.pre_values is None else p.float(),
+            None if tables.pre_values is None else full_precision(p),
             s,
             rows,
             tables.pre_values,

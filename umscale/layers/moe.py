@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from umscale.layers.ffn import SwiGlu
+from umscale.layers.precision import full_precision
 from umscale.spec import FfnSpec
 from umscale_kernels import expert_ffn
 
@@ -39,7 +40,7 @@ class Moe(nn.Module):
         flat = x.reshape(-1, x.shape[-1])  # [T, h]
         with torch.autocast(x.device.type, enabled=False):  # routing is discrete: keep it in full precision
             logits = self.router(flat.to(self.router.weight.dtype))  # [T, E]
-            probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            probabilities = full_precision(logits).softmax(-1)
             experts = _largest(probabilities, self.spec.top_k)  # [T, k]
             gates = probabilities.gather(1, experts)
             if self.spec.normalize_gates:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
+from umscale.layers.precision import full_precision
 from umscale.spec import MemorySpec
 from umscale_kernels import select
 
@@ -36,10 +37,10 @@ class ProductKeyMemory(Memory):
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         memory, T = self.spec, y.shape[0]
-        q = self.query(y).float().view(T, memory.heads, 2, memory.d_key)
+        q = full_precision(self.query(y)).view(T, memory.heads, 2, memory.d_key)
         q = self.query_norm(q).permute(1, 2, 0, 3)  # [H, 2, T, k]
         keys = self.keys if self.key_norm is None else self.key_norm(self.keys)
-        raw = torch.matmul(q, keys.transpose(-1, -2)).float()  # [H, 2, T, n]
+        raw = full_precision(torch.matmul(q, keys.transpose(-1, -2)))  # [H, 2, T, n]
         pairs = torch.stack((raw, torch.ones_like(raw)), 2)  # [H, 2, 2, T, n]
         picked = select(
             pairs,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
+from umscale.layers.precision import full_precision
 from umscale.spec import MemorySpec
 from umscale_kernels import rank1_vectors, select
 
@@ -56,12 +57,12 @@ class TuckerMemory(Memory):
     def scores(self, y: Tensor) -> Tensor:
         """Query-key scores ``[H, 2, r, T, n]``, fp32, of ``y [T, h]``."""
         memory, T = self.spec, y.shape[0]
-        q = self.query(y).float().view(T, -1, memory.d_key)
+        q = full_precision(self.query(y)).view(T, -1, memory.d_key)
         q = self.query_norm(q).transpose(0, 1)  # [2r, T, k]; [2, T, k] when ranks share a query
         if q.shape[0] < 2 * memory.tucker_rank:
             q = q.repeat_interleave(memory.tucker_rank, 0)
         keys = self.key_norm(self.keys)  # [H, 2r, n, k]
-        raw = torch.matmul(q, keys.transpose(-1, -2)).float()  # [H, 2r, T, n]
+        raw = full_precision(torch.matmul(q, keys.transpose(-1, -2)))  # [H, 2r, T, n]
         return raw.view(memory.heads, 2, memory.tucker_rank, T, memory.keys_per_side)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,5 +131,5 @@ def balance_loss(
 
 def tucker_penalty(cores: Tensor) -> Tensor:
     """``1/(r-1) sum_{i>=2} max(0, l_i - tau)²`` of the singular values l of the summed cores, summed over heads."""
-    values = torch.linalg.svdvals(cores.float().sum(-3))[..., 1:]
+    values = torch.linalg.svdvals(full_precision(cores).sum(-3))[..., 1:]
     return (values - PENALTY_FLOOR).clamp(min=0).square().sum() / max(1, values.shape[-1])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from umscale.design.study import expand, parse
 from umscale.errors import UserError
-from umscale.labels import cell_parts, label_parts
+from umscale.labels import cell_name, cell_parts, label_parts
 from umscale.laws.noise import run_noise
 from umscale.report.numbers import significant
 from umscale.spec import from_dict
@@ -37,6 +37,7 @@ def test_values_may_hold_spaces():
     assert label_parts(label) == ["architecture=my arch", "layers=[0, 1]", "iso_flops", "seed=3"]
     assert cell_parts(label) == ["architecture=my arch", "layers=[0, 1]", "iso_flops"]
     assert cell_parts(label, ("seed", "layers")) == ["architecture=my arch", "iso_flops"]
+    assert cell_name(label) == "my arch layers=[0, 1] iso_flops"
     assert label_parts(None) == label_parts("") == []
 
 

@@ -14,3 +14,8 @@ def label_parts(label: str | None) -> list[str]:
 def cell_parts(label: str | None, without: Collection[str] = ("seed",)) -> list[str]:
     """Return the parts of a label that name a cell: all but those named in ``without``."""
     return [part for part in label_parts(label) if part.partition("=")[0] not in without]
+
+
+def cell_name(label: str | None) -> str:
+    """Return a cell's name in tables and pictures: its parts without the seed, an architecture by its name alone."""
+    return " ".join(part.removeprefix("architecture=") for part in cell_parts(label))

@@ -9,12 +9,16 @@ def count(value: float | None, digits: int = 3) -> str:
     """Return a count with a unit: ``1.18B``, ``262k``, ``96``; a dash for a missing one."""
     if value is None or math.isnan(value):
         return "–"
-    # As it will be written: what rounds up to the next unit is written in it.
-    rounded = abs(float(f"{value:.{digits - 1}e}")) if abs(value) >= _PLAIN else abs(value)
+    written = rounded(abs(value), digits) if abs(value) >= _PLAIN else abs(value)
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (_PLAIN, "k")):
-        if rounded >= limit:
+        if written >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
     return f"{value:.0f}"
+
+
+def rounded(value: float, digits: int) -> float:
+    """Return ``value`` as significant ``digits`` write it, which may reach the next unit: units are chosen for it."""
+    return float(f"{value:.{digits - 1}e}")
 
 
 def duration(seconds: float) -> str:
@@ -30,3 +34,8 @@ def duration(seconds: float) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with fixed digits, a dash for a missing one."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share as a percentage, a dash for a missing one."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}%}"

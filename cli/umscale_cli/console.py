@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umscale.words import count, duration, number
+from umscale.words import count, duration, number, percent
 
 __all__ = [
     "EXIT_FAILED",
@@ -22,6 +22,7 @@ __all__ = [
     "note",
     "number",
     "out",
+    "percent",
     "print_json",
 ]
 

@@ -68,9 +68,11 @@ def _write(page: "Page", target: Path, markdown: bool) -> list[Path]:
         contents[text] = to_markdown(page, figures.name).encode()
     contents[target] = to_html(page).encode()
     # All that can be foreseen goes wrong before anything is written.
-    for path in (path for path in (*contents, figures) if path.exists() and (markdown or path != figures)):
-        if path.is_dir() != (path == figures):
-            raise UserError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no folder'}")
+    for path in contents:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder")
+    if markdown and figures.exists() and not figures.is_dir():
+        raise UserError(f"cannot write {figures}: it is no folder")
     if markdown and text.exists() and SIGNATURE not in text.read_text(encoding="utf-8", errors="replace"):
         raise UserError(
             f"{text} is not of `umscale report`; choose another name with --out, or --no-markdown"

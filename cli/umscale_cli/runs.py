@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, count, duration, note, number, out, print_json
+from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
 
 if TYPE_CHECKING:
     from umscale.store import Store
@@ -110,11 +110,6 @@ def _list_probes(store: "Store", study: str, status: str | None, json_: bool) ->
     print_probes(rows, out())
 
 
-def share(value: float | None, digits: int = 1) -> str:
-    """Return a percentage, a dash for a missing one."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}%}"
-
-
 def print_probes(rows: list[dict[str, Any]], console: Any) -> None:
     """Print a row per cell, budget and stage: symbols right by task, and stored bits per parameter."""
     from rich.table import Table
@@ -132,16 +127,16 @@ def print_probes(rows: list[dict[str, Any]], console: Any) -> None:
         by_record.setdefault(key, {})[row["task"]] = row
     blank = ("", "", "")
     chances = {row["task"]: row["chance"] for row in rows}
-    table.add_row("chance", *blank, *(share(chances[task]) for task in tasks))
+    table.add_row("chance", *blank, *(percent(chances[task]) for task in tasks))
     for (run_id, label, budget, stage), found in by_record.items():
         stored = next((row for row in found.values() if row["stored_bits"] is not None), None)
         bits = (count(stored["stored_bits"]), number(stored["bits_per_param"])) if stored else ()
-        shares = (share(found[task]["accuracy"]) if task in found else "–" for task in tasks)
+        shares = (percent(found[task]["accuracy"]) if task in found else "–" for task in tasks)
         table.add_row(run_id[:8], label, count(budget), stage, *shares, *bits)
     ceilings = {task: [row["ceiling"] for row in rows if row["task"] == task] for task in tasks}
     known = ([value for value in values if value is not None] for values in ceilings.values())
     spans = ((min(values), max(values)) if values else (math.nan, math.nan) for values in known)
-    table.add_row("ceiling", *blank, *(f"{a:.0%}–{b:.0%}" if a < b else share(a, 0) for a, b in spans))
+    table.add_row("ceiling", *blank, *(f"{a:.0%}–{b:.0%}" if a < b else percent(a, 0) for a, b in spans))
     console.print(table)
 
 

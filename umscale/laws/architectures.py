@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.errors import UserError, nearest
-from umscale.labels import cell_parts
+from umscale.labels import cell_name
 from umscale.laws.table import Table, levels, numeric, text, where
 from umscale.laws.uncertainty import Estimate
 
@@ -105,8 +105,7 @@ def _cells(table: Table) -> np.ndarray:
     names = text(table, "architecture")
     if "label" not in table:
         return names
-    words = (cell_parts(one) for one in text(table, "label"))
-    labels = np.array([" ".join(w.removeprefix("architecture=") for w in one) for one in words])
+    labels = np.array([cell_name(one) for one in text(table, "label")])
     one_cell = all(len(set(labels[names == name])) == 1 for name in set(names.tolist()))
     return names if one_cell else labels
 

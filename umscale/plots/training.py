@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.labels import label_parts
+from umscale.labels import cell_name, label_parts
 from umscale.laws.forms import Array
 from umscale.laws.table import Table, numeric, text
 from umscale.plots.style import INK, axis_words, caption, house_style, human, ordered_colours, panels
@@ -155,9 +155,5 @@ def cell_and_seed(label: str) -> tuple[str, str]:
     """``top_m=4 n_keys=128 seed=0`` as cell and seed; a bare run id is cut to eight characters and has no seed."""
     if "=" not in label:
         return label[:8], ""
-    parts = [part.partition("=") for part in label_parts(label)]
-    seed = next((value for name, _, value in parts if name == "seed"), "")
-    cell = [
-        value if name == "architecture" else f"{name}={value}" for name, _, value in parts if name != "seed"
-    ]
-    return " ".join(cell), seed
+    seeds = (part.removeprefix("seed=") for part in label_parts(label) if part.startswith("seed="))
+    return cell_name(label), next(seeds, "")

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from umscale.design.conditioning import condition
-from umscale.labels import cell_parts
+from umscale.labels import cell_name, cell_parts
 from umscale.laws.table import Table, levels, numeric, text
 from umscale.records import budget_rows
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
 from umscale.report.numbers import counted, fixed, listed, significant
 from umscale.report.page import Block, Bullets, Fold, Grid, Paragraph
 from umscale.store import FINAL
-from umscale.words import count, duration
+from umscale.words import count, duration, percent
 
 _QUANTITIES: Mapping[str, str] = {
     "architecture": "architecture",
@@ -382,7 +382,7 @@ def _probed(rows: Sequence[Mapping[str, Any]], stage: str) -> Grid:
     body = [
         (
             cell,
-            *(_percent(mean(cell, task, "accuracy")) for task in tasks),
+            *(percent(mean(cell, task, "accuracy")) for task in tasks),
             *(fixed(mean(cell, task, "bits_per_param")) for task in stored),
         )
         for cell in cells
@@ -390,7 +390,7 @@ def _probed(rows: Sequence[Mapping[str, Any]], stage: str) -> Grid:
     ends = []
     for name in ("chance", "ceiling"):
         known = {task: [r[name] for r in rows if r["task"] == task and r[name] is not None] for task in tasks}
-        shown = [_percent(float(np.mean(known[task])) if known[task] else math.nan) for task in tasks]
+        shown = [percent(float(np.mean(known[task])) if known[task] else math.nan) for task in tasks]
         ends.append((name, *shown, *("" for _ in stored)))
     return Grid(
         caption=f"Answer symbols that are right, by task, {STAGE_WORDS.get(stage, stage)}, at each run's "
@@ -405,11 +405,7 @@ def _probed(rows: Sequence[Mapping[str, Any]], stage: str) -> Grid:
 def _cell_name(row: Mapping[str, Any]) -> str:
     if not row["label"]:
         return str(row["run_id"])[:8]
-    return " ".join(part.removeprefix("architecture=") for part in cell_parts(row["label"])) or "all"
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"
+    return cell_name(row["label"]) or "all"
 
 
 # -- versions -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import math
 
 from umscale.laws.uncertainty import Estimate
+from umscale.words import percent, rounded
 
 
 def fixed(value: float | None, digits: int = 4) -> str:
@@ -21,8 +22,7 @@ def significant(value: float | None, digits: int = 3) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    rounded = abs(float(f"{value:.{digits - 1}e}"))
-    text = f"{value:,.0f}" if 1e3 <= rounded < 1e7 else f"{value:.{digits}g}"
+    text = f"{value:,.0f}" if 1e3 <= rounded(abs(value), digits) < 1e7 else f"{value:.{digits}g}"
     return text.replace("-", "−")
 
 
@@ -46,11 +46,9 @@ def both(estimate: Estimate | None, digits: int = 4) -> str:
 
 def share(estimate: Estimate | None) -> str:
     """``17.3% [12.0%, 24.8%]``."""
-    if estimate is None or math.isnan(estimate.value):
-        return "–"
-    if not estimate.has_interval:
-        return f"{estimate.value:.1%}"
-    return f"{estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    if estimate is None or not estimate.has_interval:
+        return percent(None if estimate is None else estimate.value)
+    return f"{percent(estimate.value)} [{percent(estimate.low)}, {percent(estimate.high)}]"
 
 
 def counted(n: int, thing: str) -> str:

@@ -392,7 +392,7 @@ corpus = "kjv"
 seq_len = 32
 validation_tokens = 3000
 [train]
-budgets = [24000]
+budgets = [60000]
 batch_size = 4
 warmup_tokens = 1000
 checkpoint_seconds = 0.3
@@ -431,7 +431,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def test_killed_interrupted_and_resumed_with_another_number_of_processes(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.numerics import assert_close, seeded
 from umscale.bench import cuda
 from umscale.bench.baselines import (
     bag_lookup,
@@ -48,12 +49,12 @@ def test_a_baseline_is_the_layer(baseline, setting):
     layer, memory = ultramem_v2_layer(setting, "cpu")
     expected = layer.call(layer.on("reference"))()
     found = layer.call(partial(baseline, memory))()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    d_out = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    assert_close(found, expected)
+    d_out = torch.randn(found.shape, generator=seeded(1))
     gradients = (torch.autograd.grad(out, layer.inputs, d_out) for out in (found, expected))
     for a, b in zip(*gradients, strict=True):
         assert b.abs().max() > 0
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+        assert_close(a, b)
 
 
 @pytest.mark.parametrize("baseline", [gather_lookup, bag_lookup])
@@ -62,10 +63,10 @@ def test_a_lookup_baseline_is_the_lookup(baseline):
     (p, s, *tables) = inputs
     expected = lookup(p, s, picked, *tables, backend="reference")
     found = baseline(p, s, picked, *tables)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_close(found, expected)
     gradients = (torch.autograd.grad(out.square().sum(), inputs) for out in (found, expected))
     for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+        assert_close(a, b)
 
 
 def test_the_products_have_the_flops_they_are_said_to_have():

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.numerics import seeded
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
 from umscale.evaluate import evaluate, start_counting, stop_counting
@@ -114,7 +115,7 @@ def train_steps(name: str, world: World, folder: Path) -> dict[str, object]:
 
 def lookups(world: World) -> list[tuple[Tensor, Tensor]]:
     """Outputs and gradients of a split lookup beside those of a whole one, in float64 and in fp32."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     pairs = []
     cases = (("none", 2, True), ("gelu", 1, True), ("none", 1, False))
     for (activation, n_cores, with_pre_values), dtype in itertools.product(
@@ -165,7 +166,7 @@ def bytes_sent(world: World, folder: Path) -> int:
 
 def clipping(world: World) -> tuple[float, list[Tensor], float, list[Tensor]]:
     """Norm and clipped gradients of two shards and a replica, beside those of the whole."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     table, other = (torch.randn(x, generator=generator, dtype=torch.float64) for x in ((6, 8), (3, 3)))
     whole = [torch.nn.Parameter(torch.zeros_like(x)) for x in (table, other)]
     mine = [torch.nn.Parameter(torch.zeros_like(x)) for x in (columns(table, 2, world), other)]
@@ -323,7 +324,7 @@ def test_row_sparse_gradients_are_averaged_as_such(pair, rank: int) -> None:
 
 
 def test_row_dots_is_half_a_lookup() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     for dtype in (torch.float32, torch.float64):
         p, table, d_z = (
             torch.randn(shape, generator=generator, dtype=dtype) for shape in ((7, 5), (40, 5), (7, 3))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.numerics import assert_close, seeded
 from umscale_kernels import available_backends, lookup, lookup_traffic_bytes
 from umscale_kernels.backends import interpreted
 from umscale_kernels.lookup import reference
@@ -61,7 +62,7 @@ def device_of(path: str) -> str:
 
 def problem(shape: tuple[int, ...], table_dtype: torch.dtype = torch.float32) -> Operands:
     tokens, n_rows, m, n_cores, d_pre_value, d_value = shape
-    generator = torch.Generator().manual_seed(sum(shape))
+    generator = seeded(sum(shape))
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator)
@@ -76,7 +77,7 @@ def problem(shape: tuple[int, ...], table_dtype: torch.dtype = torch.float32) ->
 
 
 def upstream(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape[0], shape[5], generator=torch.Generator().manual_seed(7))
+    return torch.randn(shape[0], shape[5], generator=seeded(7))
 
 
 def run(path: str, operands: Operands, d_o: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -113,10 +114,7 @@ def assert_agree(
     assert got.keys() == wanted.keys()
     for name, x in wanted.items():
         rounded = table_dtype == torch.bfloat16 and name in ("pre_values", "values")
-        rtol, atol = 8e-3 if rounded else 1e-4, 1e-5 * x.abs().max().item()
-        torch.testing.assert_close(
-            got[name].double(), x, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert_close(got[name], x, 8e-3 if rounded else torch.float32, name=name)
 
 
 def same(x: dict[str, Tensor], y: dict[str, Tensor]) -> bool:
@@ -202,7 +200,7 @@ def test_permuting_tokens_permutes_what_belongs_to_them(path: str) -> None:
     """To the bit, as do gradients of rows read once; other rows sum in another order."""
     shape = (5, 16, 4, 2, 8, 16)
     operands, d_o = problem(shape), upstream(shape)
-    order = torch.randperm(5, generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(5, generator=seeded(3))
     shuffled = {
         name: x if x is None or name in ("pre_values", "values") else x[order] for name, x in operands.items()
     }
@@ -214,7 +212,7 @@ def test_permuting_tokens_permutes_what_belongs_to_them(path: str) -> None:
     assert 0 < once.sum() < 12
     for name in ("pre_values", "values"):
         assert torch.equal(one[name][once], other[name][once])
-        torch.testing.assert_close(one[name], other[name])
+        assert_close(one[name], other[name])
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("native")])
@@ -281,7 +279,7 @@ def test_frozen_tables_get_no_gradient(path: str) -> None:
     lookup(**operands, backend=backend, **options).sum().backward()
     assert operands["values"].grad is None
     for name in ("s", "p"):
-        torch.testing.assert_close(operands[name].grad.cpu(), wanted[name])
+        assert_close(operands[name].grad, wanted[name])
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -400,7 +398,7 @@ def test_compiles(path: str) -> None:
 
     compiled = torch.compile(loss, fullgraph=not sparse, backend="aot_eager")
     for x, y in zip(gradients(loss), gradients(compiled), strict=True):
-        torch.testing.assert_close(x, y)
+        assert_close(x, y)
 
 
 # -- memory and addressing

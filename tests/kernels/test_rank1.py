@@ -3,15 +3,14 @@
 import pytest
 import torch
 
+from tests.numerics import seeded
 from umscale_kernels import count_rows, rank1_vectors
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("n_cores", [1, 2])
 def test_leading_singular_vectors(rank: int, n_cores: int) -> None:
-    cores = torch.randn(
-        500, n_cores, rank, rank, generator=torch.Generator().manual_seed(rank), dtype=torch.float64
-    )
+    cores = torch.randn(500, n_cores, rank, rank, generator=seeded(rank), dtype=torch.float64)
     u, v = rank1_vectors(cores)
     left, singular, right_h = torch.linalg.svd(cores.sum(1))
     best = singular[:, 0, None, None] * left[:, :, :1] * right_h[:, :1, :]
@@ -23,7 +22,7 @@ def test_leading_singular_vectors(rank: int, n_cores: int) -> None:
 
 
 def test_sign_follows_the_previous_pair() -> None:
-    cores = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0))
+    cores = torch.rand(2, 2, 2, generator=seeded(0))
     u, v = rank1_vectors(cores)
     assert all((x > 0).all() for x in (u, v))  # positive cores search the positive quadrant
     again = rank1_vectors(cores + 1e-3, (-u, -v))
@@ -33,7 +32,7 @@ def test_sign_follows_the_previous_pair() -> None:
 
 
 def test_signs_are_chosen_head_by_head() -> None:
-    cores = torch.rand(3, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+    cores = torch.rand(3, 2, 2, 2, generator=seeded(1))
     u, v = rank1_vectors(cores)
     sign = torch.tensor([[1.0], [-1.0], [1.0]])
     again = rank1_vectors(cores, (u * sign, v * sign))

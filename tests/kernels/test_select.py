@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.numerics import assert_close, seeded
 from umscale_kernels import Selection, available_backends, rank1_vectors, select
 from umscale_kernels.backends import interpreted
 from umscale_kernels.select import reference
@@ -71,7 +72,7 @@ def cases() -> list[Any]:
 
 def problem(shape: Shape, *, levels: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """float32 scores, u, v, cores; with `levels`, few distinct values and hence many ties."""
-    generator = torch.Generator().manual_seed(shape.tokens * 1000 + shape.n)
+    generator = seeded(shape.tokens * 1000 + shape.n)
     lead = () if shape.heads is None else (shape.heads,)
     scores = torch.randn(*lead, 2, shape.rank, shape.tokens, shape.n, generator=generator)
     cores = torch.rand(*lead, shape.n_cores, shape.rank, shape.rank, generator=generator)
@@ -132,17 +133,16 @@ def test_pairs_of_brute_force_and_gradients_of_the_reference(
     operands = (x.detach().to(compute) for x in (scores, u, v, cores))
     assert_pairs_of_brute_force(picked, *operands, shape.top_m, shape.preselect_m)
 
-    ds = torch.randn(picked.s.shape, generator=torch.Generator().manual_seed(1), dtype=compute)
+    ds = torch.randn(picked.s.shape, generator=seeded(1), dtype=compute)
     grads = torch.autograd.grad(picked.s, (scores, cores), ds, retain_graph=True)
     again = torch.autograd.grad(picked.s, (scores, cores), ds)
     exact = [x.detach().double().requires_grad_() for x in (scores, cores)]
     s_exact = reference.kept_scores(*exact, picked.row, picked.col)
     d_scores, d_cores = torch.autograd.grad(s_exact, exact, ds.double())
-    torch.testing.assert_close(picked.s.double(), s_exact, rtol=1e-5, atol=1e-5)
+    assert_close(picked.s, s_exact)
     # d_scores of bfloat16 scores is rounded once, to bfloat16.
-    rtol = 8e-3 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(grads[0].double(), d_scores, rtol=rtol, atol=1e-4)
-    torch.testing.assert_close(grads[1].double(), d_cores, rtol=1e-5, atol=1e-4)
+    assert_close(grads[0], d_scores, 8e-3 if dtype == torch.bfloat16 else torch.float32)
+    assert_close(grads[1], d_cores)
     if backend in ("native", "triton") or DEVICE == "cpu":
         assert all(torch.equal(x, y) for x, y in zip(grads, again, strict=True))
 
@@ -161,7 +161,7 @@ def test_gradcheck(backend: str) -> None:
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_realistic_scores_keep_the_same_pairs_on_every_backend(backend: str, sizes: tuple[int, int]) -> None:
     """Products of queries and keys, in sizes that take every shortcut of the fast paths."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     tokens = 1 if is_slow(backend) else 96
     queries = torch.randn(2, 2, tokens, 32, generator=generator)
     keys = torch.randn(2, 2, 32, 260, generator=generator)
@@ -175,7 +175,7 @@ def test_realistic_scores_keep_the_same_pairs_on_every_backend(backend: str, siz
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_best_pairs_may_share_one_column_or_all_be_equal(backend: str) -> None:
     """What bounds from groups of cells are worst at."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     rows, cols = 1 + torch.rand(64, generator=generator), 0.9 + 0.1 * torch.rand(64, generator=generator)
     cols[5] = 100
     one_column, equal = torch.stack((rows, cols)), torch.ones(2, 64)
@@ -212,7 +212,7 @@ def test_two_quadrants_keep_the_best_of_both_grids(backend: str, shape: Shape, l
     exact = scores.detach().double().requires_grad_()
     s_exact = reference.kept_scores(exact, cores.double(), picked.row, picked.col)
     grads = [torch.autograd.grad(s.square().sum(), x)[0] for s, x in ((picked.s, scores), (s_exact, exact))]
-    torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-5, atol=1e-4)
+    assert_close(grads[0], grads[1])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

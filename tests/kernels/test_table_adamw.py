@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.numerics import assert_close, seeded
 from umscale_kernels import available_backends, table_adamw
 
 BACKENDS = available_backends("table_adamw")
@@ -23,7 +24,7 @@ def problem(
     shape: tuple[int, int, int], row_wise: bool, dtype: torch.dtype = torch.float32, shadow: bool = False
 ) -> dict[str, Tensor | None]:
     n, d, _ = shape
-    generator = torch.Generator().manual_seed(sum(shape))
+    generator = seeded(sum(shape))
     v = torch.rand(n, generator=generator) if row_wise else torch.rand(n, d, generator=generator)
     return {
         "param": torch.randn(n, d, generator=generator).to(dtype),
@@ -36,7 +37,7 @@ def problem(
 def gradient(shape: tuple[int, int, int], sparse: bool, seed: int = 0) -> Tensor:
     """float32; row-sparse over distinct, unevenly spaced rows in ascending order, or dense."""
     n, d, touched = shape
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     if not sparse:
         return torch.randn(n, d, generator=generator)
     rows = torch.randperm(n, generator=generator)[:touched].sort().values
@@ -73,7 +74,7 @@ def test_matches_the_float64_reference(
     exact = {name: x if x is None or name == "shadow" else x.double() for name, x in state.items()}
     wanted = updated("reference", exact, grad.double().coalesce() if sparse else grad.double())
     for name in ("param", "exp_avg", "exp_avg_sq"):
-        torch.testing.assert_close(got[name].double(), wanted[name], rtol=2e-6, atol=1e-7)
+        assert_close(got[name], wanted[name], 2e-6)
     if shadow:
         rows = grad.indices()[0] if sparse else torch.arange(shape[0])
         untouched = torch.ones(shape[0], dtype=torch.bool).index_fill(0, rows, False)
@@ -89,7 +90,7 @@ def test_is_torch_adamw_when_every_row_is_touched(backend: str, sparse: bool, dt
     if backend in ("native", "triton") and dtype == torch.float64:
         pytest.skip("float32 only")
     shape = (9, 60, 9)
-    ours = torch.randn(9, 60, generator=torch.Generator().manual_seed(1), dtype=dtype).to(device_of(backend))
+    ours = torch.randn(9, 60, generator=seeded(1), dtype=dtype).to(device_of(backend))
     theirs = ours.clone().requires_grad_()
     m, v = torch.zeros_like(ours), torch.zeros_like(ours)
     rates = {name: RATES[name] for name in ("lr", "eps", "weight_decay")}
@@ -102,10 +103,10 @@ def test_is_torch_adamw_when_every_row_is_touched(backend: str, sparse: bool, dt
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         table_adamw(ours, grad, m, v, step, **{**RATES, "lr": lr}, backend=backend)
-    tolerance = {"rtol": 1e-12, "atol": 1e-14} if dtype == torch.float64 else {"rtol": 2e-6, "atol": 1e-7}
-    torch.testing.assert_close(ours, theirs.detach(), **tolerance)
-    torch.testing.assert_close(m, optimizer.state[theirs]["exp_avg"], **tolerance)
-    torch.testing.assert_close(v, optimizer.state[theirs]["exp_avg_sq"], **tolerance)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    assert_close(ours, theirs, tolerance)
+    assert_close(m, optimizer.state[theirs]["exp_avg"], tolerance)
+    assert_close(v, optimizer.state[theirs]["exp_avg_sq"], tolerance)
 
 
 @pytest.mark.parametrize("row_wise", [False, True], ids=["full", "row"])
@@ -214,7 +215,7 @@ def test_native_needs_contiguous_tables_and_auto_does_without() -> None:
     with pytest.raises(ValueError, match="does not take"):
         table_adamw(**strided, grad=grad, step=3, **RATES, backend="native")
     table_adamw(**strided, grad=grad, step=3, **RATES)
-    torch.testing.assert_close(strided["param"], wanted["param"], rtol=2e-6, atol=1e-7)
+    assert_close(strided["param"], wanted["param"], 2e-6)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "rows"])

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from tests.numerics import assert_close, seeded
 from umscale.errors import UserError
 from umscale.init import initialise
 from umscale.layers.memory import Memory
@@ -132,8 +133,7 @@ def test_layer_computes_the_papers_equations(memory, backend, dtype):
     y = torch.randn(1, 13, 16, generator=generator(int(torch.randint(2**31, (1,))), "y")).to(dtype)
     got = module(y, *tables)[0]
     want = brute_force(module, *tables, y[0])
-    tolerance = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-13}
-    torch.testing.assert_close(got.double(), want, **tolerance)
+    assert_close(got, want, dtype)
 
 
 @pytest.mark.parametrize("memory", SPECS, ids=IDS)
@@ -189,7 +189,7 @@ def test_paper_init_matches_the_ffns_output(h, layers, d_ffn, memory):
     from umscale_kernels import lookup
 
     module = TuckerMemory(h, memory, 0, layers, seed=0)
-    g = torch.Generator().manual_seed(5)
+    g = seeded(5)
     std = math.sqrt(2 / (5 * h))
     with torch.no_grad():
         for linear in (module.query, module.pre_value, module.out):
@@ -295,18 +295,22 @@ def test_balance_loss_is_smallest_for_even_use():
 
 
 def test_auxiliary_losses_reach_keys_and_cores():
-    memory = MemorySpec(n_keys=8, top_m=4, balance_loss=1e-3, tucker_penalty=1e-3)
-    spec = ModelSpec(d_model=16, n_layers=2, n_heads=2, vocab_size=11, memory=memory)
-    model = Decoder(spec, seed=0, max_seq_len=8)
-    model(torch.arange(8).view(1, 8))
-    model.auxiliary_loss().backward()
-    for layer_ in model.memories:
+    def after(**weights: float) -> Decoder:
+        memory = MemorySpec(n_keys=8, top_m=4, **weights)
+        spec = ModelSpec(d_model=16, n_layers=2, n_heads=2, vocab_size=11, memory=memory)
+        model = Decoder(spec, seed=0, max_seq_len=8)
+        model(torch.arange(8).view(1, 8))
+        if weights:
+            model.auxiliary_loss().backward()
+        return model
+
+    for layer_ in after(balance_loss=1e-3).memories:
         assert layer_.keys.grad.abs().sum() > 0
-        values = torch.linalg.svdvals(layer_.cores.sum(1))[0]
-        assert (layer_.cores.grad.abs().sum() > 0) == bool(values[1] > 0.15)
-    off = Decoder(dataclasses.replace(spec, memory=MemorySpec(n_keys=8, top_m=4)), seed=0, max_seq_len=8)
-    off(torch.arange(8).view(1, 8))
-    assert off.auxiliary_loss() is None
+    for layer_ in after(tucker_penalty=1e-3).memories:
+        assert layer_.keys.grad is None
+        second = torch.linalg.svdvals(layer_.cores.sum(1))[0, 1]
+        assert (layer_.cores.grad.abs().sum() > 0) == bool(second > 0.15)
+    assert after().auxiliary_loss() is None
 
 
 def test_row_gradients_equal_dense_ones():
@@ -320,7 +324,7 @@ def test_row_gradients_equal_dense_ones():
             grads.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()])
             assert model.tables.values.grad.is_sparse == rows
         for dense, sparse in zip(*grads, strict=True):
-            torch.testing.assert_close(dense, sparse)
+            assert_close(dense, sparse)
 
 
 def test_same_tensors_start_equal_across_cells():
@@ -353,6 +357,6 @@ def test_decoder_is_causal_and_trains():
     tokens = torch.randint(0, 11, (2, 16))
     changed = tokens.clone()
     changed[:, 9:] = (changed[:, 9:] + 1) % 11
-    torch.testing.assert_close(model(tokens)[:, :9], model(changed)[:, :9])
+    assert_close(model(tokens)[:, :9], model(changed)[:, :9])
     loss = mean_loss(model(tokens), torch.randint(0, 11, (2, 16)))
-    assert loss.item() == pytest.approx(math.log(11), abs=0.5)
+    assert loss.item() == pytest.approx(math.log(11), abs=1.0)

@@ -4,6 +4,7 @@ import os
 import zlib
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 if not torch.cuda.is_available():  # Triton reads it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
+
+# The same examples on every machine, however slow.
+hypothesis.settings.register_profile("umscale", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("umscale")
 
 
 @pytest.fixture(autouse=True)

@@ -158,7 +158,7 @@ def parsed(text: str) -> Law | None:
     return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.text(max_size=60))
 @example("1if 1else 1")
 @example("\ud800")
@@ -174,7 +174,7 @@ TOKENS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(TOKENS, max_size=14).map(" ".join))
 def test_no_formula_raises_anything_else(text: str) -> None:
     law = parsed(text)

@@ -37,8 +37,6 @@ def fuzz(few: int):
     return settings(
         max_examples=EXAMPLES or few,
         derandomize=not EXAMPLES,
-        deadline=None,
-        database=None,
         suppress_health_check=list(HealthCheck),
     )
 

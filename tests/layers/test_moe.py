@@ -183,7 +183,7 @@ def test_balance_loss_evens_out_the_experts() -> None:
         assert moe.auxiliary is not None
         moe.auxiliary.backward()
         optimizer.step()
-    assert usage[0].max() > 2 * 64
+    assert usage[0].max() > 90
     assert usage[-1].max() < 80
     assert usage[-1].min() > 50
 

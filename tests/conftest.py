@@ -26,9 +26,9 @@ def _own_draw(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()) + numerics.draw())
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _own_data_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests away from the user's corpora."""
+    """Keep the tests away from the user's corpora, and those of a file away from another's."""
     os.environ["UMSCALE_DATA"] = str(tmp_path_factory.mktemp("data"))
 
 

@@ -187,8 +187,10 @@ def fit_rows(
                 if columns[symbol][:1].isalpha()
                 else f"every row has the same {symbol}, {columns[symbol]}: it is not in the law"
             )
-    if isinstance(law, PowerLaw) and law.root is not None and (
-        needs_signs(law, constraints) or any((rows.values[s] <= 0).any() for s in law.symbols)
+    if (
+        isinstance(law, PowerLaw)
+        and law.root is not None
+        and (needs_signs(law, constraints) or any((rows.values[s] <= 0).any() for s in law.symbols))
     ):
         law = as_written(law, None if dropped else law.root)
     n_free = len((law if isinstance(law, LocalLaw) else reduce_law(law, constraints).law).coefficients)
@@ -318,15 +320,19 @@ class _Task:
     @property
     def continuation(self) -> Sequence[float]:
         """Huber's thresholds in turn: cold starts at a tiny one land in wrong basins, the last optimum does not."""
-        return [HUBER_DELTA * 10.0**-k for k in range(4)] if self.objective == "least_absolute" else [self.delta]
+        return (
+            [HUBER_DELTA * 10.0**-k for k in range(4)] if self.objective == "least_absolute" else [self.delta]
+        )
 
 
 def _solve_signed(task: _Task) -> tuple[PowerLaw | ExpressionLaw, _Solved]:
-    """The fit, and the law as it was fitted: one that its user wrote may have a negative scale, and is no power law then."""
+    """The fit, and the law as fitted: one that its user wrote is no power law where a scale is negative."""
     law = task.law
     if not isinstance(law, PowerLaw) or law.root is None or not _may_be_negative(law, task.constraints):
         return law, _solve(task)
-    real = as_written(law) if set(law.symbols) < set(tree.symbol_names(law.root)) else as_written(law, law.root)
+    real = (
+        as_written(law) if set(law.symbols) < set(tree.symbol_names(law.root)) else as_written(law, law.root)
+    )
     try:
         signed = _solve(replace(task, law=real))
     except UserError:
@@ -349,7 +355,7 @@ def _may_be_negative(law: PowerLaw, constraints: Constraints) -> bool:
 
 def _solve(task: _Task, extra: Array | None = None) -> _Solved:
     """The least objective; ``extra`` [S, P] are coefficients of the whole law to start from beside the usual ones."""
-    rows, law, reduced = task.rows, task.law, task.reduced
+    law, reduced = task.law, task.reduced
     known = np.zeros((0, len(reduced.law.coefficients)))
     if extra is not None:
         known = reduced.restrict(extra, law)
@@ -431,10 +437,14 @@ def _search(task: _Task, reduced: Reduced, known: Array) -> tuple[engine.Problem
 def _unbounded_optima(task: _Task) -> Array:
     """The best optima without bounds, moved inside them, [S, free coefficients]: a bound must not make a fit worse."""
     reduced = task.reduced
-    problem, solution = _search(task, replace(reduced, bounds={}), np.zeros((0, len(reduced.law.coefficients))))
+    problem, solution = _search(
+        task, replace(reduced, bounds={}), np.zeros((0, len(reduced.law.coefficients)))
+    )
     order = np.argsort(solution.objective, kind="stable")
     order = order[np.isfinite(solution.objective[order])]
-    distinct = [k for i, k in enumerate(order) if not i or solution.objective[k] > solution.objective[order[i - 1]]]
+    distinct = [
+        k for i, k in enumerate(order) if not i or solution.objective[k] > solution.objective[order[i - 1]]
+    ]
     found = problem.coefficients(solution.theta[distinct[:_UNBOUNDED]])
     ends = np.array([reduced.bounds.get(name, (-np.inf, np.inf)) for name in reduced.law.coefficients])
     return np.asarray(np.clip(found, ends[:, 0], ends[:, 1]))
@@ -527,6 +537,18 @@ def profile(fit: FitResult, name: str, values: Array) -> Array:
             if again.objective[0] < objective[k]:
                 theta[k], objective[k] = again.theta[0], again.objective[0]
     return objective
+
+
+def slopes(fit: FitResult, name: str) -> tuple[int, Array]:
+    """Which free coefficient ``name`` is, and the fitted values' derivatives in all their coordinates [rows, free].
+
+    Its coordinate is the coefficient itself or its logarithm. For laws that are not linear.
+    """
+    law, reduced = _whole(fit)
+    held = reduced.leaders[name]
+    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta, hold=held)
+    theta = problem.theta(reduced.restrict(fit.vector, law))
+    return reduced.law.coefficients.index(held), problem.surface(theta[None]).jacobian[0].T
 
 
 def _no_box(n_coefficients: int) -> tuple[Array, Array]:

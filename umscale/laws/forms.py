@@ -198,11 +198,19 @@ def _sum_of_terms(law: PowerLaw) -> tree.Node:
         part: tree.Node = tree.Number(term.constant)
         if term.scale is not None:
             part = tree.apply("*", part, tree.Coefficient(term.scale))
-        named = [(f.symbols, tree.apply("*", tree.Number(f.sign), tree.Coefficient(f.coefficient))) for f in term.factors]
-        for symbols, exponent in (*named, *((s, tree.Number(e)) for s, e in term.powers)):
+        named = [
+            (f.symbols, tree.apply("*", tree.Number(f.sign), tree.Coefficient(f.coefficient)))
+            for f in term.factors
+        ]
+        for symbols, number in (*named, *((s, tree.Number(e)) for s, e in term.powers)):
+            exponent: tree.Node = number
             for symbol in symbols[1:]:
                 exponent = tree.apply("*", exponent, tree.apply("log", tree.Symbol(symbol)))
-            power = tree.apply("**", tree.Symbol(symbols[0]), exponent) if symbols else tree.apply("exp", exponent)
+            power = (
+                tree.apply("**", tree.Symbol(symbols[0]), exponent)
+                if symbols
+                else tree.apply("exp", exponent)
+            )
             part = tree.apply("*", part, power)
         whole = part if whole is None else tree.apply("+", whole, part)
     assert whole is not None

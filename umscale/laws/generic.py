@@ -135,7 +135,9 @@ def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = Non
     drawn, mixed = none, none
     for turn in range(_ROUNDS):
         if turn and np.isfinite(drawn[1]).any():
-            mixed = _joined(mixed, _descended(projection, _mixed(problem, projection, loss, _joined(drawn, mixed), rng)))
+            mixed = _joined(
+                mixed, _descended(projection, _mixed(problem, projection, loss, _joined(drawn, mixed), rng))
+            )
         drawn = _joined(drawn, _descended(projection, _round(problem, projection, loss, rng)))
         if not projection.nonlinear or _agreeing(drawn[1], mixed[1]) >= _AGREED:
             break
@@ -166,7 +168,9 @@ def _agreeing(drawn: Array, others: Array) -> int:
 def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     """Squared relative residuals (or raw ones) of the problem's rows, of a sample of them where they are many."""
     low, high = (
-        problem.box if problem.box is not None else np.array([[-np.inf], [np.inf]]) * np.ones(len(problem.index))
+        problem.box
+        if problem.box is not None
+        else np.array([[-np.inf], [np.inf]]) * np.ones(len(problem.index))
     )
     bounded = frozenset(
         name for name, k in problem.index.items() if np.isfinite(low[k]) or np.isfinite(high[k])
@@ -188,7 +192,9 @@ def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
 
 
-def _draws(problem: ExpressionProblem, projection: Projection, loss: Array, rng: np.random.Generator) -> Array:
+def _draws(
+    problem: ExpressionProblem, projection: Projection, loss: Array, rng: np.random.Generator
+) -> Array:
     """Coefficients of the view drawn from what it does on the rows, inside its bounds [S, P]."""
     view = projection.view
     theta = draw(

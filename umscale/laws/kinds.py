@@ -129,14 +129,26 @@ def peer_objectives(
     for k in range(n_starts + 1):
         start = centre * np.exp(_SPREAD * rng.uniform(-1, 1, len(centre))) if k else centre
         end = least_squares(
-            residuals, start, jac=jacobian, x_scale="jac", xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=400, **how
+            residuals,
+            start,
+            jac=jacobian,
+            x_scale="jac",
+            xtol=1e-14,
+            ftol=1e-14,
+            gtol=1e-14,
+            max_nfev=400,
+            **how,
         )
         found.append(float(huber(residuals(end.x), delta).sum()))
     return np.array(found)
 
 
 def run_kinds(
-    n_tables: int = 30, *, objective: Objective = "least_squares", first_seed: int = 0, only: str | None = None
+    n_tables: int = 30,
+    *,
+    objective: Objective = "least_squares",
+    first_seed: int = 0,
+    only: str | None = None,
 ) -> list[dict[str, Any]]:
     """For each kind: tables, how many reached the least objective, the median and the longest time of a fit."""
     found = []
@@ -174,7 +186,11 @@ def _scale(rng: np.random.Generator, column: Array, exponent: float) -> float:
 
 def _decay(rng: np.random.Generator) -> Drawn:
     x = np.linspace(1, 10 ** rng.uniform(1, 4), int(rng.integers(25, 61)))
-    return {"x": x}, {"E": rng.uniform(1.5, 3), "A": rng.uniform(0.3, 2), "T": x[-1] * 10 ** rng.uniform(-1.2, 0.2)}
+    return {"x": x}, {
+        "E": rng.uniform(1.5, 3),
+        "A": rng.uniform(0.3, 2),
+        "T": x[-1] * 10 ** rng.uniform(-1.2, 0.2),
+    }
 
 
 def _stretched(rng: np.random.Generator) -> Drawn:
@@ -236,7 +252,10 @@ def _break(rng: np.random.Generator) -> Drawn:
 
 
 def _farseer(rng: np.random.Generator) -> Drawn:
-    n, d = 10 ** np.linspace(8, 10, int(rng.integers(6, 9))), 10 ** np.linspace(9, 11.5, int(rng.integers(8, 12)))
+    n, d = (
+        10 ** np.linspace(8, 10, int(rng.integers(6, 9))),
+        10 ** np.linspace(9, 11.5, int(rng.integers(8, 12))),
+    )
     columns = {"N": np.repeat(n, len(d)), "D": np.tile(d, len(n))}
     g, p, q = rng.uniform(-0.25, -0.08), rng.uniform(-0.25, -0.08), rng.uniform(-0.2, -0.05)
     at = 1e9

@@ -18,8 +18,8 @@ from umscale_cli.answers import (
     print_ratio,
     print_suggestion,
 )
-from umscale_cli.console import JsonFlag, out, print_json
-from umscale_cli.law_options import choice, ends, pairs, read_laws
+from umscale_cli.console import JsonFlag, note, out, print_json
+from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
@@ -66,7 +66,10 @@ def fit(
         typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="A fit for each value of it.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
     ] = None,
     group: Annotated[
         str | None,
@@ -184,7 +187,7 @@ def fit(
 
     if law is not None and compare is not None:
         raise UserError("--law or --compare: --compare names its laws itself")
-    mapping = dict(pairs(",".join(map_ or ()).split(",") if map_ else (), "--map", "SYMBOL=COLUMN"))
+    mapping = mapping_of(map_)
     settings = Settings(
         recipe=Recipe(
             objective=choice(objective, "--objective", Objective),
@@ -195,7 +198,7 @@ def fit(
             bounds={name: ends(value, name) for name, value in pairs(bounds, "--bounds", "NAME=LOW:HIGH")},
         ),
         units=dict(pairs(unit, "--unit", "SYMBOL=WORDS")),
-        by=by,
+        by=tuple(name.strip("`") for name in split(by)) if by else (),
         group=group,
         nulls=compare is not None,
         # A comparison prints no coefficients: nothing is resampled for it unless asked.
@@ -208,7 +211,7 @@ def fit(
         source=source,
         laws=law or compare,
         compare=compare is not None,
-        measured=mapping.pop("loss", None),
+        measured=mapping.get("loss"),
         mapping=mapping,
         where=where,
         stage=stage,
@@ -278,17 +281,23 @@ class _Job:
 def _fit_table(job: _Job, drop_invalid: bool) -> None:
     from umscale.errors import UserError
     from umscale.laws.report import table_report, to_json
-    from umscale.laws.source import choose_rows, map_columns, read_table
+    from umscale.laws.source import read_table, rows_and_columns, second_choices
 
     if job.laws is None:
         raise UserError(f"name a law for {job.source} with --law; `umscale laws` lists them")
     whole = read_table(job.source)
-    kept, columns = map_columns(choose_rows(whole, job.where) if job.where else whole, job.mapping)
+    kept, columns = rows_and_columns(whole, job.where, job.mapping)
+    loss = columns.pop("loss", "loss")
     settings = replace(
-        job.settings, columns=columns, extra=tuple(job.mapping), is_study=False, drop_invalid=drop_invalid
+        job.settings,
+        columns=columns,
+        extra=tuple(symbol for symbol in job.mapping if symbol != "loss"),
+        is_study=False,
+        drop_invalid=drop_invalid,
     )
-    laws = read_laws(job.laws, kept, columns, job.mapping)
-    loss = job.measured or "loss"
+    laws = read_laws(job.laws, kept, columns, job.mapping, job.settings.recipe.names, job.where)
+    for line in second_choices(whole, job.mapping):
+        note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if job.json:
@@ -308,7 +317,9 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
     from umscale.laws.source import map_columns
 
     mapped, columns = map_columns(table, job.mapping)
-    laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else question_laws(question)
+    if job.measured:
+        details = (columns.pop("loss"),)
+    laws = read_laws(job.laws, mapped, columns, job.mapping, job.settings.recipe.names) if job.laws else question_laws(question)
     settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
     fewer = job.compare or job.measured or any(map(is_probe_column, details))
     losses = details if fewer else tuple(LOSS_NAMES)

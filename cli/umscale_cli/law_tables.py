@@ -75,7 +75,7 @@ def print_comparison(found: "Report", console: Any) -> None:
 
 
 def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any) -> None:
-    if found.settings.by is not None:
+    if found.settings.by:
         places = dict.fromkeys((s.stage, s.compensation, s.loss) for s in sections)
         for place in places:
             inside = [s for s in sections if (s.stage, s.compensation, s.loss) == place]
@@ -83,7 +83,7 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
                 console.print()
                 console.print(_group_table(found, inside, law))
     for section in sections:
-        if found.settings.by is None:
+        if not found.settings.by:
             console.print()
             console.print(_law_table(found, section))
             if found.n_runs is not None or len(section.comparison.laws) > 1:
@@ -94,7 +94,9 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
                     for line in (*compared.fit.warnings, *uncertainty.warnings):
                         console.print(f"note: {compared.fit.law.name}: {line}", soft_wrap=True)
         for index, diagnostics in enumerate(section.diagnostics):
-            _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console, section.by)
+            _print_diagnostics(
+                section.comparison.laws[index].fit, diagnostics, console, ", ".join(section.by) or None
+            )
 
 
 def _table(title: str, columns: Mapping[str, str]) -> Any:
@@ -155,7 +157,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
     tested = {edge: head for s, _ in pairs for edge, head in edges_tested(s).items()}
     right = ("rows", *names, "RMSE nats", *tested.values())
     title = f"{law}: {_heading(found, sections[0])}"
-    table = _table(title, {str(found.settings.by): "left", **dict.fromkeys(right, "right")})
+    table = _table(title, {**dict.fromkeys(found.settings.by, "left"), **dict.fromkeys(right, "right")})
     for section, index in pairs:
         compared = section.comparison.laws[index]
         estimates = section.uncertainty[index].coefficients()
@@ -166,7 +168,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
             for name in names
         ]
         table.add_row(
-            section.by or "",
+            *section.by,
             str(compared.fit.n_rows),
             *cells,
             number(compared.fit.rmse_nats),
@@ -217,7 +219,7 @@ def _provenance(found: "Report") -> list[str]:
             words: tuple[str | None, ...] = ()
             if found.n_runs is not None:
                 words = (section.stage, section.compensation, section.loss)
-            words = (*words, f"{found.settings.by} {section.by}" if section.by is not None else None)
+            words = (*words, *(f"{n} {v}" for n, v in zip(found.settings.by, section.by, strict=True)))
             place = ", ".join(word for word in words if word)
             for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
                 if compared.fit.law.name != law.name:

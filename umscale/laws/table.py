@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError, nearest
 from umscale.laws.forms import COLUMNS, Array, Law
+from umscale.spec import quantity
 
 Table = Mapping[str, NDArray[np.generic]]
 Codes = NDArray[np.int64]
@@ -62,14 +63,26 @@ class Rows:
 
 
 def numeric(table: Table, name: str) -> Array:
-    """Column ``name`` as float64, None as NaN; raises ``UserError`` for text."""
+    """Column ``name`` as float64, None as NaN, text such as ``12B`` as ``spec.quantity`` reads it.
+
+    Raises ``UserError`` for any other text, with the first of it.
+    """
     column = np.asarray(table[name])
     if column.dtype == object:
         column = np.array([np.nan if cell is None else cell for cell in column])
     try:
         return column.astype(np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"column {name!r} must hold numbers, it holds text") from None
+        return np.array([_number(cell, name) for cell in column.tolist()], dtype=np.float64)
+
+
+def _number(cell: object, name: str) -> float:
+    if cell in ("", "nan"):  # a missing cell beside text
+        return float("nan")
+    try:
+        return quantity(cell)
+    except UserError:
+        raise UserError(f"column {name!r} must hold numbers, it holds {str(cell)[:40]!r}") from None
 
 
 def text(table: Table, name: str) -> NDArray[np.str_]:

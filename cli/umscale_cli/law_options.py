@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from umscale_cli.console import note
 
 if TYPE_CHECKING:
+    from umscale.laws.compare import Recipe
     from umscale.laws.forms import Law
     from umscale.results.table import Table
 
@@ -61,7 +63,7 @@ def read_laws(
     read = {symbol for law in found for symbol in law.symbols}
     used = {name for source in (*mapping.values(), condition or "") for name in re.findall(r"[A-Za-z_]\w*", source)}
     for symbol in mapping:
-        if symbol not in read | used and symbol not in (*_HOLD_OUT_AXES, "loss"):
+        if symbol not in read | used and symbol not in (*_HOLD_OUT_AXES, "loss", "--weight", "--error"):
             raise UserError(
                 f"--map {symbol}={mapping[symbol]}: no law reads {symbol!r}{nearest(symbol, read)}"
             )
@@ -71,6 +73,16 @@ def read_laws(
 def mapping_of(given: Sequence[str] | None) -> dict[str, str]:
     """Read --map: ``SYMBOL=COLUMN``, several apart by commas or by repeating the option."""
     return dict(pairs([one for part in given or () for one in split(part)], "--map", "SYMBOL=COLUMN"))
+
+
+def weights_of(weight: str | None, error: str | None) -> dict[str, str]:
+    """What --weight and --error add to the mapping, under names that no symbol has."""
+    return {name: source for name, source in (("--weight", weight), ("--error", error)) if source}
+
+
+def weighted(recipe: "Recipe", columns: "dict[str, str]") -> "Recipe":
+    """The recipe with the columns that --weight and --error stand for, which leave ``columns``."""
+    return replace(recipe, weight=columns.pop("--weight", None), error=columns.pop("--error", None))
 
 
 def split(text: str) -> list[str]:

@@ -144,8 +144,10 @@ def map_columns(
             raise UserError(f"--map: {' and '.join(left)} are defined by each other")
         for symbol in ready:
             source = left.pop(symbol)
+            if source not in out and source in columns:
+                source = columns[source]
             if source not in out:
-                if not _FORMULA & set(source) and not source[:1].isdigit() and source not in columns:
+                if not _FORMULA & set(source) and not source[:1].isdigit():
                     raise UserError(f"the table has no column {source!r} for {symbol}{nearest(source, table)}")
                 source, out[source] = _derived(out, source, columns)
             columns[symbol] = source

@@ -16,6 +16,7 @@ from umscale_cli import (
     fit,
     plan,
     plot,
+    predict,
     report,
     runs,
     search,
@@ -45,6 +46,7 @@ app.command("plot")(plot.plot)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("predict")(predict.predict)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)

@@ -14,6 +14,7 @@ from umscale_cli import (
     cost,
     data,
     fit,
+    optimal,
     plan,
     plot,
     predict,
@@ -47,6 +48,7 @@ app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("predict")(predict.predict)
+app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)

@@ -19,7 +19,7 @@ _MOST_LINES = 60
 def print_predictions(found: "Sequence[Predictions]", console: Any) -> None:
     """Print a table for each law and part, and what to know of it."""
     for one in found:
-        title = ", ".join([_place(one.stage, one.compensation, one.loss, one.by), f"law {one.law}"])
+        title = ", ".join([part_text(one.stage, one.compensation, one.loss, one.by), f"law {one.law}"])
         symbols = list(one.columns)
         table = plain_table(
             title,
@@ -50,7 +50,7 @@ def print_predictions(found: "Sequence[Predictions]", console: Any) -> None:
 def print_rollouts(found: "Sequence[Rollout]", console: Any) -> None:
     """Print a line for each stretch that was predicted from smaller ones."""
     for one in found:
-        title = f"{_place(one.stage, one.compensation, one.loss, one.by)}, law {one.law}, along {one.axis}"
+        title = f"{part_text(one.stage, one.compensation, one.loss, one.by)}, law {one.law}, along {one.axis}"
         right = ("rows fitted", "up to", "rows predicted", "up to ", "octaves", "RMSE", "mean error", "%", f"inside {one.level:.0%}")
         table = plain_table(title, dict.fromkeys(right, "right"))
         for step in one.steps:
@@ -115,6 +115,7 @@ def _space(one: "Predictions") -> str:
     return "in the loss" if isinstance(LAWS.get(one.law), LocalLaw) else "in ln L, one standard deviation"
 
 
-def _place(stage: str | None, compensation: str | None, loss: str, by: Mapping[str, str]) -> str:
+def part_text(stage: str | None, compensation: str | None, loss: str, by: Mapping[str, str]) -> str:
+    """Which part of a table, in words."""
     where = heading(stage, compensation, loss) if stage else loss
     return ", ".join([where, *(f"{name} {value}" for name, value in by.items())])

@@ -86,7 +86,10 @@ class MemorySpec:
     n_cores: int = 2
     """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
     preselect_m: int | None = None
-    """Row and column candidates kept before the grid; None means ``min(top_m, keys per side)``."""
+    """Row and column candidates kept before the grid; None: ``min(top_m, keys per side, preselect_cap)``."""
+    preselect_cap: int = 128
+    """Most candidates a side where ``preselect_m`` is None (the paper's), unless their square would fall short of
+    ``top_m``; 0: no cap, which is what records of version 2 and before mean."""
     layers: tuple[int, ...] | None = None
     """Blocks that carry a memory layer; None means every block (the paper's choice)."""
     skip: int = 0
@@ -134,7 +137,7 @@ class MemorySpec:
         ):  # fmt: skip
             _dimension(getattr(self, name), f"memory.{name}")
         _dimension(self.d_pre_value, "memory.d_pre_value", least=0)
-        for name in ("skip", "balance_loss", "tucker_penalty"):
+        for name in ("skip", "preselect_cap", "balance_loss", "tucker_penalty"):
             _require(
                 getattr(self, name) >= 0, f"memory.{name} must not be negative, not {getattr(self, name)}"
             )
@@ -195,7 +198,10 @@ class MemorySpec:
     @property
     def candidates(self) -> int:
         """Row (and column) candidates that form the grid the final ``top_m`` are chosen from."""
-        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.keys_per_side)
+        if self.preselect_m is not None:
+            return self.preselect_m
+        uncapped, least = min(self.top_m, self.keys_per_side), math.isqrt(self.top_m - 1) + 1
+        return min(uncapped, max(self.preselect_cap, least)) if self.preselect_cap else uncapped
 
     @property
     def row_width(self) -> int:
@@ -499,6 +505,8 @@ def _run_id(run: RunSpec) -> str:
     train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
     data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
     tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
+    if run.model.memory is not None:
+        tree["model"]["memory"] = _hashed_memory(run.model.memory)
     version = SPEC_VERSION
     if train.rate_scaling == "none":  # as version 1 was, whose other defaults were these
         version = 1
@@ -507,6 +515,14 @@ def _run_id(run: RunSpec) -> str:
         tree = {k: v for k, v in tree.items() if k != "train"} | ({"train": kept} if kept else {})
     text = json.dumps([version, tree], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
+    """``sparse_dict`` of ``memory`` as before there was a cap: candidates that it changes are those asked for."""
+    uncapped = dataclasses.replace(memory, preselect_cap=0)
+    capped = memory.candidates != uncapped.candidates
+    hashed = dataclasses.replace(uncapped, preselect_m=memory.candidates) if capped else uncapped
+    return {name: value for name, value in sparse_dict(hashed).items() if name != "preselect_cap"}
 
 
 def _divisors(n: int) -> str:
@@ -540,13 +556,18 @@ def sparse_dict(spec: Any) -> Any:
 
 
 def read_run(text: str) -> RunSpec:
-    """Read a run's spec as records hold it; one of version 1 has no ``rate_scaling`` and means none.
+    """Read a run's spec as records hold it; what older ones lack had another default.
+
+    One of version 1 has no ``rate_scaling`` and means none, one of version 2 no ``preselect_cap`` and means no cap.
 
     Raises:
         UserError: not a spec.
     """
     tree = json.loads(text)
     tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
+    model = tree.get("model", {})
+    if model.get("memory") is not None:
+        model["memory"] = {"preselect_cap": 0} | model["memory"]
     return from_dict(RunSpec, tree)
 
 

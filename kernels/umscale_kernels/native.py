@@ -48,7 +48,12 @@ def cache_dir() -> Path:
 
 def library(op: str) -> ctypes.CDLL | None:
     """The compiled kernels of `op`, built now if need be; None when switched off or not possible."""
-    return _library(op) if os.environ.get("UMSCALE_NATIVE", "1") != "0" else None
+    return _library(op) if wanted() else None
+
+
+def wanted() -> bool:
+    """Whether C++ kernels are switched on."""
+    return os.environ.get("UMSCALE_NATIVE", "1") != "0"
 
 
 def available(op: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from umscale_kernels import native
 
-OPS = ("select", "lookup", "table_adamw")
+OPS = ("select", "lookup", "table_adamw", "attention")
 NAMES = ("reference", "aten", "native", "triton")
 
 
@@ -23,7 +23,7 @@ def available_backends(op: str) -> tuple[str, ...]:
     if op not in OPS:
         raise ValueError(f"op must be one of {OPS}, not {op!r}")
     compiled = ("native",) if native.library(op) is not None else ()
-    return ("reference", "aten", *compiled, *(("triton",) if triton_runs() else ()))
+    return ("reference", "aten", *compiled, *(("triton",) if op != "attention" and triton_runs() else ()))
 
 
 def default_backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -74,7 +74,7 @@ def triton_runs() -> bool:
 
 
 def _auto(op: str, device_type: str, dtype: torch.dtype, native_ok: bool, triton_ok: bool) -> str:
-    if device_type == "cpu" and dtype == torch.float32 and native_ok and native.library(op) is not None:
+    if device_type == "cpu" and dtype == torch.float32 and native_ok and native.available(op):
         return "native"
     if device_type == "cuda" and triton_ok and dtype != torch.float64 and triton_runs():
         return "triton"

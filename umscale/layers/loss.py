@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umscale.layers.precision import full_precision
+from umscale_kernels import cross_entropy
 
 PART_BYTES = 64 * 2**20
 """Of logits in fp32: what exceeds this is computed in parts of at most this size."""
@@ -29,7 +30,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     flat, wanted = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     tokens = max(1, PART_BYTES // (4 * weight.shape[0]))
     if flat.shape[0] <= tokens:
-        return F.cross_entropy(full_precision(F.linear(flat, weight)), wanted)
+        return cross_entropy(F.linear(flat, weight), wanted).mean()
     loss: Tensor = _InParts.apply(flat, weight, wanted, tokens)
     return loss
 

@@ -13,12 +13,12 @@ from umscale.layers.loss import linear_cross_entropy
 from umscale.layers.memory import Memory
 from umscale.layers.moe import Moe
 from umscale.layers.norm import RmsNorm
-from umscale.layers.precision import full_precision
 from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import Tables, ValueTables
 from umscale.layers.tucker import TuckerMemory
 from umscale.model.initialise import initialise
 from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
+from umscale_kernels import cross_entropy
 
 
 class Block(nn.Module):
@@ -165,18 +165,12 @@ class Decoder(nn.Module):
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Loss of every token in nats, fp32, shaped as ``targets [B, S]``; 0 where the target is -1."""
-    flat = F.cross_entropy(
-        full_precision(logits.reshape(-1, logits.shape[-1])),
-        targets.reshape(-1),
-        ignore_index=-1,
-        reduction="none",
-    )
-    return flat.view(targets.shape)
+    return cross_entropy(logits, targets)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean loss in nats per token; ``logits [B, S, V]``, ``targets [B, S]``."""
-    return F.cross_entropy(full_precision(logits.reshape(-1, logits.shape[-1])), targets.reshape(-1))
+    return cross_entropy(logits, targets).mean()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -433,6 +433,11 @@ class TrainSpec:
     """Of matrix products; ``auto`` measures both once per store and keeps the faster."""
     checkpoint_seconds: float = 60.0
     """At most this much work is repeated after a crash; does not affect results."""
+    micro_batch_size: int | None = None
+    """Sequences that a process takes through the model at once; the gradients of a step add up over such parts of its
+    batch. None: all of them. Results are equal up to the order of summation, as between numbers of processes."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
 
     def __post_init__(self) -> None:
         budgets = self.budgets
@@ -463,6 +468,11 @@ class TrainSpec:
             f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
         )
         _require(self.checkpoint_seconds >= 0, "train.checkpoint_seconds must not be negative")
+        micro = self.micro_batch_size
+        _require(
+            micro is None or (micro > 0 and self.batch_size % micro == 0),
+            f"train.batch_size = {self.batch_size} is not divisible by train.micro_batch_size = {micro}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -494,15 +504,21 @@ class RunSpec:
 
         Fields at their default are left out, so that an option added later (with a default that keeps old
         behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``. What does not
-        affect the result is no part of the identity: how often a run is checkpointed, and the name of a
-        corpus whose content hash is known.
+        affect the result is no part of the identity: how often a run is checkpointed, into what parts a step is
+        cut to fit memory (rounding apart, like the number of processes), and the name of a corpus whose content
+        hash is known.
         """
         return _run_id(self)
 
 
+_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing")
+"""Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _run_id(run: RunSpec) -> str:
-    train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
+    plain = TrainSpec()
+    train = dataclasses.replace(run.train, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
     data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
     tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
     if run.model.memory is not None:

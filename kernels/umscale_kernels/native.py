@@ -27,6 +27,8 @@ _BUILD_TIMEOUT_S = 300
 
 # Source and its own flags, by operation. Rounding is part of what `select` computes, so no FMA there.
 _SOURCES = {
+    "attention": ("attention/attention.cpp", "-ffp-contract=fast"),
+    "cross_entropy": ("cross_entropy/cross_entropy.cpp", "-ffp-contract=fast"),
     "select": ("select/select.cpp", "-ffp-contract=off"),
     "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
     "rms_norm": ("rms_norm/rms_norm.cpp", "-ffp-contract=fast", "-fopenmp-simd"),
@@ -113,7 +115,8 @@ def _built(compiler: list[str], source: Path, flags: tuple[str, ...]) -> Path:
     """Path of the shared library, compiled unless cached. Safe when several processes build at once."""
     command = [*compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *flags]
     key = hashlib.sha256()
-    for part in (source.read_bytes(), repr(command).encode(), _version(tuple(compiler)), _cpu()):
+    headers = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.h"))]
+    for part in (source.read_bytes(), *headers, repr(command).encode(), _version(tuple(compiler)), _cpu()):
         key.update(hashlib.sha256(part).digest())
     folder = cache_dir()
     target = folder / f"{source.stem}-{key.hexdigest()[:20]}.so"

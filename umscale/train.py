@@ -39,6 +39,7 @@ from umscale.parallel.gradients import average_gradients
 from umscale.parallel.shards import sharded_parameters, split
 from umscale.parallel.world import ALONE, PeerLost, World
 from umscale.spec import RunSpec
+from umscale_kernels import kernels_in_use
 
 Row = dict[str, Any]
 
@@ -81,6 +82,8 @@ class Outcome:
     """Training loss along the trunk and the branches."""
     probes: list[Row] = field(default_factory=list)
     """One row per (budget, stage, task)."""
+    kernels: list[str] = field(default_factory=list)
+    """What computed it, in order: a run that was continued on another machine may have several."""
 
 
 class Diverged(Exception):
@@ -126,7 +129,7 @@ class Run:
     def _begin(self) -> None:
         """Set up the state of a run that has not begun."""
         self._build()
-        self.outcome = Outcome()
+        self.outcome = Outcome(kernels=[kernels_in_use(self.device.type)])
         self.step = 0
         self.branch: int | None = None
         self.steps_done = 0
@@ -393,6 +396,7 @@ class Run:
             "documents": self.outcome.documents,
             "curve": self.outcome.curve,
             "probes": self.outcome.probes,
+            "kernels": self.outcome.kernels,
         }
         self.workspace.save(phase, self.model, self.optimizer, self.average, state)
         self.checkpointed = time.monotonic()
@@ -421,6 +425,7 @@ class Run:
             self.outcome.documents = state["documents"]
             self.outcome.curve = state["curve"]
             self.outcome.probes = state.get("probes", [])  # a checkpoint of version 0.2 has none
+            self.outcome.kernels = [*state.get("kernels", []), *self.outcome.kernels]
             return self.branch
         return None
 

@@ -1,4 +1,4 @@
-"""Counts, durations and numbers as text, as the command line and reports write them."""
+"""Counts, durations, numbers and strangers' text, as the command line and reports write them."""
 
 import math
 
@@ -39,3 +39,19 @@ def number(value: float | None, digits: int = 4) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share as a percentage, a dash for a missing one."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}%}"
+
+
+def plain(text: str) -> str:
+    """Return text from a file or a user as it may be shown: what would break the line or steer a terminal is escaped.
+
+    Labels, reasons and names come from stores and tables that anybody may have made. Everything that Unicode does not
+    call printable goes: control characters of both sets, line separators, marks that reverse the writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain_lines(text: str) -> str:
+    """Return ``plain`` text that may have several lines."""
+    return text if text.isprintable() else "\n".join(map(plain, text.split("\n")))

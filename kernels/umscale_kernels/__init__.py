@@ -4,7 +4,7 @@ One folder per operation: `reference.py` defines it (any dtype), the files besid
 its `__init__.py` holds the one function that dispatches.
 """
 
-from umscale_kernels.backends import available_backends, default_backend
+from umscale_kernels.backends import available_backends, default_backend, kernels_in_use
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
 from umscale_kernels.lookup import lookup
@@ -25,6 +25,7 @@ __all__ = [
     "default_backend",
     "expert_ffn",
     "grouped_mm",
+    "kernels_in_use",
     "lookup",
     "lookup_traffic_bytes",
     "rank1_vectors",

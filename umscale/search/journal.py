@@ -176,8 +176,8 @@ def mend(path: Path) -> None:
             lines.pop()
         else:
             raise UserError(
-                f"{path}: line {number + 1} of {len(lines)} is damaged; remove it, or move the file away to search anew "
-                "(finished runs of the store become trials again)"
+                f"{path}: line {number + 1} of {len(lines)} is damaged; remove it, or move the file away "
+                "to search anew (finished runs of the store become trials again)"
             )
     with path.open("r+b") as stream:
         stream.write(b"".join(line + b"\n" for line in lines))

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from umscale.words import plain
+from umscale.plain import plain
 
 LONGEST = 1500
 """Characters of a message."""

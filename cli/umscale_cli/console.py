@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from umscale.words import count, duration, number, percent, plain_lines
+from umscale.plain import plain_lines
+from umscale.say.numbers import count, duration, number, percent
 
 __all__ = [
     "EXIT_FAILED",

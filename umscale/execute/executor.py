@@ -19,7 +19,7 @@ from umscale.errors import UserError
 from umscale.execute.job import Job, write_job
 from umscale.execute.running import ADDRESS_VARIABLE, STORAGE_VARIABLE
 from umscale.processes import SAFE_PATH_VARIABLE, python_command
-from umscale.store import Store
+from umscale.store.store import Store
 from umscale.urls import redact
 
 Event = dict[str, Any]

@@ -32,7 +32,7 @@ from umscale.execute.executor import (
 )
 from umscale.execute.job import Job
 from umscale.processes import SAFE_PATH_VARIABLE
-from umscale.store import Store
+from umscale.store.store import Store
 
 CONNECT_SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost")

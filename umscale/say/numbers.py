@@ -1,0 +1,41 @@
+"""Counts, durations and numbers as text, as the command line and reports write them."""
+
+import math
+
+_PLAIN = 1e4  # below it a count is written in full
+
+
+def count(value: float | None, digits: int = 3) -> str:
+    """Return a count with a unit: ``1.18B``, ``262k``, ``96``; a dash for a missing one."""
+    if value is None or math.isnan(value):
+        return "–"
+    written = rounded(abs(value), digits) if abs(value) >= _PLAIN else abs(value)
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (_PLAIN, "k")):
+        if written >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):.{digits}g}{unit}"
+    return f"{value:.0f}"
+
+
+def rounded(value: float, digits: int) -> float:
+    """Return ``value`` as significant ``digits`` write it, which may reach the next unit: units are chosen for it."""
+    return float(f"{value:.{digits - 1}e}")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration such as ``3 min 05 s`` or ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with fixed digits, a dash for a missing one."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share as a percentage, a dash for a missing one."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}%}"

@@ -37,6 +37,11 @@ def default_backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32
     return found.pop() if len(found) == 1 else "aten"  # the path of the slower one
 
 
+def kernels_in_use(device_type: str) -> str:
+    """What computes on a device, for records: losses of one specification differ where this does."""
+    return native.in_use() if device_type == "cpu" else default_backend(device_type)
+
+
 def resolve(
     op: str,
     backend: str,

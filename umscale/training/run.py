@@ -50,6 +50,7 @@ from umscale.training.optimiser import (
 )
 from umscale.training.process_group import ALONE, PeerLost, World
 from umscale.training.shards import sharded_parameters, split
+from umscale_kernels import kernels_in_use
 
 Row = dict[str, Any]
 
@@ -94,6 +95,8 @@ class Outcome:
     """Training loss along the trunk and the branches."""
     probes: list[Row] = field(default_factory=list)
     """One row per (budget, stage, task)."""
+    kernels: list[str] = field(default_factory=list)
+    """What computed it, in order: a run that was continued on another machine may have several."""
 
 
 class Diverged(Exception):
@@ -139,7 +142,7 @@ class Run:
     def _begin(self) -> None:
         """Set up the state of a run that has not begun."""
         self._build()
-        self.outcome = Outcome()
+        self.outcome = Outcome(kernels=[kernels_in_use(self.device.type)])
         self.step = 0
         self.branch: int | None = None
         self.steps_done = 0
@@ -440,6 +443,7 @@ class Run:
             "documents": self.outcome.documents,
             "curve": self.outcome.curve,
             "probes": self.outcome.probes,
+            "kernels": self.outcome.kernels,
         }
         self.workspace.save(phase, self.model, self.optimizer, self.average, state)
         self.checkpointed = time.monotonic()
@@ -468,6 +472,7 @@ class Run:
             self.outcome.documents = state["documents"]
             self.outcome.curve = state["curve"]
             self.outcome.probes = state.get("probes", [])  # a checkpoint of version 0.2 has none
+            self.outcome.kernels = [*state.get("kernels", []), *self.outcome.kernels]
             return self.branch
         return None
 

@@ -38,6 +38,7 @@ from umscale.optim import Schedule, WeightAverage, clip_gradients, make_optimize
 from umscale.parallel.gradients import average_gradients
 from umscale.parallel.shards import sharded_parameters, split
 from umscale.parallel.world import ALONE, PeerLost, World
+from umscale.parametrisation import table_decay
 from umscale.spec import RunSpec
 
 Row = dict[str, Any]
@@ -116,7 +117,7 @@ class Run:
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
         self.validation: ValidationSet = validation_windows(
-            corpus, spec.data.seq_len, spec.data.validation_tokens
+            corpus, spec.data.seq_len, spec.data.validation_tokens, spec.data.validation_documents
         )
         known = corpus.manifest.generated is not None
         self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
@@ -143,7 +144,7 @@ class Run:
         self.model = model.to(self.device)
         self.shards = sharded_parameters(self.model, self.world)
         self.model.configure_tables(self.spec.train)
-        self.optimizer = make_optimizer(self.model, self.spec.train)
+        self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
 
     # -- one step -----------------------------------------------------------------------------------------
@@ -172,8 +173,8 @@ class Run:
             raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")
         self.optimizer.step()
         self.model.refresh(tables=False)
-        if (self.step + 1) % WeightAverage.EVERY == 0:
-            self.average.update(self.model)
+        if (self.step + 1) % (1 if self._short_branch else WeightAverage.EVERY) == 0:
+            self.average.update(self.model, self.step + 1)
         self._watch(value)
         self.step += 1
         self.steps_done += 1
@@ -261,6 +262,15 @@ class Run:
             due = time.monotonic() - self.checkpointed > self.spec.train.checkpoint_seconds
             if self.step < end and self.world.any(due):
                 self._save(self._phase)
+
+    @property
+    def _short_branch(self) -> bool:
+        """Whether the run is on a branch that may end before the weights are averaged as usual."""
+        index = self.branch
+        return (
+            index is not None
+            and self.schedule.ends[index] - self.schedule.branches[index] < WeightAverage.EVERY
+        )
 
     @property
     def _phase(self) -> str:

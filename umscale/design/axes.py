@@ -152,6 +152,31 @@ def solve(
         raise UserError(
             "axis 'total_params' sets the number of values or experts; leave the other size axes out"
         )
+    # A rounder width may put another target out of reach: then a less round one has to do.
+    multiple = d_ffn_multiple
+    while True:
+        try:
+            found, wanted, got = _balance(model, targets, compensation, seq_len, tolerance, reference, multiple)
+            break
+        except Infeasible:
+            if compensation == "none" or multiple == 1:
+                raise
+            multiple //= 2
+    if compensation != "none":
+        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(found.ffn.d_ffn, d_ffn_multiple))
+    return Solved(model=found, cost=cost(found, seq_len), targets=wanted, achieved=got)
+
+
+def _balance(
+    model: ModelSpec,
+    targets: Mapping[str, Any],
+    compensation: str,
+    seq_len: int,
+    tolerance: float,
+    reference: ModelSpec,
+    multiple: int,
+) -> tuple[ModelSpec, dict[str, float], dict[str, float]]:
+    """Return the model that meets sizes and compensation together, with what was wanted and what it has."""
     # Sizes change what a token costs and the FFN's width changes totals: repeat until neither moves.
     for _ in range(MAX_ROUNDS):
         before = model
@@ -159,7 +184,7 @@ def solve(
             model = dataclasses.replace(model, memory=_solve_table(model, model.memory, targets))
         elif model.ffn.kind == "moe":
             model = dataclasses.replace(model, ffn=_solve_experts(model, model.ffn, targets))
-        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, d_ffn_multiple)
+        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, multiple)
         if model == before:
             break
     wanted, got = _deviations(reference, model, targets, compensation, seq_len)
@@ -168,9 +193,7 @@ def solve(
             raise Infeasible(
                 f"{name} {target:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
             )
-    if compensation != "none":
-        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(model.ffn.d_ffn, d_ffn_multiple))
-    return Solved(model=model, cost=cost(model, seq_len), targets=wanted, achieved=got)
+    return model, wanted, got
 
 
 def _halvings(d_ffn: int, multiple: int) -> int:

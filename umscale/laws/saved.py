@@ -43,6 +43,8 @@ class SavedFit:
     law: Law
     recipe: Recipe
     columns: Mapping[str, str]
+    units: Mapping[str, str]
+    """Symbol → what the fit says it is."""
     loss: str
     stage: str | None
     compensation: str | None
@@ -156,6 +158,7 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
             above=float(fit["objective"].get("above", 1.0)),
         ),
         columns=columns,
+        units={str(s): str(words) for s, words in tree["units"].items()},
         loss=str(fit["loss"]),
         stage=fit["stage"],
         compensation=fit["compensation"],

@@ -433,7 +433,7 @@ class TrainSpec:
     eps: float = 1e-8
     weight_decay: float = 0.1
     """Of everything but value tables: a step takes off ``weight_decay`` times the learning rate (AdamW)."""
-    table_weight_decay: float | Literal["coupled"] = "coupled"
+    table_weight_decay: float | Literal["coupled"] = 5e-3
     """Of value tables: the share of every entry that a step at peak ``value_lr`` takes off, whatever that rate is; it
     follows the tables' schedule through warm-up and decay. Rows that were not read shrink too (with row-sparse
     gradients, see ``table_gradient``, at every fourth step by four steps' worth). ``coupled``, as before version 3:

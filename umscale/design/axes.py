@@ -151,25 +151,44 @@ def solve(
         raise UserError(
             "axis 'total_params' sets the number of values or experts; leave the other size axes out"
         )
-    # Sizes change what a token costs and the FFN's width changes totals: repeat until neither moves.
+    # A rounder width may leave experts or keys no number that reaches their own target: then a less round one.
+    for halvings in range(d_ffn_multiple.bit_length()):
+        solved = _converge(
+            reference, model, targets, compensation, seq_len, tolerance, d_ffn_multiple >> halvings
+        )
+        wanted, got = _deviations(reference, solved, targets, compensation, seq_len)
+        missed = [name for name, target in wanted.items() if abs(got[name] / target - 1) > tolerance]
+        if not missed:
+            break
+    for name in missed:
+        raise Infeasible(
+            f"{name} {wanted[name]:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
+        )
+    if compensation != "none":
+        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(solved.ffn.d_ffn, d_ffn_multiple))
+    return Solved(model=solved, cost=cost(solved, seq_len), targets=wanted, achieved=got)
+
+
+def _converge(
+    reference: ModelSpec,
+    model: ModelSpec,
+    targets: Mapping[str, Any],
+    compensation: str,
+    seq_len: int,
+    tolerance: float,
+    multiple: int,
+) -> ModelSpec:
+    """Solve for sizes and compute in turn: sizes change what a token costs, and the FFN's width changes totals."""
     for _ in range(MAX_ROUNDS):
         before = model
         if model.memory is not None:
             model = dataclasses.replace(model, memory=_solve_table(model, model.memory, targets))
         elif model.ffn.kind == "moe":
             model = dataclasses.replace(model, ffn=_solve_experts(model, model.ffn, targets))
-        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, d_ffn_multiple)
+        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, multiple)
         if model == before:
             break
-    wanted, got = _deviations(reference, model, targets, compensation, seq_len)
-    for name, target in wanted.items():
-        if abs(got[name] / target - 1) > tolerance:
-            raise Infeasible(
-                f"{name} {target:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
-            )
-    if compensation != "none":
-        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(model.ffn.d_ffn, d_ffn_multiple))
-    return Solved(model=model, cost=cost(model, seq_len), targets=wanted, achieved=got)
+    return model
 
 
 def _halvings(d_ffn: int, multiple: int) -> int:

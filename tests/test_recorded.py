@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import umscale_studies
-from umscale.laws.architectures import compare_architectures
-from umscale.laws.report import report
+from umscale.questions.architectures import compare_architectures
+from umscale.questions.laws import report
 from umscale.spec import read_run
-from umscale.store import Store
+from umscale.store.store import Store
 
 # Made while the tree held uncommitted work; runs repeated from the commit gave the same bits.
 UNCOMMITTED = ("enwik8_architectures", "enwik8_architectures_lr")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umscale.laws.words import LOSS_NAMES
-from umscale.tables import is_probe_column
+from umscale.say.laws import LOSS_NAMES
+from umscale.store.schema import is_probe_column
 from umscale_cli.answers import (
     print_architectures,
     print_contrast,
@@ -18,16 +18,16 @@ from umscale_cli.answers import (
     print_ratio,
     print_suggestion,
 )
-from umscale_cli.console import JsonFlag, out, print_json
-from umscale_cli.law_options import choice, ends, pairs, read_laws
+from umscale_cli.console import JsonFlag, note, out, print_json
+from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
 if TYPE_CHECKING:
-    from umscale.laws.architectures import ArchitectureTable
-    from umscale.laws.report import Report, Settings
-    from umscale.laws.table import Table
-    from umscale.store import Store
+    from umscale.questions.architectures import ArchitectureTable
+    from umscale.questions.laws import Report, Settings
+    from umscale.results.table import Table
+    from umscale.store.store import Store
 
 
 def fit(
@@ -66,7 +66,10 @@ def fit(
         typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="A fit for each value of it.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
     ] = None,
     group: Annotated[
         str | None,
@@ -104,6 +107,27 @@ def fit(
             metavar="NAME=LOW:HIGH", help="Bound a coefficient; repeatable, either end may be left out."
         ),
     ] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="How much each row counts; or a formula of columns.", show_default=False
+        ),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Standard error of each row's loss: rows count by 1/error².",
+            show_default=False,
+        ),
+    ] = None,
+    above: Annotated[
+        float,
+        typer.Option(
+            metavar="WEIGHT",
+            help="What rows above the law count beside those below it; under 1 for undertuned runs.",
+        ),
+    ] = 1.0,
     unit: Annotated[
         list[str] | None,
         typer.Option(
@@ -177,14 +201,14 @@ def fit(
     from umscale.errors import UserError, nearest
     from umscale.laws.compare import Recipe
     from umscale.laws.forms import Objective, Residual
-    from umscale.laws.report import Settings
-    from umscale.laws.source import choose_rows, is_table
     from umscale.laws.uncertainty import Interval
+    from umscale.questions.laws import Settings
+    from umscale.results.source import choose_rows, is_table
     from umscale.spec import quantity
 
     if law is not None and compare is not None:
         raise UserError("--law or --compare: --compare names its laws itself")
-    mapping = dict(pairs(",".join(map_ or ()).split(",") if map_ else (), "--map", "SYMBOL=COLUMN"))
+    mapping = mapping_of(map_) | weights_of(weight, error)
     settings = Settings(
         recipe=Recipe(
             objective=choice(objective, "--objective", Objective),
@@ -193,9 +217,10 @@ def fit(
             pins={name: quantity(value, f"--pin {name}") for name, value in pairs(pin, "--pin")},
             ties=pairs(tie, "--tie", "NAME=NAME"),
             bounds={name: ends(value, name) for name, value in pairs(bounds, "--bounds", "NAME=LOW:HIGH")},
+            above=above,
         ),
         units=dict(pairs(unit, "--unit", "SYMBOL=WORDS")),
-        by=by,
+        by=tuple(name.strip("`") for name in split(by)) if by else (),
         group=group,
         nulls=compare is not None,
         # A comparison prints no coefficients: nothing is resampled for it unless asked.
@@ -208,7 +233,7 @@ def fit(
         source=source,
         laws=law or compare,
         compare=compare is not None,
-        measured=mapping.pop("loss", None),
+        measured=mapping.get("loss"),
         mapping=mapping,
         where=where,
         stage=stage,
@@ -277,24 +302,31 @@ class _Job:
 
 def _fit_table(job: _Job, drop_invalid: bool) -> None:
     from umscale.errors import UserError
-    from umscale.laws.report import table_report, to_json
-    from umscale.laws.source import choose_rows, map_columns, read_table
+    from umscale.questions.laws import table_report, to_json
+    from umscale.results.source import read_table, rows_and_columns, second_choices
 
     if job.laws is None:
         raise UserError(f"name a law for {job.source} with --law; `umscale laws` lists them")
     whole = read_table(job.source)
-    kept, columns = map_columns(choose_rows(whole, job.where) if job.where else whole, job.mapping)
+    kept, columns = rows_and_columns(whole, job.where, job.mapping)
+    loss = columns.pop("loss", "loss")
+    recipe = weighted(job.settings.recipe, columns)
     settings = replace(
-        job.settings, columns=columns, extra=tuple(job.mapping), is_study=False, drop_invalid=drop_invalid
+        job.settings,
+        recipe=recipe,
+        columns=columns,
+        extra=tuple(symbol for symbol in job.mapping if symbol in columns),
+        is_study=False,
+        drop_invalid=drop_invalid,
     )
-    laws = read_laws(job.laws, kept, columns, job.mapping)
-    loss = job.measured or "loss"
+    laws = read_laws(job.laws, kept, columns, job.mapping, job.settings.recipe.names, job.where)
+    for line in second_choices(whole, job.mapping):
+        note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if job.json:
-        print_json(
-            to_json(found, input={"table": job.source, "rows": n_whole, "where": job.where, "kept": n_kept})
-        )
+        inputs = {"table": job.source, "where": job.where, "map": job.mapping}
+        print_json(to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept}))
         return
     console = out()
     words = f"{n_kept} of {n_whole} rows, where {job.where}" if job.where else f"{n_whole} rows"
@@ -303,20 +335,29 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
 
 
 def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, question: str) -> None:
-    from umscale.laws.floor import floor_answers
-    from umscale.laws.report import STUDY_UNITS, question_laws, report, to_json
-    from umscale.laws.source import map_columns
+    from umscale.questions.floor import floor_answers
+    from umscale.questions.laws import STUDY_UNITS, question_laws, report, to_json
+    from umscale.results.source import map_columns
 
     mapped, columns = map_columns(table, job.mapping)
-    laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else question_laws(question)
-    settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
+    if job.measured:
+        details = (columns.pop("loss"),)
+    recipe = weighted(job.settings.recipe, columns)
+    laws = (
+        read_laws(job.laws, mapped, columns, job.mapping, job.settings.recipe.names)
+        if job.laws
+        else question_laws(question)
+    )
+    settings = replace(
+        job.settings, recipe=recipe, columns=columns, units={**STUDY_UNITS, **job.settings.units}
+    )
     fewer = job.compare or job.measured or any(map(is_probe_column, details))
     losses = details if fewer else tuple(LOSS_NAMES)
     found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)
     if question == "laws":
         found = replace(found, verdicts=())
     if job.json:
-        print_json(to_json(found, input={"study": job.source, "where": job.where}))
+        print_json(to_json(found, input={"study": job.source, "where": job.where, "map": job.mapping}))
     elif job.compare:
         print_comparison(found, out())
     else:
@@ -354,9 +395,9 @@ def _answer(
     json_: bool,
 ) -> None:
     """Suggest runs, or compare two cells."""
-    from umscale.laws.contrast import contrast as compare_cells
-    from umscale.laws.contrast import parse_contrast
-    from umscale.laws.suggest import suggest
+    from umscale.questions.contrast import contrast as compare_cells
+    from umscale.questions.contrast import parse_contrast
+    from umscale.questions.suggest import suggest
 
     if contrast is not None:
         cells = compare_cells(table, *parse_contrast(contrast), stage=stage or "annealed", loss=loss)
@@ -373,7 +414,7 @@ def _answer(
 
 
 def _ratios(table: "Table", losses: Sequence[str], stage: str | None, json_: bool) -> None:
-    from umscale.laws.ratio import ratio_verdicts
+    from umscale.questions.memory_to_ffn import ratio_verdicts
 
     found = [v for v in ratio_verdicts(table, losses=tuple(losses)) if stage in (None, v.stage)]
     if json_:
@@ -386,7 +427,7 @@ def _ratios(table: "Table", losses: Sequence[str], stage: str | None, json_: boo
 def _architectures(
     table: "Table", losses: Sequence[str], baseline: str | None, stage: str | None, json_: bool
 ) -> None:
-    from umscale.laws.architectures import compare_architectures
+    from umscale.questions.architectures import compare_architectures
 
     found = {loss: compare_architectures(table, loss=loss, baseline=baseline, stage=stage) for loss in losses}
     if json_:
@@ -397,7 +438,7 @@ def _architectures(
 
 
 def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool) -> None:
-    from umscale.laws.rates import rates_reports
+    from umscale.questions.learning_rates import rates_reports
 
     found = [one for loss in losses for one in rates_reports(table, loss=loss, stage=stage)]
     if json_:
@@ -408,7 +449,7 @@ def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool
 
 
 def _noise(table: "Table", stage: str | None, json_: bool) -> None:
-    from umscale.laws.noise import run_noise
+    from umscale.questions.noise import run_noise
 
     pooled, each = (run_noise(table, by_cell=by_cell, stage=stage) for by_cell in (False, True))
     if json_:
@@ -434,9 +475,9 @@ def laws() -> None:
 def fit_store(
     store: "Store", laws: "list[str] | None" = None, stage: str | None = None, seed: int = 0
 ) -> "Report":
-    """Fit what a store holds; see ``umscale.laws.report.report``."""
+    """Fit what a store holds; see ``umscale.questions.laws.report``."""
     from umscale.laws.forms import FIRST_LAWS
-    from umscale.laws.report import report
+    from umscale.questions.laws import report
 
     return report(store.columns(), laws or FIRST_LAWS, stage=stage, seed=seed)
 
@@ -444,7 +485,7 @@ def fit_store(
 def compare_store(
     store: "Store", loss: str = "loss", baseline: str | None = None, stage: str | None = None
 ) -> "tuple[ArchitectureTable, ...]":
-    """Compare a store's architectures; see ``umscale.laws.architectures.compare_architectures``."""
-    from umscale.laws.architectures import compare_architectures
+    """Compare a store's architectures; see ``umscale.questions.architectures.compare_architectures``."""
+    from umscale.questions.architectures import compare_architectures
 
     return compare_architectures(store.columns(), loss=loss, baseline=baseline, stage=stage)

@@ -1,5 +1,6 @@
 """``umscale sweep``: train a study's cells, store every result, then fit and draw what they say."""
 
+import contextlib
 import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ from umscale_cli.executors import (
     ExecutorOption,
     PartitionOption,
     PerGpuOption,
+    Remarks,
     SlurmOption,
     ThreadsOption,
     TimeOption,
@@ -38,8 +40,8 @@ from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
 
 if TYPE_CHECKING:
     from umscale.design.study import Cell, Study
-    from umscale.execute.plan import Plan
-    from umscale.store import Store
+    from umscale.execute.workload import Plan
+    from umscale.store.store import Store
 
 PLAIN_SECONDS = 20.0
 
@@ -120,7 +122,7 @@ def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
     """Return a study's cells, and what precision ``auto`` means in the store at ``root`` if there is one."""
     from umscale.design.study import expand
     from umscale.machine import resolve_precision
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     known = Store.open_if_any(root)
     precision = (known.pinned_precision() if known else None) or resolve_precision(
@@ -131,7 +133,7 @@ def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
 
 def ready(root: str, precision: str) -> "Store":
     """Open a store for training, made first where there is none; what is damaged there is set aside."""
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     opened = Store.create(root)
     if opened.pinned_precision() is None:
@@ -279,7 +281,7 @@ def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) 
 
 
 def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
-    from umscale.execute.plan import make_plan
+    from umscale.execute.workload import make_plan
 
     plan = make_plan(study.name, cells)
     remaining = plan.unfinished(store)
@@ -291,7 +293,7 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
     )
     if not remaining:
         return
-    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining))
+    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining), choice.kind != "local")
     try:
         with choice.open(store, plan) as executor, stopping_noted(), view:
             executor.run(view.handle)
@@ -303,8 +305,10 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
 class View:
     """Shows a sweep: a live table on a terminal, plain lines elsewhere."""
 
-    def __init__(self, plan: "Plan", labels: dict[str, str], remaining: set[str]) -> None:
-        from umscale.execute.plan import run_weight
+    def __init__(
+        self, plan: "Plan", labels: dict[str, str], remaining: set[str], elsewhere: bool = False
+    ) -> None:
+        from umscale.execute.workload import run_weight
 
         self.labels = labels
         self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}
@@ -312,6 +316,7 @@ class View:
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
         self.finished = 0
+        self.remarks = Remarks(elsewhere)
         self.queued: set[int] = set()
         """Workers that wait in a scheduler's queue."""
         self.began = time.monotonic()
@@ -331,12 +336,14 @@ class View:
 
     def __exit__(self, *exception: object) -> None:
         if self.live is not None:
-            self.live.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone, and the workers are to be stopped
+                self.live.stop()
 
     def handle(self, worker: int, event: dict[str, Any]) -> None:
         """Take an executor's event."""
         kind, run_id = event["event"], event.get("run", "")
         label = self.labels.get(run_id, run_id)
+        self._line(self.remarks.line(event))
         if kind == "progress":
             share = event["steps_done"] / event["total_steps"]
             self.first.setdefault(run_id, share)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from umscale.laws import tree
+from umscale import formulas as tree
 from umscale.laws.engine import Bounds, Surface, between
 from umscale.laws.forms import Array, ExpressionLaw, Residual
 
@@ -29,6 +29,8 @@ class ExpressionProblem:
     residual: Residual
     delta: float
     box: tuple[Array, Array] | None
+    row_weights: Array | None = None
+    above: float = 1.0
 
     def with_delta(self, delta: float) -> "ExpressionProblem":
         return replace(self, delta=delta)

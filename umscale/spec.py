@@ -439,7 +439,7 @@ class TrainSpec:
     eps: float = 1e-8
     weight_decay: float = 0.1
     """Of everything but value tables: a step takes off ``weight_decay`` times the learning rate (AdamW)."""
-    table_weight_decay: float | Literal["coupled"] = "coupled"
+    table_weight_decay: float | Literal["coupled"] = 5e-3
     """Of value tables: the share of every entry that a step at peak ``value_lr`` takes off, whatever that rate is; it
     follows the tables' schedule through warm-up and decay. Rows that were not read shrink too (with row-sparse
     gradients, see ``table_gradient``, at every fourth step by four steps' worth). ``coupled``, as before version 3:
@@ -638,8 +638,8 @@ def sparse_dict(spec: Any) -> Any:
 def read_run(text: str) -> RunSpec:
     """Read a run's spec as records hold it: what it does not say has the meaning of its version.
 
-    One of version 1 has no ``rate_scaling`` and means none; those up to 2 lack the fields of ``BEFORE_3`` and the cap of
-    a memory's candidates.
+    One of version 1 has no ``rate_scaling`` and means none; those up to 2 lack the fields of ``BEFORE_3`` and the cap
+    of a memory's candidates.
 
     Raises:
         UserError: not a spec.

@@ -9,7 +9,7 @@ import typer
 from umscale_cli.console import JsonFlag, SetOption, count, out, print_json
 
 if TYPE_CHECKING:
-    from umscale.spec import ModelSpec
+    from umscale.spec import ModelSpec, RunSpec
 
 
 def cost(
@@ -25,6 +25,9 @@ def cost(
     ] = "1,16,64,256,1024,4096",
     seq_len: Annotated[int, typer.Option(min=1, help="Context length of the attention scores.")] = 2048,
     set_: SetOption = None,
+    rates: Annotated[
+        bool, typer.Option("--rates", help="Show the learning rates a run would get, and why, instead.")
+    ] = False,
     json_: JsonFlag = False,
 ) -> None:
     """Count parameters, FLOPs and memory access per token; of two models or more, side by side.
@@ -43,6 +46,9 @@ def cost(
         raise UserError(f"--batch {batch!r} must be whole numbers such as 1,16,64")
     if not models:
         _list_presets(json_)
+        return
+    if rates:
+        _print_rates(models, set_ or [], json_)
         return
     entries = []
     for model in models:
@@ -110,6 +116,84 @@ def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
     for entry in entries:
         if entry["note"]:
             out().print(f"{entry['model']} ({entry['source']}): {entry['note']}", soft_wrap=True)
+
+
+def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
+    """Print the learning rates of a run of each model, and the factors they are made of."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from umscale.model.scaling import BASE, learning_rates, row_step, table_decay
+
+    runs = {model: _load_run(model, overrides) for model in models}
+    entries = []
+    for model, run in runs.items():
+        scaled, (lr, value_lr) = run.train.rate_scaling == "shape", learning_rates(run)
+        measured = run.train.score_energy == "measured"
+        entry = {"model": model, "architecture": run.model.architecture, "lr": lr}
+        if run.model.memory is not None:
+            entry |= {"value_lr": value_lr, "table_decay_per_step": value_lr * table_decay(run)}
+            if scaled:
+                row, base = row_step(run.model, measured), row_step(BASE, measured)
+                entry |= {"row": asdict(row), "base_row": asdict(base), "value_factor": row.step / base.step}
+        entries.append(entry)
+    if json_:
+        print_json(entries[0] if len(entries) == 1 else entries)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for model in models:
+        table.add_column(model, justify="right", no_wrap=True)
+    table.add_column("why")
+
+    def line(title: str, values: list[Any], why: str) -> None:
+        table.add_row(
+            title, *("–" if v is None else v if isinstance(v, str) else f"{v:.4g}" for v in values), why
+        )
+
+    def of(*path: str) -> list[Any]:
+        found: list[Any] = entries
+        for name in path:
+            found = [None if each is None else each.get(name) for each in found]
+        return found
+
+    first = next(iter(runs.values())).train
+    line("architecture", of("architecture"), "")
+    line("lr", of("lr"), f"train.lr x {BASE.d_model} / d_model")
+    line("value_lr", of("value_lr"), "train.value_lr x factor")
+    base = next((entry["base_row"] for entry in entries if "base_row" in entry), None)
+    if base is not None:
+        at_base = {name: f"{value:.4g} at the base shape" for name, value in base.items()}
+        line("  factor", of("value_factor"), "sigma / width^(1/2), over that of the base shape")
+        line("  sigma", of("row", "sigma"), f"deviation values start with (init paper); {at_base['sigma']}")
+        line("  width", of("row", "width"), f"d_pre_value + d_value; {at_base['width']}")
+        line(
+            "  score energy",
+            of("row", "energy"),
+            f"sum of s² of a token, {first.score_energy}: sigma goes with its -1/4, without pre-values -1/2; "
+            f"{at_base['energy']}",
+        )
+    decay = first.table_weight_decay
+    line(
+        "table decay a step",
+        of("table_decay_per_step"),
+        "train.weight_decay x value_lr" if decay == "coupled" else "train.table_weight_decay",
+    )
+    out().print(table)
+
+
+def _load_run(model: str, overrides: list[str]) -> "RunSpec":
+    """Return a run of a model by preset name or .toml file; of a file also with its ``[train]`` table."""
+    from umscale.spec import RunSpec, TrainSpec, apply_overrides, from_dict, read_toml
+
+    spec, _, _ = load_model(model, [o for o in overrides if not o.startswith("train.")])
+    path = Path(model)
+    tree = read_toml(path) if path.suffix == ".toml" else {}
+    train = apply_overrides(
+        {"train": tree.get("train", {})}, [o for o in overrides if o.startswith("train.")]
+    )
+    return RunSpec(model=spec, train=from_dict(TrainSpec, train["train"], "train"))
 
 
 def _small(value: float) -> str:

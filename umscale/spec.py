@@ -419,9 +419,11 @@ class TrainSpec:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    table_gradient: Literal["dense", "rows"] = "dense"
+    table_gradient: Literal["dense", "rows", "atomic"] = "dense"
     """``rows``: table gradients and updates touch only the rows read (lazy AdamW: moments and decay of the others
-    stand still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
+    stand still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise.
+    ``atomic``: dense, summed on a GPU as lookups come, which moves fewer bytes where hardly a row is read twice in a
+    batch but gives other bits on every run; on a processor as ``dense``."""
     table_second_moment: Literal["full", "row"] = "full"
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     table_copy: Literal["none", "bfloat16"] = "none"

@@ -7,7 +7,7 @@ its `__init__.py` holds the one function that dispatches.
 from umscale_kernels.backends import available_backends, default_backend
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
-from umscale_kernels.lookup import lookup
+from umscale_kernels.lookup import lookup, lookup_linked
 from umscale_kernels.lookup.dots import row_dots
 from umscale_kernels.lookup.traffic import LookupTraffic, lookup_traffic_bytes
 from umscale_kernels.rank1 import rank1_vectors
@@ -26,6 +26,7 @@ __all__ = [
     "expert_ffn",
     "grouped_mm",
     "lookup",
+    "lookup_linked",
     "lookup_traffic_bytes",
     "rank1_vectors",
     "rms_norm",

@@ -21,7 +21,10 @@ def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     betas = (train.beta1, train.beta2)
-    plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
+    plain = (train.table_second_moment, train.table_copy) == (
+        "full",
+        "none",
+    ) and train.table_gradient != "rows"
     if tables and not plain:
         pool = getattr(model, "tables", None)
         return TableAdamW(

@@ -20,6 +20,7 @@ from umscale.layers.tables import Chain, Shuffle, Tables, first_table
 from umscale.rng import derive_seed
 from umscale.spec import MemorySpec
 from umscale_kernels import count_rows, lookup, lookup_linked
+from umscale_kernels.lookup.parts import Part
 
 
 class Memory(nn.Module, ABC):
@@ -27,9 +28,9 @@ class Memory(nn.Module, ABC):
 
     ``index`` counts the model's memory layers. Attributes that callers may set: ``usage``, an int64 tensor
     ``[visible_values]`` that counts the rows read; ``backend``, which kernels run; ``row_gradients``, whether table
-    gradients are row-sparse; ``atomic_gradients``, whether a GPU adds them up atomically; ``lookup``, another where tables are split over processes; ``replica_mean``, the mean of a
-    statistic over processes that share a batch. After a forward pass in training ``auxiliary`` holds the layer's
-    auxiliary loss, if it has one.
+    gradients are row-sparse; ``atomic_gradients``, whether a GPU adds them up atomically; ``lookup``, another where
+    tables are split over processes; ``replica_mean``, the mean of a statistic over processes that share a batch. After
+    a forward pass in training ``auxiliary`` holds the layer's auxiliary loss, if it has one.
     """
 
     def __init__(self, d_model: int, memory: MemorySpec, index: int, n_layers: int, seed: int) -> None:
@@ -73,6 +74,7 @@ class Memory(nn.Module, ABC):
         pre_values: Tensor | None,
         values: Tensor,
         read: tuple[Tensor | None, Tensor] | None = None,
+        parts: tuple[Part | None, Part] | None = None,
         chain: Chain | None = None,
     ) -> Tensor:
         flat = y.reshape(-1, y.shape[-1])  # [T, h]
@@ -84,7 +86,7 @@ class Memory(nn.Module, ABC):
         rows = local if values.shape[0] == visible else (local + self.first_row) % values.shape[0]
         p = flat if self.pre_value is None else self.pre_value(flat)
         blocks = address // visible if self.spec.value_expansion > 1 else None
-        pooled = self._pool(p, scores, rows, blocks, Tables(pre_values, values, read, chain))
+        pooled = self._pool(p, scores, rows, blocks, Tables(pre_values, values, read, parts, chain))
         if self.gate is not None:
             pooled = pooled * F.silu(self.gate(flat))
         return (pooled.to(y.dtype) if self.out is None else self.out(pooled)).view(y.shape)
@@ -103,6 +105,8 @@ class Memory(nn.Module, ABC):
         chain = tables.chain
         if chain is None or self.row_gradients or self.lookup is not lookup or self.backend == "reference":
             options |= {"sparse_grad": self.row_gradients, "read": tables.read}
+            if tables.parts is not None and self.lookup is lookup:
+                options["parts"] = tables.parts
             return self.lookup(*inputs, tables.pre_values, tables.values, **options)
         read = (tables.pre_values, tables.values) if tables.read is None else tables.read
         pooled, chain.links = lookup_linked(*inputs, *chain.links, read=read, **options)

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from umscale_kernels.backends import resolve
-from umscale_kernels.lookup import reference
+from umscale_kernels.lookup import native, reference
+from umscale_kernels.lookup.parts import Part
 
 Activation = Literal["none", "gelu"]
 Backward = Literal["sorted", "atomic"]
@@ -46,6 +47,7 @@ def lookup(
     sparse_grad: bool = False,
     read: Copies | None = None,
     backward: Backward = "sorted",
+    parts: tuple[Part | None, Part] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """o [T, n_blocks Dv], float32 (float64 for float64 tables).
@@ -61,6 +63,8 @@ def lookup(
     ascending. `torch.compile` runs such a call eagerly.
     `read`: copies of (pre_values, values), of another dtype if need be, which are gathered in their place; gradients
     still go to the tables.
+    `parts`, of `table_parts`: where the dense gradients of the two tables go, if the backend can write there. Only for
+    tables that nothing else reads.
     `backward`, of the triton backend: "sorted" sums the lookups of each row in a fixed order, "atomic" adds them as
     they come, which moves fewer bytes where hardly a row is read twice. The other backends always sort.
 
@@ -80,8 +84,13 @@ def lookup(
         )
     if p is None or pre_values is None:
         p = s.new_empty(0)
-    run = _sparse_lookup if sparse_grad else _lookup
     slots = _slots(blocks, n_blocks)
+    floats = p.dtype == s.dtype == values.dtype == torch.float32 and not sparse_grad and backward != "atomic"
+    if floats and not torch.compiler.is_compiling() and _backend(backend, s, source[1]) == "native":
+        inputs = (p, s, rows, slots, n_blocks, pre_values, values)
+        out: Tensor = native.Lookup.apply(*inputs, _detached(source), activation == "gelu", parts)
+        return out
+    run = _sparse_lookup if sparse_grad else _lookup
     tables = (pre_values, values, *_detached(source))
     return run(p, s, rows, slots, *tables, n_blocks, activation, sparse_grad, backward, backend)[0]
 
@@ -473,8 +482,9 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, d_o: Tensor | None, d_z: None) -> tuple[Tensor | None, ...]:
     if d_o is None:
         return (None,) * 13
-    p, s, _, _, _, pre_values, values = ctx.saved_tensors
-    inputs = (d_o, *ctx.saved_tensors, ctx.activation)
+    saved = ctx.saved_tensors  # once: where activations are recomputed a second time is refused
+    p, s, _, _, _, pre_values, values = saved
+    inputs = (d_o, *saved, ctx.activation)
     table_grads = any(ctx.needs_input_grad[4:6])
     if table_grads and ctx.sparse_grad:
         dp, ds, distinct, *rows_of = _lookup_row_gradients(*inputs, ctx.backend)
@@ -504,17 +514,18 @@ def _backward_linked(
 ) -> tuple[Tensor | None, ...]:
     if d_o is None:
         return (*(None,) * 4, d_pre_values, d_values, *(None,) * 6)
-    p, s, _, _, _, pre_values, _ = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    p, s, _, _, _, pre_values, _ = saved
     table_grads = any(ctx.needs_input_grad[4:6])
     options = (ctx.activation, ctx.backward_mode, ctx.backend)
     tables: tuple[Tensor | None, ...]
     if d_values is None:  # the last of the chain
-        inputs = (d_o, *ctx.saved_tensors, ctx.activation, table_grads, *options[1:])
+        inputs = (d_o, *saved, ctx.activation, table_grads, *options[1:])
         dp, ds, *dense = _lookup_backward(*inputs)
         tables = (dense[0] if pre_values is not None else None, dense[1]) if table_grads else (None, None)
     else:
         tables = (d_pre_values if pre_values is not None else None, d_values)
-        dp, ds = _lookup_backward_into(d_o, *ctx.saved_tensors, *tables, *options)
+        dp, ds = _lookup_backward_into(d_o, *saved, *tables, *options)
     d_p = None if pre_values is None else dp.to(p.dtype)
     return (d_p, ds.to(s.dtype), None, None, *tables, *(None,) * 6)
 

@@ -1,11 +1,13 @@
 """`lookup` in C++ (lookup.cpp) on CPU: float32 activations, float32 or bfloat16 tables."""
 
 from ctypes import c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from umscale_kernels import native
+from umscale_kernels.lookup.parts import Part
 
 _SIZES = (c_int, c_int64, c_int64, *[c_int] * 6)
 _FORWARD = (*_SIZES, *[c_void_p] * 6, c_int, *[c_void_p] * 2)
@@ -36,6 +38,43 @@ def lookup(
     return o, z
 
 
+class Lookup(torch.autograd.Function):
+    """Eager `lookup` on float32 operands, without the cost of a custom operator; table gradients into `parts`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        p: Tensor,
+        s: Tensor,
+        rows: Tensor,
+        slots: Tensor | None,
+        n_blocks: int,
+        pre_values: Tensor | None,
+        values: Tensor,
+        read: tuple[Tensor | None, Tensor],
+        gelu: bool,
+        parts: tuple[Part | None, Part] | None,
+    ) -> Tensor:
+        p, s, rows = p.contiguous(), s.contiguous(), rows.contiguous()
+        P, V = None if read[0] is None else read[0].contiguous(), read[1].contiguous()
+        o, z = lookup(p, s, rows, slots, n_blocks, P, V, gelu)
+        ctx.save_for_backward(p, s, z, rows, slots, P, V)
+        ctx.gelu, ctx.parts = gelu, parts
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
+        needed = any(ctx.needs_input_grad[5:7])
+        saved, into = ctx.saved_tensors, None
+        if needed and ctx.parts is not None:
+            into = (None if ctx.parts[0] is None else ctx.parts[0](), ctx.parts[1]())
+        tables = "dense" if needed else "none"
+        dp, ds, _, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables, into)
+        has_pre_values = saved[5] is not None
+        d_tables = (dP if has_pre_values else None, dV) if needed else (None, None)
+        return (dp if has_pre_values else None, ds, *(None,) * 3, *d_tables, *(None,) * 3)
+
+
 def lookup_backward(
     d_o: Tensor,
     p: Tensor,
@@ -52,7 +91,7 @@ def lookup_backward(
     """(dp, ds, distinct rows, dP, dV), float32; those that do not apply are empty.
 
     `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]), "rows" (of the U distinct rows read, ascending), or "add":
-    to the dense gradients `into`.
+    to the dense gradients `into`. "dense" overwrites `into`, if given, and returns those tensors.
     """
     rows = rows.long()
     dp, ds, dP, dV = torch.empty_like(p), torch.empty_like(s), s.new_empty(0), s.new_empty(0)
@@ -61,12 +100,13 @@ def lookup_backward(
         distinct, order, start = _segments(rows, values.shape[0])
     if tables in ("dense", "rows"):
         n_outputs = values.shape[0] if tables == "dense" else distinct.numel()
-        dV = s.new_empty(n_outputs, values.shape[1])
+        into_P, into_V = (None, None) if into is None else into
+        dV = s.new_empty(n_outputs, values.shape[1]) if into_V is None else into_V
         if pre_values is not None:
-            dP = s.new_empty(n_outputs, pre_values.shape[1])
-    gradients = (dP, dV) if into is None else into
+            dP = s.new_empty(n_outputs, pre_values.shape[1]) if into_P is None else into_P
+    gradients = into if tables == "add" and into is not None else (dP, dV)
     if any(x is not None and not (x.is_contiguous() and x.dtype == s.dtype) for x in gradients):
-        raise ValueError("gradients to add to must be contiguous and float32")
+        raise ValueError("table gradients must be contiguous and float32")
     function = native.function("lookup", "umscale_lookup_backward", *_BACKWARD)
     n_blocks = d_o.shape[1] // values.shape[1]
     function(

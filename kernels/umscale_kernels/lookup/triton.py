@@ -94,7 +94,8 @@ def _score_gradients(
 def _forward(
     p_ptr: tl.tensor, s_ptr: tl.tensor, rows_ptr: tl.tensor, slots_ptr: tl.tensor, P_ptr: tl.tensor, V_ptr: tl.tensor,
     o_ptr: tl.tensor, z_ptr: tl.tensor, M: tl.constexpr, C: tl.constexpr, E: tl.constexpr, DP: tl.constexpr,
-    DV: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr,
+    DV: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """A program a token, or a token and block: it gathers the rows of that block alone."""
     t = tl.program_id(0).to(tl.int64)
@@ -124,8 +125,8 @@ def _forward(
 def _token_backward(
     do_ptr: tl.tensor, p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, rows_ptr: tl.tensor, slots_ptr: tl.tensor,
     P_ptr: tl.tensor, V_ptr: tl.tensor, dp_ptr: tl.tensor, ds_ptr: tl.tensor, dP_ptr: tl.tensor, dV_ptr: tl.tensor,
-    M: tl.constexpr, C: tl.constexpr, E: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr, ATOMIC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr,
+    M: tl.constexpr, C: tl.constexpr, E: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr,
+    ATOMIC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)

@@ -445,9 +445,11 @@ class TrainSpec:
     gradients, see ``table_gradient``, at every fourth step by four steps' worth). ``coupled``, as before version 3:
     ``weight_decay`` times ``value_lr``, so that it moves with a model's shape, and of row-sparse gradients only the
     rows read."""
-    table_gradient: Literal["dense", "rows"] = "dense"
+    table_gradient: Literal["dense", "rows", "atomic"] = "dense"
     """``rows``: table gradients and updates touch only the rows read (lazy AdamW: the moments of the others stand
-    still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
+    still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise.
+    ``atomic``: dense, summed on a GPU as lookups come, which moves fewer bytes where hardly a row is read twice in a
+    batch but gives other bits on every run; on a processor as ``dense``."""
     table_second_moment: Literal["full", "row"] = "full"
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     table_copy: Literal["none", "bfloat16"] = "none"

@@ -156,7 +156,9 @@ def solve(
     multiple = d_ffn_multiple
     while True:
         try:
-            found, wanted, got = _balance(model, targets, compensation, seq_len, tolerance, reference, multiple)
+            found, wanted, got = _balance(
+                model, targets, compensation, seq_len, tolerance, reference, multiple
+            )
             break
         except Infeasible:
             if compensation == "none" or multiple == 1:

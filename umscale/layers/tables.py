@@ -10,6 +10,17 @@ from umscale.spec import MemorySpec
 from umscale_kernels.lookup.parts import Part, table_parts
 
 
+class Chain:
+    """The tables that several layers read, as the next of them takes them.
+
+    The first takes the tables, each later one the stand-ins of the layer before, so that one gradient passes from
+    layer to layer in place of one of all tables from each; see ``umscale_kernels.lookup_linked``.
+    """
+
+    def __init__(self, pre_values: Tensor | None, values: Tensor) -> None:
+        self.links = pre_values, values
+
+
 class Tables(NamedTuple):
     """What one memory layer reads."""
 
@@ -21,6 +32,8 @@ class Tables(NamedTuple):
     """Copies of both in another precision that are read in their place."""
     parts: tuple[Part | None, Part] | None = None
     """Where the gradients of both go, for tables that only this layer reads."""
+    chain: Chain | None = None
+    """Of layers that share tables, one object for all of them."""
 
 
 class ValueTables(nn.Module):
@@ -65,7 +78,9 @@ class ValueTables(nn.Module):
         """
         copies = None if self.values_copy is None else (self.pre_values_copy, self.values_copy)
         if whole or self.sharing != "none":
-            return [Tables(self.pre_values, self.values, copies)] * self.n_layers
+            windows = self.sharing in ("ring", "no_ring", "block")
+            chain = Chain(self.pre_values, self.values) if windows and not whole else None
+            return [Tables(self.pre_values, self.values, copies, chain=chain)] * self.n_layers
         n = self.n_layers
         pre_values: list[Any] = [None] * n
         pre_value_parts: list[Part | None] = [None] * n

@@ -123,6 +123,7 @@ class Decoder(nn.Module):
         self.row_gradients = train.table_gradient == "rows"
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
+            memory.atomic_gradients = train.table_gradient == "atomic"
         if self.tables is not None:
             self.tables.keep_copies(train.table_copy == "bfloat16")
 

@@ -5,7 +5,7 @@ its `__init__.py` holds the one function that dispatches.
 """
 
 from umscale_kernels.attention import attention
-from umscale_kernels.backends import available_backends, default_backend
+from umscale_kernels.backends import available_backends, default_backend, kernels_in_use
 from umscale_kernels.cross_entropy import cross_entropy
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
@@ -29,6 +29,7 @@ __all__ = [
     "default_backend",
     "expert_ffn",
     "grouped_mm",
+    "kernels_in_use",
     "lookup",
     "lookup_traffic_bytes",
     "rank1_vectors",

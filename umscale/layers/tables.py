@@ -37,20 +37,23 @@ class Tables(NamedTuple):
 
 
 class ValueTables(nn.Module):
-    """Pre-values and values of all memory layers, one pool: ``[n_tables n², Dp]`` and ``[n_tables n², Dv]``."""
+    """Pre-values and values of all memory layers, one pool: ``[n_tables n², Dp]`` and ``[n_tables n², Dv]``.
+
+    With ``part = (r, W)`` the r-th 1/W of the columns of both, see ``columns``; nothing of their whole size is made.
+    """
 
     pre_values_copy: Tensor | None
     values_copy: Tensor | None
 
-    def __init__(self, memory: MemorySpec, n_layers: int) -> None:
+    def __init__(self, memory: MemorySpec, n_layers: int, part: tuple[int, int] = (0, 1)) -> None:
         super().__init__()
-        self.n_layers = n_layers
+        self.n_layers, self.part = n_layers, part
         self.sharing = memory.sharing
         n_rows = memory.n_tables(n_layers) * memory.n_values
         self.pre_values = (
-            nn.Parameter(torch.empty(n_rows, memory.d_pre_value)) if memory.d_pre_value else None
+            nn.Parameter(torch.empty(n_rows, memory.d_pre_value // part[1])) if memory.d_pre_value else None
         )
-        self.values = nn.Parameter(torch.empty(n_rows, memory.d_value))
+        self.values = nn.Parameter(torch.empty(n_rows, memory.d_value // part[1]))
         self.keep_copies(False)
 
     def keep_copies(self, enabled: bool) -> None:
@@ -95,6 +98,17 @@ class ValueTables(nn.Module):
 
     def _unbind(self, table: Tensor | None) -> Any:
         return [None] * self.n_layers if table is None else table.unflatten(0, (self.n_layers, -1)).unbind(0)
+
+
+def column_groups(memory: MemorySpec) -> dict[str, int]:
+    """Return into how many equal groups of columns each table falls; a part of a table has a part of every group."""
+    return {"pre_values": 1, "values": memory.n_cores}
+
+
+def columns(table: Tensor, groups: int, part: tuple[int, int]) -> Tensor:
+    """Return columns ``[N, D / W]`` of ``table [N, D]``, a view or a copy: of each group those of ``part = (r, W)``."""
+    rank, size = part
+    return table.unflatten(1, (groups, size, -1))[:, :, rank].flatten(1)
 
 
 def first_table(memory: MemorySpec, layer: int, n_layers: int) -> int:

@@ -6,13 +6,13 @@ and numerics) train the same model on the same tokens. Its ``run_id`` addresses 
 Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from umscale.errors import UserError, nearest
+from umscale.files import read_bounded
+from umscale.trees import check_tree, parse_object, parse_toml
 
 SPEC_VERSION = 2
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
@@ -28,6 +30,8 @@ _RATE_1 = 4e-3
 """Default of both learning rates in version 1, which knew no scaling of them."""
 
 T = TypeVar("T")
+LONGEST_TOML = 16 << 20
+"""Bytes of a study file."""
 MOST = 2**31
 """Of any dimension: beyond it, what follows from several no longer fits a number."""
 
@@ -545,8 +549,11 @@ def read_run(text: str) -> RunSpec:
     Raises:
         UserError: not a spec.
     """
-    tree = json.loads(text)
-    tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
+    try:
+        tree = parse_object(text)
+        tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the specification of a run cannot be read: {error}") from None
     return from_dict(RunSpec, tree)
 
 
@@ -638,8 +645,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(read_bounded(path, LONGEST_TOML).decode())
+    except ValueError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -658,16 +665,20 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     Raises:
         UserError: an override without ``=`` or a path through something that is not a table.
     """
-    out = json.loads(json.dumps(tree))
+    out = copy.deepcopy(tree)
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as path.key=value, for instance train.lr=1e-3")
         try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except (tomllib.TOMLDecodeError, RecursionError):
+            value = parse_toml(f"x = {text}")["x"]
+        except ValueError:
             value = text.strip()
         set_path(out, path.strip(), value)
+        try:
+            check_tree(out)
+        except ValueError as error:
+            raise UserError(f"--set {path.strip()}: {error}") from None
     return out
 
 

@@ -90,7 +90,10 @@ class MemorySpec:
     n_cores: int = 2
     """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
     preselect_m: int | None = None
-    """Row and column candidates kept before the grid; None means ``min(top_m, keys per side)``."""
+    """Row and column candidates kept before the grid; None: ``min(top_m, keys per side, preselect_cap)``."""
+    preselect_cap: int = 128
+    """Most candidates a side where ``preselect_m`` is None (the paper's), unless their square would fall short of
+    ``top_m``; 0: no cap, which is what records of version 2 and before mean."""
     layers: tuple[int, ...] | None = None
     """Blocks that carry a memory layer; None means every block (the paper's choice)."""
     skip: int = 0
@@ -138,7 +141,7 @@ class MemorySpec:
         ):  # fmt: skip
             _dimension(getattr(self, name), f"memory.{name}")
         _dimension(self.d_pre_value, "memory.d_pre_value", least=0)
-        for name in ("skip", "balance_loss", "tucker_penalty"):
+        for name in ("skip", "preselect_cap", "balance_loss", "tucker_penalty"):
             _require(
                 getattr(self, name) >= 0, f"memory.{name} must not be negative, not {getattr(self, name)}"
             )
@@ -199,7 +202,10 @@ class MemorySpec:
     @property
     def candidates(self) -> int:
         """Row (and column) candidates that form the grid the final ``top_m`` are chosen from."""
-        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.keys_per_side)
+        if self.preselect_m is not None:
+            return self.preselect_m
+        uncapped, least = min(self.top_m, self.keys_per_side), math.isqrt(self.top_m - 1) + 1
+        return min(uncapped, max(self.preselect_cap, least)) if self.preselect_cap else uncapped
 
     @property
     def row_width(self) -> int:
@@ -280,11 +286,11 @@ class ModelSpec:
         for name in ("d_model", "n_layers", "n_heads"):
             _dimension(getattr(self, name), f"model.{name}")
         _dimension(self.vocab_size, "model.vocab_size", least=0)
-        _require(
-            self.d_model % self.n_heads == 0,
-            f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
-            f"n_heads can be {_divisors(self.d_model)}",
-        )
+        if self.d_model % self.n_heads:
+            raise UserError(
+                f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
+                f"n_heads can be {_divisors(self.d_model)}"
+            )
         _require(
             (self.d_model // self.n_heads) % 2 == 0,
             f"model.d_model / n_heads = {self.d_model // self.n_heads} must be even (rotary embedding)",
@@ -305,13 +311,14 @@ class ModelSpec:
             object.__setattr__(self, "memory", rows)
         blocks = self.memory_layers
         last = self.n_layers - 1
+        if memory.layers is not None:
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
         _require(
-            len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
-            f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
-        )
-        _require(
-            max(blocks) + memory.skip <= last,
-            f"memory.skip = {memory.skip} puts the output of the memory that reads block {max(blocks)} after the last "
+            (deepest := last if memory.layers is None else max(blocks)) + memory.skip <= last,
+            f"memory.skip = {memory.skip} puts the output of the memory that reads block {deepest} after the last "
             f"block ({last}); list earlier blocks in memory.layers",
         )
         _require(
@@ -335,11 +342,11 @@ class ModelSpec:
         return " & ".join(parts) or "dense"
 
     @property
-    def memory_layers(self) -> tuple[int, ...]:
-        """Indices of the blocks that carry a memory layer."""
+    def memory_layers(self) -> Sequence[int]:
+        """Indices of the blocks that carry a memory layer; counted, not listed, where all do."""
         if self.memory is None:
             return ()
-        return tuple(range(self.n_layers)) if self.memory.layers is None else self.memory.layers
+        return range(self.n_layers) if self.memory.layers is None else self.memory.layers
 
 
 Probe = Literal["recall", "multi_round", "in_context", "needle", "key_value", "multi_hop", "facts"]
@@ -431,6 +438,11 @@ class TrainSpec:
     """Of matrix products; ``auto`` measures both once per store and keeps the faster."""
     checkpoint_seconds: float = 60.0
     """At most this much work is repeated after a crash; does not affect results."""
+    micro_batch_size: int | None = None
+    """Sequences that a process takes through the model at once; the gradients of a step add up over such parts of its
+    batch. None: all of them. Results are equal up to the order of summation, as between numbers of processes."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
 
     def __post_init__(self) -> None:
         budgets = self.budgets
@@ -461,6 +473,11 @@ class TrainSpec:
             f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
         )
         _require(self.checkpoint_seconds >= 0, "train.checkpoint_seconds must not be negative")
+        micro = self.micro_batch_size
+        _require(
+            micro is None or (micro > 0 and self.batch_size % micro == 0),
+            f"train.batch_size = {self.batch_size} is not divisible by train.micro_batch_size = {micro}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -492,17 +509,36 @@ class RunSpec:
 
         Fields at their default are left out, so that an option added later (with a default that keeps old
         behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``. What does not
-        affect the result is no part of the identity: how often a run is checkpointed, and the name of a
-        corpus whose content hash is known.
+        affect the result is no part of the identity: how often a run is checkpointed, into what parts a step is
+        cut to fit memory (rounding apart, like the number of processes), and the name of a corpus whose content
+        hash is known.
         """
         return _run_id(self)
 
 
-@functools.lru_cache(maxsize=4096)
+_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing")
+"""Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _identity(part: T) -> T:
+    """Return data or training without what is no part of a run's identity."""
+    if isinstance(part, TrainSpec):
+        plain = TrainSpec()
+        return dataclasses.replace(part, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
+    if isinstance(part, DataSpec) and part.hash:
+        return dataclasses.replace(part, corpus="")
+    return part
+
+
+@functools.lru_cache(maxsize=1 << 17)  # all cells of the largest study
 def _run_id(run: RunSpec) -> str:
-    train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
-    data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
-    tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
+    train = _identity(run.train)
+    data = _identity(run.data)
+    tree = sparse_dict(run) | {"train": sparse_dict(train), "data": sparse_dict(data)}
+    tree = {k: v for k, v in tree.items() if v != {}}
+    if run.model.memory is not None:
+        tree["model"]["memory"] = _hashed_memory(run.model.memory)
     version = SPEC_VERSION
     if train.rate_scaling == "none":  # as version 1 was, whose other defaults were these
         version = 1
@@ -513,8 +549,17 @@ def _run_id(run: RunSpec) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
+    """``sparse_dict`` of ``memory`` as before there was a cap: candidates that it changes are those asked for."""
+    uncapped = dataclasses.replace(memory, preselect_cap=0)
+    capped = memory.candidates != uncapped.candidates
+    hashed = dataclasses.replace(uncapped, preselect_m=memory.candidates) if capped else uncapped
+    return {name: value for name, value in sparse_dict(hashed).items() if name != "preselect_cap"}
+
+
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0 and (n // d) % 2 == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(str(d) for d in sorted({*small, *(n // d for d in small)}) if (n // d) % 2 == 0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -533,18 +578,23 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    out = {}
-    for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        factory = f.default_factory
-        default = factory() if factory is not dataclasses.MISSING else f.default
-        if value != default:
-            out[f.name] = sparse_dict(value)
-    return out
+    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    return {name: sparse_dict(value) for name, value, default in values if value != default}
+
+
+@functools.cache
+def _defaults(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Return a spec's fields with their defaults."""
+    return tuple(
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    )
 
 
 def read_run(text: str) -> RunSpec:
-    """Read a run's spec as records hold it; one of version 1 has no ``rate_scaling`` and means none.
+    """Read a run's spec as records hold it; what older ones lack had another default.
+
+    One of version 1 has no ``rate_scaling`` and means none, one of version 2 no ``preselect_cap`` and means no cap.
 
     Raises:
         UserError: not a spec.
@@ -552,7 +602,10 @@ def read_run(text: str) -> RunSpec:
     try:
         tree = parse_object(text)
         tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
-    except (ValueError, TypeError) as error:
+        model = tree.get("model", {})
+        if model.get("memory") is not None:
+            model["memory"] = {"preselect_cap": 0} | model["memory"]
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the specification of a run cannot be read: {error}") from None
     return from_dict(RunSpec, tree)
 

@@ -30,6 +30,8 @@ _BUILD_TIMEOUT_S = 300
 
 # Source and its own flags, by operation. Rounding is part of what `select` computes, so no FMA there.
 _SOURCES = {
+    "attention": ("attention/attention.cpp", "-ffp-contract=fast"),
+    "cross_entropy": ("cross_entropy/cross_entropy.cpp", "-ffp-contract=fast"),
     "select": ("select/select.cpp", "-ffp-contract=off"),
     "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
     "rms_norm": ("rms_norm/rms_norm.cpp", "-ffp-contract=fast", "-fopenmp-simd"),
@@ -97,7 +99,12 @@ def in_use() -> str:
 
 def library(op: str) -> ctypes.CDLL | None:
     """The compiled kernels of `op`, built now if need be; None when switched off or not possible."""
-    return _library(op) if os.environ.get("UMSCALE_NATIVE", "1") != "0" else None
+    return _library(op) if wanted() else None
+
+
+def wanted() -> bool:
+    """Whether C++ kernels are switched on."""
+    return os.environ.get("UMSCALE_NATIVE", "1") != "0"
 
 
 def available(op: str) -> bool:
@@ -172,7 +179,8 @@ def _built(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Pa
     """Path of the shared library in `folder`, compiled unless there. Safe when several processes build at once."""
     command = [*compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *flags]
     key = hashlib.sha256()
-    for part in (source.read_bytes(), repr(command).encode(), _version(tuple(compiler)), _cpu()):
+    headers = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.h"))]
+    for part in (source.read_bytes(), *headers, repr(command).encode(), _version(tuple(compiler)), _cpu()):
         key.update(hashlib.sha256(part).digest())
     target = folder / f"{source.stem}-{key.hexdigest()[:20]}.so"
     if not target.exists():

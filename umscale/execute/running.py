@@ -71,7 +71,7 @@ class Watch(Protocol):
         ...
 
     def progress(self, progress: "Progress") -> None:
-        """Called after each step."""
+        """Called for each step, when its loss is known."""
         ...
 
     def should_stop(self) -> bool:

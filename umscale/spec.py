@@ -6,6 +6,7 @@ and numerics) train the same model on the same tokens. Its ``run_id`` addresses 
 Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,6 @@ import itertools
 import json
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from umscale.errors import UserError, nearest
+from umscale.files import read_bounded
+from umscale.trees import check_tree, parse_object, parse_toml
 
 SPEC_VERSION = 3
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
@@ -34,6 +36,8 @@ BEFORE_3: Mapping[str, Mapping[str, Any]] = {
 """Fields that came with version 3, by table, and the value that means what earlier versions did."""
 
 T = TypeVar("T")
+LONGEST_TOML = 16 << 20
+"""Bytes of a study file."""
 MOST = 2**31
 """Of any dimension: beyond it, what follows from several no longer fits a number."""
 
@@ -289,11 +293,11 @@ class ModelSpec:
         for name in ("d_model", "n_layers", "n_heads"):
             _dimension(getattr(self, name), f"model.{name}")
         _dimension(self.vocab_size, "model.vocab_size", least=0)
-        _require(
-            self.d_model % self.n_heads == 0,
-            f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
-            f"n_heads can be {_divisors(self.d_model)}",
-        )
+        if self.d_model % self.n_heads:
+            raise UserError(
+                f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
+                f"n_heads can be {_divisors(self.d_model)}"
+            )
         _require(
             (self.d_model // self.n_heads) % 2 == 0,
             f"model.d_model / n_heads = {self.d_model // self.n_heads} must be even (rotary embedding)",
@@ -314,13 +318,14 @@ class ModelSpec:
             object.__setattr__(self, "memory", rows)
         blocks = self.memory_layers
         last = self.n_layers - 1
+        if memory.layers is not None:
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
         _require(
-            len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
-            f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
-        )
-        _require(
-            max(blocks) + memory.skip <= last,
-            f"memory.skip = {memory.skip} puts the output of the memory that reads block {max(blocks)} after the last "
+            (deepest := last if memory.layers is None else max(blocks)) + memory.skip <= last,
+            f"memory.skip = {memory.skip} puts the output of the memory that reads block {deepest} after the last "
             f"block ({last}); list earlier blocks in memory.layers",
         )
         _require(
@@ -344,11 +349,11 @@ class ModelSpec:
         return " & ".join(parts) or "dense"
 
     @property
-    def memory_layers(self) -> tuple[int, ...]:
-        """Indices of the blocks that carry a memory layer."""
+    def memory_layers(self) -> Sequence[int]:
+        """Indices of the blocks that carry a memory layer; counted, not listed, where all do."""
         if self.memory is None:
             return ()
-        return tuple(range(self.n_layers)) if self.memory.layers is None else self.memory.layers
+        return range(self.n_layers) if self.memory.layers is None else self.memory.layers
 
 
 Probe = Literal["recall", "multi_round", "in_context", "needle", "key_value", "multi_hop", "facts"]
@@ -575,13 +580,23 @@ _NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpoin
 """Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
+def _identity(part: T) -> T:
+    """Return data or training without what is no part of a run's identity."""
+    if isinstance(part, TrainSpec):
+        plain = TrainSpec()
+        return dataclasses.replace(part, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
+    if isinstance(part, DataSpec) and part.hash:
+        return dataclasses.replace(part, corpus="")
+    return part
+
+
+@functools.lru_cache(maxsize=1 << 17)  # all cells of the largest study
 def _run_id(run: RunSpec) -> str:
-    plain = TrainSpec()
-    train = dataclasses.replace(run.train, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
-    data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
-    run = dataclasses.replace(run, train=train, data=data)
-    version, tree = run.spec_version, sparse_dict(run)
+    train, data = _identity(run.train), _identity(run.data)
+    version = run.spec_version
+    tree = sparse_dict(run) | {"train": sparse_dict(train), "data": sparse_dict(data)}
+    tree = {k: v for k, v in tree.items() if v != {}}
     for table, fields in BEFORE_3.items():
         known = {k: v for k, v in tree.get(table, {}).items() if k not in fields}
         if version == 3:
@@ -608,7 +623,8 @@ def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
 
 
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0 and (n // d) % 2 == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(str(d) for d in sorted({*small, *(n // d for d in small)}) if (n // d) % 2 == 0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -627,14 +643,17 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    out = {}
-    for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        factory = f.default_factory
-        default = factory() if factory is not dataclasses.MISSING else f.default
-        if value != default:
-            out[f.name] = sparse_dict(value)
-    return out
+    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    return {name: sparse_dict(value) for name, value, default in values if value != default}
+
+
+@functools.cache
+def _defaults(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Return a spec's fields with their defaults."""
+    return tuple(
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    )
 
 
 def read_run(text: str) -> RunSpec:
@@ -646,7 +665,11 @@ def read_run(text: str) -> RunSpec:
     Raises:
         UserError: not a spec.
     """
-    return from_dict(RunSpec, with_old_meanings(json.loads(text)))
+    try:
+        tree = with_old_meanings(parse_object(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"the specification of a run cannot be read: {error}") from None
+    return from_dict(RunSpec, tree)
 
 
 def with_old_meanings(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -756,8 +779,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(read_bounded(path, LONGEST_TOML).decode())
+    except ValueError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -776,16 +799,20 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     Raises:
         UserError: an override without ``=`` or a path through something that is not a table.
     """
-    out = json.loads(json.dumps(tree))
+    out = copy.deepcopy(tree)
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as path.key=value, for instance train.lr=1e-3")
         try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except (tomllib.TOMLDecodeError, RecursionError):
+            value = parse_toml(f"x = {text}")["x"]
+        except ValueError:
             value = text.strip()
         set_path(out, path.strip(), value)
+        try:
+            check_tree(out)
+        except ValueError as error:
+            raise UserError(f"--set {path.strip()}: {error}") from None
     return out
 
 

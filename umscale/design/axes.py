@@ -14,6 +14,7 @@ searches them, reports what it achieved, and refuses a cell that it cannot bring
 ``sparse_params``, ``total_params`` and ``density`` say nothing about a dense model: its cells ignore them.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -61,8 +62,21 @@ D_FFN_MULTIPLE = 8
 MAX_ROUNDS = 25
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missed:
+    """A target that whole-number dimensions come near to, but not near enough."""
+
+    name: str
+    target: float
+    nearest: float
+
+
 class Infeasible(Exception):
     """No whole-number dimensions bring this cell within tolerance; the message says what was nearest."""
+
+    def __init__(self, message: str, missed: Missed | None = None) -> None:
+        super().__init__(message)
+        self.missed = missed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +207,8 @@ def _balance(
     for name, target in wanted.items():
         if abs(got[name] / target - 1) > tolerance:
             raise Infeasible(
-                f"{name} {target:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
+                f"{name} {target:.10g} cannot be reached within {tolerance:.3g} of it: nearest is {got[name]:.10g}",
+                Missed(name=name, target=target, nearest=got[name]),
             )
     return model, wanted, got
 
@@ -319,9 +334,22 @@ def _solve_compute(
     if "d_key" in targets:
         raise UserError("axis 'd_key' and a memory share both set the key width; keep one")
     assert model.memory is not None
+    memory = model.memory
+
+    def short(d_key: int) -> bool:
+        """Whether the share stays far below its target with keys so wide: it grows with them."""
+        try:
+            keyed = dataclasses.replace(model, memory=dataclasses.replace(memory, d_key=d_key))
+            found = _compensate(reference, keyed, compensation, seq_len)
+        except Infeasible:
+            return False
+        return cost(found, seq_len).mcp < mcp * (1 - 4 * tolerance)
+
     best: tuple[tuple[float, int, float], ModelSpec] | None = None
     reason = ""
-    for d_key in range(1, 4 * model.d_model + 1):
+    widest = 4 * model.d_model
+    first = max(1, bisect.bisect_left(range(1, widest + 1), True, key=lambda d_key: not short(d_key)))
+    for d_key in range(first, widest + 1):
         keyed = dataclasses.replace(model, memory=dataclasses.replace(model.memory, d_key=d_key))
         try:
             candidates = _near(

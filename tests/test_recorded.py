@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import umscale_studies
-from umscale.laws.architectures import compare_architectures
-from umscale.laws.report import report
-from umscale.store import Store
+from umscale.questions.architectures import compare_architectures
+from umscale.questions.laws import report
+from umscale.store.store import Store
 
 # Made while the tree held uncommitted work; runs repeated from the commit gave the same bits.
 UNCOMMITTED = ("enwik8_architectures", "enwik8_architectures_lr")

@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 import umscale_studies
 from umscale.data.corpus import open_corpus
 from umscale.design.study import expand, parse
-from umscale.laws.architectures import compare_architectures
-from umscale.laws.ratio import memory_to_ffn
-from umscale.laws.report import report
+from umscale.questions.architectures import compare_architectures
+from umscale.questions.laws import report
+from umscale.questions.memory_to_ffn import memory_to_ffn
+from umscale.render.page import Answer, Page, to_html, to_markdown
 from umscale.report.answers import answer, question_words
 from umscale.report.build import build
 from umscale.report.evidence import gather
 from umscale.report.limits import limits
-from umscale.report.page import Answer, Page, to_html, to_markdown
-from umscale.store import STAGES, Store
+from umscale.store.store import STAGES, Store
 from umscale_cli.main import app, main
 
 RUN = CliRunner()

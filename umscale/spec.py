@@ -536,7 +536,7 @@ class TrainSpec:
     """Peak learning rate of the value tables (pre-values and values), a schedule of its own."""
     rate_scaling: Literal["shape", "none"] = "shape"
     """``shape``: both rates are those of a base shape, and every model gets them scaled to its own, see
-    ``umscale.parametrisation``; ``none``: every model gets them as they are."""
+    ``umscale.model.scaling``; ``none``: every model gets them as they are."""
     value_lr_final: float | None = None
     """Reached linearly at ``value_lr_fraction`` of the largest budget (the paper's 4x -> 1x); None: constant."""
     value_lr_fraction: float = 1.0

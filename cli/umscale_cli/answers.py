@@ -4,21 +4,21 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umscale.laws.words import LOSS_NAMES, by_chance, estimate_text, heading, spread_words
+from umscale.say.laws import LOSS_NAMES, by_chance, estimate_text, heading, spread_words
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from umscale.laws.architectures import ArchitectureTable
-    from umscale.laws.contrast import CellContrast
-    from umscale.laws.noise import Noise
-    from umscale.laws.rates import RatesReport
-    from umscale.laws.ratio import RatioVerdict
-    from umscale.laws.suggest import Suggestion
-    from umscale.laws.table import Table
     from umscale.laws.uncertainty import Estimate
-    from umscale.laws.verdict import Contrasts, Verdict
+    from umscale.questions.architectures import ArchitectureTable
+    from umscale.questions.contrast import CellContrast
+    from umscale.questions.density_over_size import Contrasts, Verdict
+    from umscale.questions.learning_rates import RatesReport
+    from umscale.questions.memory_to_ffn import RatioVerdict
+    from umscale.questions.noise import Noise
+    from umscale.questions.suggest import Suggestion
+    from umscale.results.table import Table
 
 
 def print_verdict(verdict: "Verdict", console: Any) -> None:
@@ -219,7 +219,7 @@ def rate_text(estimate: "Estimate") -> str:
 def print_map(table: "Table", stage: str | None, compensation: str | None, loss: str, console: Any) -> None:
     """Print where in the (top_m, N_s) plane density beats size, or why that cannot be said."""
     from umscale.errors import UserError
-    from umscale.laws.map import study_map
+    from umscale.questions.density_map import study_map
 
     where = heading(stage, compensation, loss)
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from umscale.words import count, duration, number, percent
+from umscale.say.numbers import count, duration, number, percent
 
 __all__ = [
     "EXIT_FAILED",

@@ -120,7 +120,7 @@ def _list_presets(json_: bool) -> None:
     from rich.table import Table
 
     from umscale.accounting import cost as count_cost
-    from umscale.presets import PRESETS
+    from umscale.model.presets import PRESETS
 
     costs = {name: count_cost(found.model) for name, found in PRESETS.items()}
     if json_:
@@ -144,7 +144,7 @@ def _list_presets(json_: bool) -> None:
 def load_model(model: str, overrides: list[str]) -> "tuple[ModelSpec, str, str]":
     """Return a model by preset name or .toml file with overrides, where it comes from, and a remark."""
     from umscale.errors import UserError
-    from umscale.presets import preset
+    from umscale.model.presets import preset
     from umscale.spec import ModelSpec, apply_overrides, from_dict, read_toml, to_dict
 
     path = Path(model)

@@ -12,7 +12,7 @@ from umscale_cli.console import note
 if TYPE_CHECKING:
     from umscale.execute.executor import Executor
     from umscale.execute.job import Job
-    from umscale.store import Store
+    from umscale.store.store import Store
 
 KINDS = ("local", "slurm", "ray")
 SCHEDULED_WORKERS = 8

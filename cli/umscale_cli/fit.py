@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umscale.laws.words import LOSS_NAMES
-from umscale.tables import is_probe_column
+from umscale.say.laws import LOSS_NAMES
+from umscale.store.schema import is_probe_column
 from umscale_cli.answers import (
     print_architectures,
     print_contrast,
@@ -24,10 +24,10 @@ from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
 if TYPE_CHECKING:
-    from umscale.laws.architectures import ArchitectureTable
-    from umscale.laws.report import Report, Settings
-    from umscale.laws.table import Table
-    from umscale.store import Store
+    from umscale.questions.architectures import ArchitectureTable
+    from umscale.questions.laws import Report, Settings
+    from umscale.results.table import Table
+    from umscale.store.store import Store
 
 
 def fit(
@@ -177,9 +177,9 @@ def fit(
     from umscale.errors import UserError, nearest
     from umscale.laws.compare import Recipe
     from umscale.laws.forms import Objective, Residual
-    from umscale.laws.report import Settings
-    from umscale.laws.source import choose_rows, is_table
     from umscale.laws.uncertainty import Interval
+    from umscale.questions.laws import Settings
+    from umscale.results.source import choose_rows, is_table
     from umscale.spec import quantity
 
     if law is not None and compare is not None:
@@ -277,8 +277,8 @@ class _Job:
 
 def _fit_table(job: _Job, drop_invalid: bool) -> None:
     from umscale.errors import UserError
-    from umscale.laws.report import table_report, to_json
-    from umscale.laws.source import choose_rows, map_columns, read_table
+    from umscale.questions.laws import table_report, to_json
+    from umscale.results.source import choose_rows, map_columns, read_table
 
     if job.laws is None:
         raise UserError(f"name a law for {job.source} with --law; `umscale laws` lists them")
@@ -303,9 +303,9 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
 
 
 def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, question: str) -> None:
-    from umscale.laws.floor import floor_answers
-    from umscale.laws.report import STUDY_UNITS, question_laws, report, to_json
-    from umscale.laws.source import map_columns
+    from umscale.questions.floor import floor_answers
+    from umscale.questions.laws import STUDY_UNITS, question_laws, report, to_json
+    from umscale.results.source import map_columns
 
     mapped, columns = map_columns(table, job.mapping)
     laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else question_laws(question)
@@ -354,9 +354,9 @@ def _answer(
     json_: bool,
 ) -> None:
     """Suggest runs, or compare two cells."""
-    from umscale.laws.contrast import contrast as compare_cells
-    from umscale.laws.contrast import parse_contrast
-    from umscale.laws.suggest import suggest
+    from umscale.questions.contrast import contrast as compare_cells
+    from umscale.questions.contrast import parse_contrast
+    from umscale.questions.suggest import suggest
 
     if contrast is not None:
         cells = compare_cells(table, *parse_contrast(contrast), stage=stage or "annealed", loss=loss)
@@ -373,7 +373,7 @@ def _answer(
 
 
 def _ratios(table: "Table", losses: Sequence[str], stage: str | None, json_: bool) -> None:
-    from umscale.laws.ratio import ratio_verdicts
+    from umscale.questions.memory_to_ffn import ratio_verdicts
 
     found = [v for v in ratio_verdicts(table, losses=tuple(losses)) if stage in (None, v.stage)]
     if json_:
@@ -386,7 +386,7 @@ def _ratios(table: "Table", losses: Sequence[str], stage: str | None, json_: boo
 def _architectures(
     table: "Table", losses: Sequence[str], baseline: str | None, stage: str | None, json_: bool
 ) -> None:
-    from umscale.laws.architectures import compare_architectures
+    from umscale.questions.architectures import compare_architectures
 
     found = {loss: compare_architectures(table, loss=loss, baseline=baseline, stage=stage) for loss in losses}
     if json_:
@@ -397,7 +397,7 @@ def _architectures(
 
 
 def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool) -> None:
-    from umscale.laws.rates import rates_reports
+    from umscale.questions.learning_rates import rates_reports
 
     found = [one for loss in losses for one in rates_reports(table, loss=loss, stage=stage)]
     if json_:
@@ -408,7 +408,7 @@ def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool
 
 
 def _noise(table: "Table", stage: str | None, json_: bool) -> None:
-    from umscale.laws.noise import run_noise
+    from umscale.questions.noise import run_noise
 
     pooled, each = (run_noise(table, by_cell=by_cell, stage=stage) for by_cell in (False, True))
     if json_:
@@ -434,9 +434,9 @@ def laws() -> None:
 def fit_store(
     store: "Store", laws: "list[str] | None" = None, stage: str | None = None, seed: int = 0
 ) -> "Report":
-    """Fit what a store holds; see ``umscale.laws.report.report``."""
+    """Fit what a store holds; see ``umscale.questions.laws.report``."""
     from umscale.laws.forms import FIRST_LAWS
-    from umscale.laws.report import report
+    from umscale.questions.laws import report
 
     return report(store.columns(), laws or FIRST_LAWS, stage=stage, seed=seed)
 
@@ -444,7 +444,7 @@ def fit_store(
 def compare_store(
     store: "Store", loss: str = "loss", baseline: str | None = None, stage: str | None = None
 ) -> "tuple[ArchitectureTable, ...]":
-    """Compare a store's architectures; see ``umscale.laws.architectures.compare_architectures``."""
-    from umscale.laws.architectures import compare_architectures
+    """Compare a store's architectures; see ``umscale.questions.architectures.compare_architectures``."""
+    from umscale.questions.architectures import compare_architectures
 
     return compare_architectures(store.columns(), loss=loss, baseline=baseline, stage=stage)

@@ -7,7 +7,7 @@ from umscale_cli.console import note
 
 if TYPE_CHECKING:
     from umscale.laws.forms import Law
-    from umscale.laws.table import Table
+    from umscale.results.table import Table
 
 _HOLD_OUT_AXES = ("N", "N_s", "D", "m", "rho", "experts")
 """Symbols that may be mapped although no law reads them: rows are held out along them."""

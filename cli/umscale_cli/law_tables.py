@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from umscale.laws.words import (
+from umscale.say.laws import (
     columns_text,
     edges_tested,
     estimate_text,
@@ -18,8 +18,8 @@ from umscale_cli.console import count, number
 if TYPE_CHECKING:
     from umscale.laws.diagnostics import Diagnostics
     from umscale.laws.fit import FitResult
-    from umscale.laws.report import Report, Section
     from umscale.laws.uncertainty import Estimate
+    from umscale.questions.laws import Report, Section
 
 
 def print_fit(found: "Report", console: Any, details: "Iterable[str]" = ("loss",)) -> None:

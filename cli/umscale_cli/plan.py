@@ -10,7 +10,7 @@ from umscale_cli.console import JsonFlag, count, note, number, out, print_json
 from umscale_cli.runs import open_store, warn_damaged
 
 if TYPE_CHECKING:
-    from umscale.laws.plan import Configuration, Plan
+    from umscale.questions.plan import Configuration, Plan
 
 _RESOURCES = {
     "total_params": "total parameters",
@@ -87,10 +87,10 @@ def plan(
     from umscale.design.study import parse
     from umscale.errors import UserError
     from umscale.files import write_text
-    from umscale.laws.plan import Limits, to_json
-    from umscale.laws.plan import plan as make_plan
     from umscale.laws.saved import read_saved, refit_saved
-    from umscale.laws.source import read_table
+    from umscale.questions.plan import Limits, to_json
+    from umscale.questions.plan import plan as make_plan
+    from umscale.results.source import read_table
     from umscale.spec import quantity
     from umscale_cli.cost import load_model
 
@@ -157,7 +157,7 @@ def print_plan(found: "Plan", console: Any) -> None:
     """Print the recommendation beside the runners-up, what each limit costs, and the doubts."""
     from rich.table import Table
 
-    from umscale.laws.words import estimate_text
+    from umscale.say.laws import estimate_text
 
     shown = (found.recommended, *found.runners_up)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

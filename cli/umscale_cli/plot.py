@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from umscale.tables import is_probe_column
+from umscale.store.schema import is_probe_column
 from umscale_cli.console import JsonFlag, note, print_json
 from umscale_cli.law_options import pairs, read_laws
 from umscale_cli.runs import open_store, results_folder, warn_damaged
@@ -16,9 +16,9 @@ from umscale_cli.runs import open_store, results_folder, warn_damaged
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from umscale.laws.table import Table
     from umscale.plots.kinds import Gallery
-    from umscale.store import Store
+    from umscale.results.table import Table
+    from umscale.store.store import Store
 
 T = TypeVar("T")
 
@@ -121,9 +121,9 @@ def plot(
     """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
     from umscale.errors import UserError
     from umscale.files import write_text
-    from umscale.laws.report import Settings
-    from umscale.laws.source import choose_rows, is_table, map_columns, read_table
     from umscale.plots.kinds import KINDS, Gallery
+    from umscale.questions.laws import Settings
+    from umscale.results.source import choose_rows, is_table, map_columns, read_table
 
     named = tuple(dict.fromkeys(kinds or ()))
     _check(named, KINDS, "kind of figure")

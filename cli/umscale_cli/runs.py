@@ -10,7 +10,7 @@ import typer
 from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
 
 if TYPE_CHECKING:
-    from umscale.store import Store
+    from umscale.store.store import Store
 
 DEFAULT_ROOT = Path("umscale-runs")
 """Where sweeps write unless told otherwise: a folder a study."""
@@ -25,7 +25,7 @@ def open_store(where: str) -> "Store":
     import umscale_studies
     from umscale.errors import UserError, nearest
     from umscale.files import is_url
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     if is_url(where):
         return Store.open(where)
@@ -76,7 +76,7 @@ def runs(
 ) -> None:
     """List the runs of a store: sizes, losses before and after the decay, status."""
     from umscale.errors import UserError, nearest
-    from umscale.store import STATUSES
+    from umscale.store.store import STATUSES
 
     if status not in (None, *STATUSES):
         raise UserError(f"--status {status!r} is none of {', '.join(STATUSES)}{nearest(status, STATUSES)}")
@@ -144,7 +144,7 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     """Print a row per run and budget."""
     from rich.table import Table
 
-    from umscale.records import budget_rows
+    from umscale.results.budgets import budget_rows
 
     columns = store.columns(status=status)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -193,7 +193,7 @@ def show(
     import pyarrow.compute as pc
 
     from umscale.errors import UserError
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     if study:
         stores = [open_store(study)]

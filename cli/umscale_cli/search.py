@@ -99,7 +99,7 @@ def search(
     from umscale.search.job import SearchJob
     from umscale.search.results import summarise, winners_study
     from umscale.search.settings import parse_settings
-    from umscale.store import Store
+    from umscale.store.store import Store
     from umscale_cli.runs import open_store
 
     if show and not Path(study).suffix:

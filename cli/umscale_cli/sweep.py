@@ -38,8 +38,8 @@ from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
 
 if TYPE_CHECKING:
     from umscale.design.study import Cell, Study
-    from umscale.execute.plan import Plan
-    from umscale.store import Store
+    from umscale.execute.workload import Plan
+    from umscale.store.store import Store
 
 PLAIN_SECONDS = 20.0
 
@@ -120,7 +120,7 @@ def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
     """Return a study's cells, and what precision ``auto`` means in the store at ``root`` if there is one."""
     from umscale.design.study import expand
     from umscale.machine import resolve_precision
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     known = Store.open_if_any(root)
     precision = (known.pinned_precision() if known else None) or resolve_precision(
@@ -131,7 +131,7 @@ def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
 
 def ready(root: str, precision: str) -> "Store":
     """Open a store for training, made first where there is none; what is damaged there is set aside."""
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     opened = Store.create(root)
     if opened.pinned_precision() is None:
@@ -279,7 +279,7 @@ def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) 
 
 
 def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
-    from umscale.execute.plan import make_plan
+    from umscale.execute.workload import make_plan
 
     plan = make_plan(study.name, cells)
     remaining = plan.unfinished(store)
@@ -304,7 +304,7 @@ class View:
     """Shows a sweep: a live table on a terminal, plain lines elsewhere."""
 
     def __init__(self, plan: "Plan", labels: dict[str, str], remaining: set[str]) -> None:
-        from umscale.execute.plan import run_weight
+        from umscale.execute.workload import run_weight
 
         self.labels = labels
         self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}

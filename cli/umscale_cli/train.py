@@ -30,7 +30,7 @@ from umscale_cli.sweep import View, planned, ready
 if TYPE_CHECKING:
     from umscale.design.study import Cell
     from umscale.execute.executor import Event
-    from umscale.store import Store
+    from umscale.store.store import Store
 
 TABLES = ("replicated", "sharded")
 SHOWN = 8
@@ -75,8 +75,8 @@ def train(
     """
     from umscale.design.study import load_study
     from umscale.errors import UserError, nearest
-    from umscale.parallel.shards import check
-    from umscale.store import FINAL
+    from umscale.store.store import FINAL
+    from umscale.training.shards import check
 
     if tables not in TABLES:
         raise UserError(f"--tables {tables!r} must be {' or '.join(TABLES)}{nearest(tables, TABLES)}")
@@ -170,8 +170,8 @@ def _choose(cells: "list[Cell]", label: str | None, run_id: str | None) -> "Cell
 
 def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, list[int]]:
     """Train a run, live; return why it ended early, if it did, and every process's peak memory in bytes."""
-    from umscale.execute.plan import make_plan
-    from umscale.parallel.launch import launch
+    from umscale.execute.launch import launch
+    from umscale.execute.workload import make_plan
 
     assert cell.run is not None
     view = View(make_plan(study, [cell]), {cell.run_id: cell.label}, {cell.run_id})

@@ -19,7 +19,7 @@ from umscale_cli.runs import is_recorded, open_store
 
 if TYPE_CHECKING:
     from umscale.execute.job import Job
-    from umscale.store import Store
+    from umscale.store.store import Store
 
 PROGRESS_SECONDS = 20.0
 LOOK_SECONDS = 5.0

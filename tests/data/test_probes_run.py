@@ -14,8 +14,8 @@ from umscale.data.synthetic import MarkovFacts
 from umscale.data.synthetic_corpus import generate
 from umscale.errors import UserError
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
-from umscale.store import Store
-from umscale.train import Interrupted, Outcome, Run
+from umscale.store.store import Store
+from umscale.training.run import Interrupted, Outcome, Run
 from umscale_cli.main import app
 
 CPU = torch.device("cpu")

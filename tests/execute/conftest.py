@@ -14,8 +14,8 @@ import pytest
 
 from umscale.design.study import Study, expand, parse
 from umscale.execute.local import LocalExecutor
-from umscale.execute.plan import Plan, make_plan
-from umscale.store import Store
+from umscale.execute.workload import Plan, make_plan
+from umscale.store.store import Store
 
 TREE = {
     "name": "tiny",

@@ -8,12 +8,12 @@ import torch
 
 from tests.numerics import assert_close, seeded
 from umscale.errors import UserError
-from umscale.init import initialise
 from umscale.layers.memory import Memory
 from umscale.layers.tables import Shuffle, first_table
 from umscale.layers.tucker import TuckerMemory, balance_loss
-from umscale.model import Decoder, mean_loss
-from umscale.parametrisation import value_std
+from umscale.model.decoder import Decoder, mean_loss
+from umscale.model.initialise import initialise
+from umscale.model.scaling import value_std
 from umscale.rng import generator
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, TrainSpec
 

@@ -5,14 +5,14 @@ import resource
 import pytest
 import torch
 
-from umscale.checkpoint import Workspace
 from umscale.design.study import expand, load_study
 from umscale.errors import UserError
 from umscale.files import LocalFiles
-from umscale.model import Decoder
-from umscale.optim import WeightAverage, make_optimizer
+from umscale.model.decoder import Decoder
 from umscale.selftest.crash import STUDY
-from umscale.store import RUN_TABLES, Store
+from umscale.store.store import RUN_TABLES, Store
+from umscale.training.checkpoint import Workspace
+from umscale.training.optimiser import WeightAverage, make_optimizer
 
 
 @pytest.fixture

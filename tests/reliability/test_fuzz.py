@@ -18,16 +18,16 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from umscale.checkpoint import Workspace
 from umscale.design.study import expand, load_study
 from umscale.errors import UserError
 from umscale.execute.job import newest_job, read_job, write_job
-from umscale.execute.plan import make_plan
+from umscale.execute.workload import make_plan
 from umscale.files import LocalFiles
 from umscale.laws.fit import fit_law
-from umscale.laws.source import read_table
+from umscale.results.source import read_table
 from umscale.search.settings import parse_settings
-from umscale.store import Store
+from umscale.store.store import Store
+from umscale.training.checkpoint import Workspace
 
 EXAMPLES = int(os.environ.get("UMSCALE_FUZZ", "0"))
 
@@ -246,7 +246,7 @@ def whole(tmp_path_factory):
 
     from umscale.data.corpus import open_corpus
     from umscale.design.study import parse
-    from umscale.train import Interrupted, Run
+    from umscale.training.run import Interrupted, Run
 
     store = Store.create(tmp_path_factory.mktemp("whole") / "store")
     tree = {k: v for k, v in TREE.items() if k not in ("search", "architectures")}
@@ -281,7 +281,7 @@ def everything(store: Store, run, corpus) -> None:
     """Use all that is read from a store."""
     import torch
 
-    from umscale.train import Run
+    from umscale.training.run import Run
 
     for table in ("runs", "documents", "curves", "cells"):
         store.read(table)

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from umscale.claims import ClaimLost
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
 from umscale.execute.local import LocalExecutor
-from umscale.execute.plan import Plan
 from umscale.execute.running import Reporter
+from umscale.execute.workload import Plan
 from umscale.files import open_files
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
-from umscale.store import Store
-from umscale.train import Interrupted, Run
+from umscale.store.leases import ClaimLost
+from umscale.store.store import Store
+from umscale.training.run import Interrupted, Run
 
 moto = pytest.importorskip("moto.server")
 

@@ -15,7 +15,7 @@ from umscale.errors import UserError
 from umscale.execute.job import newest_job, read_job
 from umscale.files import open_files
 from umscale.search.settings import parse_settings
-from umscale.store import Store
+from umscale.store.store import Store
 from umscale_cli.main import main
 
 STUDY = """

@@ -25,11 +25,11 @@ from typing import Any
 from umscale.design.study import load_study
 from umscale.execute.executor import Event, Executor, parse_event, python_path
 from umscale.execute.local import LocalExecutor
-from umscale.execute.plan import Plan, make_plan
 from umscale.execute.running import Reporter
+from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
 from umscale.spec import RunSpec, to_dict
-from umscale.store import STAGES, Row, Store, schema
+from umscale.store.store import STAGES, Row, Store, schema
 
 SAMPLES = 10
 """How often the parent's memory is read while it schedules."""

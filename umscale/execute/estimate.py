@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from umscale.accounting import cost, gathered_params
-from umscale.optim import Schedule
 from umscale.spec import RunSpec
+from umscale.training.optimiser import Schedule
 
 MEASURED_SHAPES = 6
 TIMED_STEPS = 2
@@ -60,8 +60,8 @@ def _features(run: RunSpec) -> np.ndarray:
 
 def _measure(run: RunSpec) -> float:
     from umscale.data.corpus import open_corpus
-    from umscale.model import resolve_device
-    from umscale.train import Run
+    from umscale.model.decoder import resolve_device
+    from umscale.training.run import Run
 
     corpus = open_corpus(run.data.corpus)
     with tempfile.TemporaryDirectory() as folder:

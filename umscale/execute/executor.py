@@ -18,7 +18,7 @@ import umscale
 from umscale.errors import UserError
 from umscale.execute.job import Job, write_job
 from umscale.execute.running import ADDRESS_VARIABLE, STORAGE_VARIABLE
-from umscale.store import Store
+from umscale.store.store import Store
 from umscale.urls import redact
 
 Event = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from umscale.errors import UserError
 from umscale.execute.running import Reporter
-from umscale.store import Store
+from umscale.store.store import Store
 
 NEWEST = "work/jobs/newest"
 _NAME = re.compile("[0-9a-f]{16}")
@@ -73,7 +73,7 @@ def read_job(store: Store, name: str) -> Job:
 def _from_tree(tree: Mapping[str, Any]) -> Job:
     match tree["kind"]:
         case "plan":
-            from umscale.execute.plan import Plan
+            from umscale.execute.workload import Plan
 
             return Plan.from_tree(tree)
         case "search":

@@ -19,7 +19,7 @@ from umscale.execute.executor import (
     worker_environment,
 )
 from umscale.execute.job import Job
-from umscale.store import Store
+from umscale.store.store import Store
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -29,7 +29,7 @@ from umscale.execute.executor import (
     worker_environment,
 )
 from umscale.execute.job import Job
-from umscale.store import Store
+from umscale.store.store import Store
 
 CONNECT_SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost")

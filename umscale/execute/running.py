@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from umscale.errors import UserError
 from umscale.spec import RunSpec
-from umscale.store import Store
+from umscale.store.store import Store
 
 if TYPE_CHECKING:
     import torch
 
-    from umscale.parallel.world import World
-    from umscale.train import Outcome, Progress
+    from umscale.training.process_group import World
+    from umscale.training.run import Outcome, Progress
 
 REPORT_SECONDS = 0.5
 REPORT_VARIABLE = "UMSCALE_REPORT_SECONDS"
@@ -90,9 +90,9 @@ def train_one(
         UserError: something the user must put right before any run can go on (disk, corpus).
     """
     from umscale.data.corpus import open_corpus
-    from umscale.model import resolve_device
-    from umscale.parallel.world import ALONE
-    from umscale.train import Interrupted, Run
+    from umscale.model.decoder import resolve_device
+    from umscale.training.process_group import ALONE
+    from umscale.training.run import Interrupted, Run
 
     run_id = run.run_id
     report("start", run=run_id, token=store.token(run_id))

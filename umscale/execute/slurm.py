@@ -38,7 +38,7 @@ from umscale.execute.executor import (
 )
 from umscale.execute.job import Job
 from umscale.execute.running import REPORT_VARIABLE
-from umscale.store import Store
+from umscale.store.store import Store
 
 if TYPE_CHECKING:
     import submitit

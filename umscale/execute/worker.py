@@ -13,7 +13,7 @@ import sys
 from umscale.errors import UserError
 from umscale.execute.job import read_job
 from umscale.execute.running import ADDRESS_VARIABLE, Reporter
-from umscale.store import Store
+from umscale.store.store import Store
 
 
 def main(arguments: list[str]) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws import tree
 from umscale.laws.forms import Array, ExpressionLaw, Law, LocalLaw, PowerLaw, Term
 
 

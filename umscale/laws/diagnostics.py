@@ -11,8 +11,8 @@ import numpy as np
 
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import Array, ExpressionLaw
-from umscale.laws.table import Codes
 from umscale.laws.uncertainty import without_each
+from umscale.results.table import Codes
 
 _BINS = 5  # of an axis with more levels than this
 _WORST = 5  # runs and rows that are named

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from umscale import formulas as tree
 from umscale.errors import UserError
-from umscale.laws import tree
 from umscale.laws.forms import ExpressionLaw, Factor, Law, PowerLaw, Term
 
 _MOST_TERMS = 32  # of an expanded product of sums

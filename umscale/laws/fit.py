@@ -25,7 +25,7 @@ from umscale.laws.forms import (
 )
 from umscale.laws.generic import expression_problem
 from umscale.laws.pairs import run_noise, run_variance
-from umscale.laws.table import Rows, Table, levels, select_rows, where
+from umscale.results.table import Rows, Table, levels, select_rows, where
 
 HUBER_DELTA = 1e-3
 """The field's default threshold, on log residuals."""

@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws import tree
 
 Array = NDArray[np.float64]
 Residual = Literal["log", "raw"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from umscale.laws import tree
+from umscale import formulas as tree
 from umscale.laws.engine import Bounds, Surface, between
 from umscale.laws.forms import Array, ExpressionLaw, Residual
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.laws.forms import Array
-from umscale.laws.table import Codes, Rows
+from umscale.results.table import Codes, Rows
 
 Cell = tuple[int, int]
 """Positions among the levels of (m, N_s)."""

@@ -17,9 +17,9 @@ from umscale.laws.compare import Recipe, fit_each
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import COLUMNS, LAWS, Law
-from umscale.laws.report import SCHEMA_VERSION
-from umscale.laws.source import choose_rows, map_columns, satisfies
-from umscale.laws.table import Table, text
+from umscale.questions.laws import SCHEMA_VERSION
+from umscale.results.source import choose_rows, map_columns, satisfies
+from umscale.results.table import Table, text
 
 _SAME = 1e-6  # relative difference of two objectives that are one optimum
 

@@ -30,7 +30,7 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult, profile, refit
 from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, local_features
-from umscale.laws.table import Codes
+from umscale.results.table import Codes
 
 Group = Literal["auto", "cell", "run", "seed"]
 Interval = Literal["percentile", "bca"]

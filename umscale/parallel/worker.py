@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from umscale.checkpoint import Workspace
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
 from umscale.execute.running import ADDRESS_VARIABLE, Reporter, train_one
 from umscale.files import LocalFiles
 from umscale.machine import keep_freed_memory, peak_memory_bytes
-from umscale.parallel.world import PeerLost, World, joined
 from umscale.spec import RunSpec, from_dict, to_dict
-from umscale.store import Store
-from umscale.train import Interrupted, Run
+from umscale.store.store import Store
+from umscale.training.checkpoint import Workspace
+from umscale.training.process_group import PeerLost, World, joined
+from umscale.training.run import Interrupted, Run
 
 EXIT_LOST = 4
 """Exit code of a process that ended because another did, or because its run was taken over."""

@@ -13,7 +13,6 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import COLUMNS, Array
-from umscale.laws.table import Table, levels, numeric
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.plots.style import (
     INK,
@@ -29,6 +28,7 @@ from umscale.plots.style import (
     ordered_colours,
     panels,
 )
+from umscale.results.table import Table, levels, numeric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,7 @@ import numpy as np
 from umscale.errors import UserError
 from umscale.laws.compare import Compared
 from umscale.laws.forms import COLUMNS, Law
-from umscale.laws.map import DensityMap, density_map, study_map
-from umscale.laws.report import Section, Settings, question_laws, table_report
-from umscale.laws.table import Table, levels, numeric, where
 from umscale.laws.uncertainty import Uncertainty
-from umscale.laws.verdict import fit_effects, why_thin
 from umscale.plots.architectures import architectures
 from umscale.plots.coefficients import coefficient_pairs
 from umscale.plots.iso_flop import iso_flop
@@ -27,6 +23,10 @@ from umscale.plots.rates import learning_rates
 from umscale.plots.ratio import memory_ratio
 from umscale.plots.residuals import residuals
 from umscale.plots.training import curves
+from umscale.questions.density_map import DensityMap, density_map, study_map
+from umscale.questions.density_over_size import fit_effects, why_thin
+from umscale.questions.laws import Section, Settings, question_laws, table_report
+from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError, nearest
 from umscale.laws.forms import COLUMNS, Array
-from umscale.laws.table import Table, group_codes, levels, n_rows, numeric, text
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.style import (
     INK,
@@ -29,6 +28,7 @@ from umscale.plots.style import (
     panels,
     symbol_words,
 )
+from umscale.results.table import Table, group_codes, levels, n_rows, numeric, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

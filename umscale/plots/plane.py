@@ -1,4 +1,4 @@
-"""Where in the (m, N_s) plane density beats size: the map of ``umscale.laws.map`` as a picture."""
+"""Where in the (m, N_s) plane density beats size: the map of ``umscale.questions.density_map`` as a picture."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -7,7 +7,6 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.forms import Array
-from umscale.laws.map import DensityMap
 from umscale.plots.style import (
     INK,
     Artists,
@@ -18,6 +17,7 @@ from umscale.plots.style import (
     log_ticks,
     panels,
 )
+from umscale.questions.density_map import DensityMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from umscale.laws.rates import CellRates, RatesReport, cell_names, rates_reports
-from umscale.laws.table import Table, numeric, where
 from umscale.plots.style import (
     ACCENT,
     INK,
@@ -17,6 +15,8 @@ from umscale.plots.style import (
     ordered_colours,
     panels,
 )
+from umscale.questions.learning_rates import CellRates, RatesReport, cell_names, rates_reports
+from umscale.results.table import Table, numeric, where
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from umscale.errors import UserError
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
-from umscale.laws.words import loss_name
-from umscale.tables import is_probe_column
+from umscale.say.laws import loss_name
+from umscale.store.schema import is_probe_column
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -3,21 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from umscale.laws.architectures import Architecture, ArchitectureTable, compare_architectures
-from umscale.laws.floor import floor_answers
-from umscale.laws.noise import run_noise
-from umscale.laws.rates import RatesReport
-from umscale.laws.ratio import PAPER_MCP, RatioVerdict
-from umscale.laws.table import Table
 from umscale.laws.uncertainty import Estimate
-from umscale.laws.verdict import Contrasts, Verdict
-from umscale.laws.words import LOSS_NAMES, by_chance, spread_words
 from umscale.plots.search import objective_words
+from umscale.questions.architectures import Architecture, ArchitectureTable, compare_architectures
+from umscale.questions.density_over_size import Contrasts, Verdict
+from umscale.questions.floor import floor_answers
+from umscale.questions.learning_rates import RatesReport
+from umscale.questions.memory_to_ffn import PAPER_MCP, RatioVerdict
+from umscale.questions.noise import run_noise
+from umscale.render.page import Answer, Block, Fold, Grid, Paragraph
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
-from umscale.report.numbers import both, counted, fixed, listed, pair, share, significant
-from umscale.report.page import Answer, Block, Fold, Grid, Paragraph
-from umscale.store import STAGES
-from umscale.words import count
+from umscale.results.table import Table
+from umscale.say.estimates import both, counted, fixed, listed, pair, share, significant
+from umscale.say.laws import LOSS_NAMES, by_chance, spread_words
+from umscale.say.numbers import count
+from umscale.store.store import STAGES
 
 _QUESTIONS = {
     "density-over-size": "Does activation density beat size: does a doubling of `top_m`, the values that a "

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from umscale.design.study import parse
 from umscale.errors import UserError
-from umscale.laws.architectures import ArchitectureTable, compare_architectures
-from umscale.laws.noise import Noise, run_noise
-from umscale.laws.rates import RatesReport, rates_reports
-from umscale.laws.ratio import RatioVerdict, ratio_verdicts
-from umscale.laws.report import LOSSES, Report, Settings, question_laws, report
-from umscale.laws.table import Table, levels
-from umscale.store import STAGES, Store
+from umscale.questions.architectures import ArchitectureTable, compare_architectures
+from umscale.questions.laws import LOSSES, Report, Settings, question_laws, report
+from umscale.questions.learning_rates import RatesReport, rates_reports
+from umscale.questions.memory_to_ffn import RatioVerdict, ratio_verdicts
+from umscale.questions.noise import Noise, run_noise
+from umscale.results.table import Table, levels
+from umscale.store.store import STAGES, Store
 
 if TYPE_CHECKING:
     from umscale.search.results import Found

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from umscale.errors import UserError
 from umscale.plots import search as search_plots
 from umscale.plots.kinds import KINDS, Gallery
+from umscale.render.page import Picture
+from umscale.render.vector import png, svg
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
-from umscale.report.page import Picture
-from umscale.report.vector import png, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,9 +5,13 @@ import numpy as np
 from umscale.errors import UserError
 from umscale.laws.forms import LocalLaw
 from umscale.laws.pairs import run_noise
-from umscale.laws.report import LOSSES, Report, Section
-from umscale.laws.table import Table, levels, numeric, select_rows, text, where
-from umscale.laws.words import (
+from umscale.questions.laws import LOSSES, Report, Section
+from umscale.render.page import Block, Bullets, Fold, Grid, Heading, Paragraph
+from umscale.report.design import statuses
+from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
+from umscale.results.table import Table, levels, numeric, select_rows, text, where
+from umscale.say.estimates import fixed, pair, significant
+from umscale.say.laws import (
     LOSS_NAMES,
     columns_text,
     edges_tested,
@@ -15,11 +19,7 @@ from umscale.laws.words import (
     holdout_text,
     interval_text,
 )
-from umscale.report.design import statuses
-from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
-from umscale.report.numbers import fixed, pair, significant
-from umscale.report.page import Block, Bullets, Fold, Grid, Heading, Paragraph
-from umscale.words import count
+from umscale.say.numbers import count
 
 _MOST_FAILED = 20
 

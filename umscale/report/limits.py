@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from umscale.laws.table import levels, numeric, text
 from umscale.report.design import statuses
 from umscale.report.evidence import Evidence
-from umscale.report.numbers import listed
+from umscale.results.table import levels, numeric, text
+from umscale.say.estimates import listed
+from umscale.say.numbers import count
 from umscale.spec import read_run
-from umscale.words import count
 
 _FEW_SEEDS = 5
 

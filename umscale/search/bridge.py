@@ -17,7 +17,7 @@ from umscale.design.study import Cell, Study, expand
 from umscale.errors import UserError
 from umscale.search.settings import MEASURED, Range, Settings, access_batch
 from umscale.spec import RunSpec
-from umscale.store import Store
+from umscale.store.store import Store
 from umscale.urls import redact
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from umscale.design.study import Cell, parse
 from umscale.errors import UserError
 from umscale.execute.running import STORAGE_VARIABLE, Reporter, train_one
-from umscale.optim import Schedule
 from umscale.search.bridge import Bridge, quiet
 from umscale.search.settings import parse_settings
 from umscale.spec import RunSpec
-from umscale.store import Store
+from umscale.store.store import Store
+from umscale.training.optimiser import Schedule
 
 if TYPE_CHECKING:
     import optuna
 
-    from umscale.train import Outcome, Progress
+    from umscale.training.run import Outcome, Progress
 
 POINTS = 20
 """Reports a run makes along its trunk, at equal distances."""

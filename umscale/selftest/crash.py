@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umscale.claims import Claim
 from umscale.processes import start_time
 from umscale.selftest.instrument import CLOCK_VARIABLE, FILE_VARIABLE, STEPS_VARIABLE
 from umscale.selftest.nursery import Child, alive, open_nursery, spawn
 from umscale.selftest.steps import read_logs, repetitions
-from umscale.store import FINAL, RUN_TABLES, Store
+from umscale.store.leases import Claim
+from umscale.store.store import FINAL, RUN_TABLES, Store
 
 WORKERS = 2
 N_RUNS = 4

@@ -44,7 +44,7 @@ def _default_to(name: str, now: "object") -> None:
 
 def _log_steps(folder: Path) -> None:
     """Append a line per step: run, phase, step, CPU seconds of this process, seconds on the machine's clock."""
-    from umscale.train import Run
+    from umscale.training.run import Run
 
     name = f"{os.getpid()}-{secrets.token_hex(4)}.log"
     target = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)

@@ -33,8 +33,8 @@ START_SECONDS = 300.0
 LONGEST_MESSAGE = 1 << 17
 MODULES = ("umscale.execute.worker", "umscale.selftest.sweep")
 _BEFOREHAND = (
-    *MODULES, "torch._dynamo", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local", "umscale.execute.plan",
-    "umscale.train",
+    *MODULES, "torch._dynamo", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local",
+    "umscale.execute.workload", "umscale.training.run",
 )  # fmt: skip
 """No threads are started by importing these, so forking is safe."""
 

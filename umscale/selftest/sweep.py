@@ -25,8 +25,8 @@ class ForkedExecutor(LocalExecutor):
 def main(arguments: list[str]) -> int:
     """Run the sweep STORE STUDY WORKERS NURSERY to its end; returns the exit code."""
     from umscale.design.study import expand, load_study
-    from umscale.execute.plan import make_plan
-    from umscale.store import Store
+    from umscale.execute.workload import make_plan
+    from umscale.store.store import Store
 
     def stop(signum: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,50 @@
+"""The whole report of a study: sections, verdicts, and a JSON form of plain finite data."""
+
+import json
+import math
+
+import pytest
+
+from tests.laws.tables import study_table
+from umscale.errors import UserError
+from umscale.questions.laws import report, to_json
+from umscale.results.table import Table
+
+
+def study(slope_m: float, slope_n: float) -> Table:
+    """A 4 x 3 grid with 2 seeds and little noise, from a local law in nats per doubling."""
+    return study_table(seeds=2, a=-slope_m, b=-slope_n, run_noise=0.002)
+
+
+def test_every_stage_and_loss_has_laws_and_a_verdict():
+    found = report(study(0.03, 0.01))
+    assert {(s.stage, s.loss) for s in found.sections} == {
+        (stage, loss) for stage in ("stable", "annealed") for loss in ("loss", "loss_ema")
+    }
+    assert {v.answer for v in found.verdicts} == {"supported"}
+    assert {v.answer for v in report(study(0.01, 0.03)).verdicts} == {"contradicted"}
+    assert [s.stage for s in report(study(0.03, 0.01), stage="stable").sections] == ["stable"] * 2
+
+
+def test_json_names_each_coefficient_with_its_interval():
+    tree = to_json(report(study(0.03, 0.01), losses=("loss",)))
+    fit = next(f for f in tree["fits"] if f["law"] == "additive" and f["stage"] == "annealed")
+    assert tree["schema"] == 2
+    slope = fit["coefficients"]["a"]
+    assert slope["value"] == pytest.approx(-0.03, abs=0.004)
+    assert slope["low"] < slope["value"] < slope["high"] < 0
+    assert slope["identified"]
+    assert "d" in fit["dropped"]
+
+    def plain(value: object) -> object:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    assert json.loads(json.dumps(tree, default=plain))
+
+
+def test_nothing_to_fit_is_a_user_error():
+    empty = {name: column[:0] for name, column in study(0.0, 0.0).items()}
+    with pytest.raises(UserError, match="no finished runs"):
+        report(empty)
+    with pytest.raises(UserError, match="did you mean 'additive'"):
+        report(study(0.0, 0.0), ["additiv"])

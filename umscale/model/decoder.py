@@ -1,0 +1,165 @@
+"""The decoder: pre-norm blocks x + attention, then + FFN(y) + memory(y) on the same normalised y."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umscale.layers.attention import Attention, rotary_table
+from umscale.layers.ffn import SwiGlu
+from umscale.layers.memory import Memory
+from umscale.layers.moe import Moe
+from umscale.layers.norm import RmsNorm
+from umscale.layers.precision import full_precision
+from umscale.layers.product_key import ProductKeyMemory
+from umscale.layers.tables import Tables, ValueTables
+from umscale.layers.tucker import TuckerMemory
+from umscale.model.initialise import initialise
+from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
+
+
+class Block(nn.Module):
+    """One block, ``[B, S, h] -> [B, S, h]`` and its memory's output, if any, which the decoder adds."""
+
+    def __init__(self, spec: ModelSpec, index: int, seed: int) -> None:
+        super().__init__()
+        self.attention_norm = RmsNorm(spec.d_model)
+        self.attention = Attention(spec.d_model, spec.n_heads)
+        self.ffn_norm = RmsNorm(spec.d_model)
+        self.ffn: nn.Module = (
+            Moe(spec.d_model, spec.ffn) if spec.ffn.kind == "moe" else SwiGlu(spec.d_model, spec.ffn.d_ffn)
+        )
+        self.memory = None
+        layers = spec.memory_layers
+        if spec.memory is not None and index in layers:
+            kind = ProductKeyMemory if spec.memory.kind in ADDITIVE_KINDS else TuckerMemory
+            self.memory = kind(spec.d_model, spec.memory, layers.index(index), len(layers), seed)
+
+    def forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
+        x = x + self.attention(self.attention_norm(x), rotary)
+        y = self.ffn_norm(x)
+        remembered = None if self.memory is None else self.memory(y, *tables[self.memory.index])
+        return x + self.ffn(y), remembered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparsePart:
+    """A module that activates ``per_token`` of its ``n_units`` rows or experts, each of ``unit_params`` parameters."""
+
+    module: Memory | Moe
+    n_units: int
+    per_token: int
+    unit_params: int
+
+
+class Decoder(nn.Module):
+    """A language model: tokens ``[B, S]`` to logits ``[B, S, vocab_size]``, initialised from ``seed``."""
+
+    rotary: Tensor
+
+    def __init__(self, spec: ModelSpec, seed: int, max_seq_len: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.blocks = nn.ModuleList(Block(spec, i, seed) for i in range(spec.n_layers))
+        self.final_norm = RmsNorm(spec.d_model)
+        self.head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.tables = None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers))
+        self.row_gradients = False
+        rotary = rotary_table(max_seq_len, spec.d_model // spec.n_heads, spec.rope_theta)
+        self.register_buffer("rotary", rotary, persistent=False)
+        initialise(self, spec, seed)
+
+    @property
+    def memories(self) -> list[Memory]:
+        """The memory layers, first block first."""
+        return [module for module in self.modules() if isinstance(module, Memory)]
+
+    @property
+    def sparse_parts(self) -> list[SparsePart]:
+        """Memory layers and mixtures of experts, first block first: what a token activates a part of."""
+        parts: list[SparsePart] = []
+        ffn = self.spec.ffn
+        for module in self.modules():
+            if isinstance(module, Memory):
+                m = module.spec
+                parts.append(
+                    SparsePart(
+                        module=module,
+                        n_units=m.visible_values,
+                        per_token=m.heads * m.top_m,
+                        unit_params=m.row_width,
+                    )
+                )
+            elif isinstance(module, Moe):
+                parts.append(
+                    SparsePart(
+                        module=module,
+                        n_units=ffn.n_experts,
+                        per_token=ffn.top_k,
+                        unit_params=3 * self.spec.d_model * ffn.d_ffn,
+                    )
+                )
+        return parts
+
+    def configure_tables(self, train: TrainSpec) -> None:
+        """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for."""
+        self.row_gradients = train.table_gradient == "rows"
+        for memory in self.memories:
+            memory.row_gradients = self.row_gradients
+        if self.tables is not None:
+            self.tables.keep_copies(train.table_copy == "bfloat16")
+
+    def refresh(self, tables: bool = True) -> None:
+        """Bring derived buffers up to date with the parameters; call after every change of parameters.
+
+        ``tables=False`` leaves out the copies of value tables, which the optimiser writes itself.
+        """
+        for memory in self.memories:
+            memory.refresh()
+        if tables and self.tables is not None:
+            self.tables.refresh()
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Sum of the auxiliary losses of the last forward pass in training; None when no layer has one."""
+        found = [part.module.auxiliary for part in self.sparse_parts]
+        losses = [loss for loss in found if loss is not None]
+        return torch.stack(losses).sum() if losses else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        tables = self.tables.per_layer(whole=self.row_gradients) if self.tables is not None else []
+        skip = 0 if self.spec.memory is None else self.spec.memory.skip
+        waiting: dict[int, Tensor] = {}  # memory outputs by the block after which they are added
+        for i, block in enumerate(self.blocks):
+            x, remembered = block(x, self.rotary, tables)
+            if remembered is not None:
+                waiting[i + skip] = remembered
+            if i in waiting:
+                x = x + waiting.pop(i)
+        x = self.final_norm(x)
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss of every token in nats, fp32, shaped as ``targets [B, S]``; 0 where the target is -1."""
+    flat = F.cross_entropy(
+        full_precision(logits.reshape(-1, logits.shape[-1])),
+        targets.reshape(-1),
+        ignore_index=-1,
+        reduction="none",
+    )
+    return flat.view(targets.shape)
+
+
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss in nats per token; ``logits [B, S, V]``, ``targets [B, S]``."""
+    return F.cross_entropy(full_precision(logits.reshape(-1, logits.shape[-1])), targets.reshape(-1))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device ``name`` stands for; ``auto`` is the first GPU when there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

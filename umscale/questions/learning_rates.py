@@ -1,0 +1,284 @@
+"""How the best learning rates move from cell to cell, and what one rule for all cells costs.
+
+In every cell c of a design, with x = ln lr and y = ln value_lr,
+
+    L = b_c + g_c x + k_c y + (h_xx x² + 2 h_xy x y + h_yy y²) / 2
+
+one curvature for all cells, an optimum (x*, y*) = −H⁻¹ (g_c, k_c) for each. This is linear in its coefficients, so
+intervals come from draws of their posterior under a flat prior (Student's t). Cells far from their optimum bend more
+than a parabola does: rows more than ``WINDOW`` nats above their cell's best are left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from umscale.errors import UserError
+from umscale.labels import cell_parts
+from umscale.laws.forms import Array
+from umscale.laws.uncertainty import Estimate
+from umscale.results.table import Table, levels, numeric, text, where
+
+WINDOW = 0.15
+DRAWS = 2000
+_AXES = ("top_m", "n_values", "d_model", "n_layers")
+_NOT_CELL = ("lr", "value_lr", "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellRates:
+    """One cell: where its loss is least, and what the default rates cost it."""
+
+    name: str
+    n_runs: int
+    best: tuple[float, float, float]
+    """lr, value_lr and loss of the best setting measured, mean over seeds."""
+    lr: Estimate
+    """Of least loss on the fitted surface."""
+    value_lr: Estimate
+    default: tuple[float, float]
+    """The lr and value_lr that the default rates give this cell's shape (``umscale.model.scaling``)."""
+    excess: Estimate
+    """Loss at the default rates above the least, nats per token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatesReport:
+    """The learning rates of a study at one stage and budget."""
+
+    question: str = "learning-rates"
+    stage: str | None
+    compensation: str | None
+    loss: str
+    budget: float
+    cells: tuple[CellRates, ...]
+    exponents: Mapping[str, Mapping[str, Estimate]]
+    """``lr`` and ``value_lr`` → axis → power with which the best rate goes."""
+    curvature: Mapping[str, Estimate]
+    """h_xx, h_xy, h_yy, nats per squared unit of the natural logarithm."""
+    deviation: float
+    """Standard deviation of a run about the surface, nats: noise, and what a parabola misses."""
+    noise: float
+    """Standard deviation between runs of one setting; NaN where no setting has two."""
+    freedom: int
+    n_rows: int
+    n_far: int
+    """Rows left out as far from their cell's best."""
+    warnings: tuple[str, ...]
+
+
+def rates_reports(table: Table, *, loss: str = "loss", stage: str | None = None) -> tuple[RatesReport, ...]:
+    """Return a report for each stage, compensation and budget of a study, annealed and largest budget first.
+
+    Args:
+        table: ``Store.columns()``.
+
+    Raises:
+        UserError: no cell has enough settings of lr and value_lr to place its optimum.
+    """
+    for name in ("lr", "value_lr", "label"):
+        if name not in table or not len(table[name]):
+            raise UserError(
+                "the best learning rates need a study's finished runs at several train.lr and train.value_lr"
+            )
+    found = []
+    for compensation in levels(table, "compensation") or (None,):
+        for one in levels(table, "stage"):
+            if stage not in (None, one):
+                continue
+            part = where(table, stage=one, compensation=compensation)
+            for budget in sorted(set(numeric(part, "budget")), reverse=True):
+                found.append(_report(where(part, budget=budget), loss, one, compensation, float(budget)))
+    return tuple(found)
+
+
+def cell_names(table: Table) -> np.ndarray:
+    """Return the cell of every row: its label without learning rates and seed; ``all`` where nothing else varies."""
+    out = []
+    for label in text(table, "label"):
+        out.append(" ".join(cell_parts(label, _NOT_CELL)) or "all")
+    return np.array(out, dtype=str)
+
+
+def _report(table: Table, loss: str, stage: str, compensation: str | None, budget: float) -> RatesReport:
+    cells, losses = cell_names(table), numeric(table, loss)
+    x, y = np.log(numeric(table, "lr")), np.log(numeric(table, "value_lr"))
+    usable = np.isfinite(losses) & np.isfinite(x) & np.isfinite(y)
+    least = {c: losses[usable & (cells == c)].min(initial=np.inf) for c in set(cells.tolist())}
+    near = usable & (losses <= np.array([least[c] for c in cells]) + WINDOW)
+    names = [c for c in dict.fromkeys(cells.tolist()) if _places_optimum(x, y, near & (cells == c))]
+    kept = near & np.isin(cells, names)
+    if not names:
+        raise UserError(
+            f"no cell has settings on both sides in train.lr and train.value_lr ({stage}, {budget:g} tokens): an "
+            "optimum needs three values of each"
+        )
+    centre = np.array([x[kept].mean(), y[kept].mean()])
+    surface = _Surface(names, cells[kept], x[kept] - centre[0], y[kept] - centre[1], losses[kept])
+    draws = surface.draws()
+    warnings = []
+    if not surface.bowl:
+        warnings.append("the fitted surface has no lowest point: measure further rates")
+    if left := sorted(set(cells.tolist()) - set(names)):
+        warnings.append(f"too few settings to place the optimum of {', '.join(left)}")
+    rules = _defaults(table, cells, names)
+    reports = []
+    for i, name in enumerate(names):
+        best, rule = draws.optimum[:, i] + centre, np.log(rules[name])
+        reports.append(
+            CellRates(
+                name=name,
+                n_runs=int((kept & (cells == name)).sum()),
+                best=_best(x, y, losses, usable & (cells == name)),
+                lr=_interval(best[:, 0], np.exp),
+                value_lr=_interval(best[:, 1], np.exp),
+                default=rules[name],
+                excess=_interval(draws.above(i, rule - centre)),
+            )
+        )
+    noise, freedom = _repeats(cells, x, y, losses, usable)
+    return RatesReport(
+        stage=stage,
+        compensation=compensation,
+        loss=loss,
+        budget=budget,
+        cells=tuple(reports),
+        exponents=_exponents(table, cells, names, draws.optimum),
+        curvature={k: _interval(draws.curvature[:, j]) for j, k in enumerate(("h_xx", "h_xy", "h_yy"))},
+        deviation=surface.deviation,
+        noise=noise,
+        freedom=freedom,
+        n_rows=int(kept.sum()),
+        n_far=int((usable & ~near).sum()),
+        warnings=tuple(warnings),
+    )
+
+
+def _places_optimum(x: Array, y: Array, chosen: np.ndarray) -> bool:
+    return min(len(np.unique(x[chosen])), len(np.unique(y[chosen]))) >= 2 and int(chosen.sum()) >= 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """Draws of the surface; the first is its estimate."""
+
+    optimum: Array
+    """[draws, cells, 2], NaN where a draw has no lowest point."""
+    curvature: Array
+    """[draws, 3]."""
+
+    def above(self, cell: int, point: Array) -> Array:
+        """Loss at ``point`` [2] above the cell's least, [draws]."""
+        d = point - self.optimum[:, cell]
+        hxx, hxy, hyy = self.curvature.T
+        return (hxx * d[:, 0] ** 2 + 2 * hxy * d[:, 0] * d[:, 1] + hyy * d[:, 1] ** 2) / 2
+
+
+class _Surface:
+    """Least squares of the module's equation."""
+
+    def __init__(self, names: list[str], cells: np.ndarray, x: Array, y: Array, losses: Array) -> None:
+        member = (cells[:, None] == np.array(names)).astype(np.float64)  # [rows, cells]
+        common = np.stack([x * x / 2, x * y, y * y / 2], 1)
+        design = np.hstack([member, member * x[:, None], member * y[:, None], common])
+        self.n_cells = len(names)
+        self.coefficients = np.linalg.lstsq(design, losses, rcond=1e-10)[0]
+        self.freedom = len(losses) - int(np.linalg.matrix_rank(design))
+        residuals = losses - design @ self.coefficients
+        self.deviation = (
+            float(np.sqrt(residuals @ residuals / self.freedom)) if self.freedom > 0 else float("nan")
+        )
+        self.inverse = np.linalg.pinv(design.T @ design)
+
+    @property
+    def bowl(self) -> bool:
+        """Whether the estimate has a lowest point."""
+        return bool(np.isfinite(self._optimum(self.coefficients[None])).all())
+
+    def draws(self, seed: int = 0) -> _Draws:
+        """Return the estimate and draws around it; the estimate alone where no freedom is left."""
+        rng = np.random.default_rng(seed)
+        each = self.coefficients[None]
+        if self.freedom > 0:
+            n = DRAWS
+            root = np.linalg.cholesky(self.inverse + 1e-15 * np.eye(len(self.inverse)))
+            scale = self.deviation * np.sqrt(self.freedom / rng.chisquare(self.freedom, n))
+            noise = rng.standard_normal((n, len(self.coefficients))) @ root.T
+            each = np.vstack([each, self.coefficients + scale[:, None] * noise])
+        return _Draws(self._optimum(each), each[:, -3:])
+
+    def _optimum(self, each: Array) -> Array:
+        n = self.n_cells
+        slopes = np.stack([each[:, n : 2 * n], each[:, 2 * n : 3 * n]], -1)  # [draws, cells, 2]
+        hxx, hxy, hyy = each[:, -3:].T
+        determinant = hxx * hyy - hxy**2
+        inverse = np.stack([np.stack([hyy, -hxy], -1), np.stack([-hxy, hxx], -1)], -2)
+        bowl = (determinant > 0) & (hxx > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse = np.where(bowl[:, None, None], inverse / determinant[:, None, None], np.nan)
+        return -np.einsum("dij,dcj->dci", inverse, slopes)
+
+
+def _interval(draws: Array, transform: np.ufunc | None = None) -> Estimate:
+    """The estimate (the first draw) and its 95% interval; without an end where over 2.5% of draws have no value."""
+    with np.errstate(over="ignore"):
+        values = draws if transform is None else transform(draws)
+    known = values[1:][np.isfinite(values[1:])]
+    if len(values) < 2 or len(known) < 0.95 * (len(values) - 1):
+        return Estimate(value=float(values[0]), low=float("nan"), high=float("nan"))
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Estimate(value=float(values[0]), low=float(low), high=float(high))
+
+
+def _best(x: Array, y: Array, losses: Array, mine: np.ndarray) -> tuple[float, float, float]:
+    settings = {(a, b) for a, b in zip(x[mine], y[mine], strict=True)}
+    means = {s: float(losses[mine & (x == s[0]) & (y == s[1])].mean()) for s in settings}
+    best = min(means, key=lambda s: means[s])
+    return float(np.exp(best[0])), float(np.exp(best[1])), means[best]
+
+
+def _repeats(cells: np.ndarray, x: Array, y: Array, losses: Array, usable: np.ndarray) -> tuple[float, int]:
+    """Pooled standard deviation between runs of one setting, and its degrees of freedom."""
+    groups: dict[tuple[str, float, float], list[float]] = {}
+    for i in np.flatnonzero(usable):
+        groups.setdefault((cells[i], x[i], y[i]), []).append(float(losses[i]))
+    freedom = sum(len(g) - 1 for g in groups.values())
+    if not freedom:
+        return float("nan"), 0
+    return float(np.sqrt(sum(np.var(g) * len(g) for g in groups.values()) / freedom)), freedom
+
+
+def _exponents(
+    table: Table, cells: np.ndarray, names: list[str], optimum: Array
+) -> dict[str, dict[str, Estimate]]:
+    """Powers of the design's axes with which the best rates go; nothing where cells are too few to tell."""
+    columns = {}
+    for name in _AXES:
+        if name in table:
+            values = numeric(table, name)
+            each = np.array([values[cells == c][0] for c in names])
+            if (
+                np.isfinite(each).all()
+                and len(np.unique(each)) > 1
+                and not (name == "sparse_params" and "n_values" in columns)
+            ):
+                columns[name] = np.log(each)
+    design = np.stack([np.ones(len(names)), *columns.values()], 1)
+    if not columns or np.linalg.matrix_rank(design) < design.shape[1]:
+        return {}
+    solve = np.linalg.pinv(design)  # [1 + axes, cells]
+    powers = np.einsum("ac,dci->dai", solve, optimum)[:, 1:]
+    return {
+        rate: {axis: _interval(powers[:, a, i]) for a, axis in enumerate(columns)}
+        for i, rate in enumerate(("lr", "value_lr"))
+    }
+
+
+def _defaults(table: Table, cells: np.ndarray, names: list[str]) -> dict[str, tuple[float, float]]:
+    """The default rates of each cell's shape."""
+    from umscale.model.scaling import default_rates
+    from umscale.spec import read_run
+
+    specs = text(table, "spec")
+    return {c: default_rates(read_run(specs[cells == c][0])) for c in names}

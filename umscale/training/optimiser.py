@@ -1,0 +1,270 @@
+"""AdamW in two groups: everything dense, and the value tables with a schedule of their own."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from umscale.layers.tables import ValueTables
+from umscale.model.scaling import learning_rates
+from umscale.spec import RunSpec, TrainSpec
+from umscale_kernels import table_adamw
+
+
+def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
+    """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
+
+    It is torch's fused AdamW unless ``train`` asks for more of the tables, see ``TableAdamW``.
+    """
+    tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
+    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    betas = (train.beta1, train.beta2)
+    plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
+    if tables and not plain:
+        pool = getattr(model, "tables", None)
+        return TableAdamW(
+            dense,
+            tables,
+            lr=train.lr,
+            betas=betas,
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+            row_second_moment=train.table_second_moment == "row",
+            copies=pool.copies() if isinstance(pool, ValueTables) else {},
+        )
+    return torch.optim.AdamW(
+        [{"params": dense}] + ([{"params": tables}] if tables else []),
+        lr=train.lr,
+        betas=betas,
+        eps=train.eps,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+
+
+class TableAdamW(torch.optim.Optimizer):
+    """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
+
+    A table whose gradient is row-sparse is updated on those rows only (lazy AdamW: moments and weight decay of the
+    others stand still). ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
+    """
+
+    def __init__(
+        self,
+        dense: list[nn.Parameter],
+        tables: list[nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        row_second_moment: bool,
+        copies: dict[nn.Parameter, Tensor],
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__([{"params": dense}, {"params": tables}], defaults)
+        self.row_second_moment = row_second_moment
+        self.copies = copies
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; closures are not supported."""
+        dense, tables = self.param_groups
+        self._step_dense(dense)
+        self._step_tables(tables)
+
+    def _step_dense(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [self._state(p, row_second_moment=False) for p in parameters]
+        m, v, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters, [p.grad for p in parameters], m, v, [], steps, fused=True, amsgrad=False, maximize=False,
+            lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=group["weight_decay"],
+        )  # fmt: skip
+
+    def _step_tables(self, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self._state(p, self.row_second_moment)
+            step = state["step"] = state["step"].cpu() + 1  # kept on the host, which reads it
+            table_adamw(
+                p,
+                distinct_rows(p.grad) if p.grad.is_sparse else p.grad,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                int(step),
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                shadow=self.copies.get(p),
+            )
+
+    def _state(self, p: Tensor, row_second_moment: bool) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), device=p.device)
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = p.new_zeros(p.shape[0]) if row_second_moment else torch.zeros_like(p)
+        return state
+
+
+def distinct_rows(grad: Tensor) -> Tensor:
+    """Return the row-sparse ``grad`` coalesced: duplicate rows summed, ascending.
+
+    Autograd loses that mark on the way to ``.grad``, and ``coalesce`` would sort and copy what is in order already.
+    Waits for the device, as coalescing does: the number of rows is known there.
+    """
+    if grad.is_coalesced():
+        return grad
+    rows = grad._indices()[0]
+    if not bool((rows[1:] > rows[:-1]).all()):
+        return grad.coalesce()
+    return torch.sparse_coo_tensor(
+        grad._indices(), grad._values(), grad.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    shards: Collection[nn.Parameter] = (),
+    sum_over_shards: Callable[[Tensor], Tensor] = lambda square: square,
+) -> Tensor:
+    """Scale all gradients so that their common norm is at most ``max_norm``; return the norm before.
+
+    ``shards`` are those of ``parameters`` of which this process holds a part; ``sum_over_shards`` adds up a scalar over
+    the processes that hold the others.
+
+    Row-sparse gradients count as the dense ones they stand for, and are coalesced in passing. Equals
+    ``torch.nn.utils.clip_grad_norm_``, which takes over when all are dense.
+    """
+    parameters = list(parameters)
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = distinct_rows(p.grad)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not shards and not any(grad.is_sparse for grad in grads):
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    values = _values(parameters)
+    if shards:
+        split = set(shards)
+        mine = torch.nn.utils.get_total_norm(_values(shards))
+        whole = torch.nn.utils.get_total_norm(_values(p for p in parameters if p not in split))
+        norm = (whole.square() + sum_over_shards(mine.square())).sqrt()
+    else:
+        norm = torch.nn.utils.get_total_norm(values)
+    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients that there are, of row-sparse ones the rows."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return [grad.values() if grad.is_sparse else grad for grad in grads]
+
+
+class Schedule:
+    """Learning rates and milestones in steps: warm-up, stable trunk, and one decaying branch per budget."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        train, per_step = spec.train, spec.tokens_per_step
+        self.train = train
+        self.lr, self.value_lr = learning_rates(spec)
+        self.warmup = round(train.warmup_tokens / per_step)
+        self.ends = [max(2, round(budget / per_step)) for budget in train.budgets]
+        """Last step (exclusive) of each budget's branch."""
+        self.branches = [min(max(1, round(end * (1 - train.decay_fraction))), end - 1) for end in self.ends]
+        """First step of each budget's decay; the trunk runs to the last of them."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the trunk and of all its branches."""
+        decays = sum(end - start for start, end in zip(self.branches, self.ends, strict=True))
+        return self.branches[-1] + decays
+
+    def rates(self, step: int, branch: int | None) -> tuple[float, float]:
+        """Return (dense, value) learning rates of ``step``, on the trunk or on a budget's branch."""
+        train = self.train
+        factor = min(1.0, (step + 1) / (self.warmup + 1))
+        if branch is not None:
+            start, end = self.branches[branch], self.ends[branch]
+            factor *= (end - step) / (end - start + 1)
+        if train.value_lr_final is not None:
+            progress = min(1.0, step / (train.value_lr_fraction * self.ends[-1]))
+            factors = 1 + (train.value_lr_final / train.value_lr - 1) * progress
+            return self.lr * factor, self.value_lr * factors * factor
+        return self.lr * factor, self.value_lr * factor
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> None:
+    """Set the learning rates of the dense group and (when present) the value tables."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        group["lr"] = rate
+
+
+class WeightAverage:
+    """A power-function average of the weights: its profile keeps a fixed width relative to training length.
+
+    Update t uses decay ``(1 - 1/t)^(gamma + 1)``, so that no time constant has to be tuned to a budget
+    (arXiv 2312.02696, section 3.1); ``width`` is the profile's standard deviation relative to t.
+    """
+
+    EVERY = 4
+    """Steps between updates: the average moves slowly, so most updates would be wasted memory traffic."""
+
+    def __init__(self, model: nn.Module, width: float) -> None:
+        self.gamma = _gamma(width)
+        self.updates = 0
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the model's current weights into the average."""
+        self.updates += 1
+        weight = 1 - (1 - 1 / self.updates) ** (self.gamma + 1)
+        parameters = dict(model.named_parameters())
+        average = list(self.average.values())
+        torch._foreach_lerp_(average, [parameters[name] for name in self.average], weight)
+
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights and the average, in place; a second call undoes the first."""
+        for name, parameter in model.named_parameters():
+            parameter.data, self.average[name] = self.average[name], parameter.data
+
+
+def _gamma(width: float) -> float:
+    """Solve ``width = (gamma+1)^(1/2) / ((gamma+2) (gamma+3)^(1/2))`` for gamma by bisection."""
+    low, high = 0.0, 1e5
+    for _ in range(200):
+        middle = (low + high) / 2
+        value = (middle + 1) ** 0.5 / ((middle + 2) * (middle + 3) ** 0.5)
+        low, high = (middle, high) if value > width else (low, middle)
+    return low
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as named tensors: ``<parameter>/<state>``; empty before the first step."""
+    out = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            out[f"{name}/{key}"] = value
+    return out
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Restore what ``optimizer_tensors`` returned."""
+    optimizer.state.clear()
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, state = key.rpartition("/")
+        parameter = parameters[name]
+        optimizer.state[parameter][state] = value.to(parameter.device)

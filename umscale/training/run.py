@@ -1,0 +1,439 @@
+"""One run: a trunk at constant learning rate, and a decaying branch at each token budget.
+
+Notable:
+- Each branch point gives two records, ``stable`` (before the decay) and ``annealed`` (after it), each with the
+  raw weights and with their running average.
+- A killed run continues from its last checkpoint and reaches bitwise the same losses on a CPU: data order is
+  a function of the step, and every random draw comes from a stream named in the spec. At most
+  ``checkpoint_seconds`` of training are repeated; a checkpoint that is damaged or lost costs what it held.
+- A diverged run ends with that status and keeps the records it made.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umscale.accounting import cost
+from umscale.data.batches import TrainStream, ValidationSet, validation_windows
+from umscale.data.corpus import Corpus
+from umscale.data.probes_mixture import ProbeMixture, check_corpus
+from umscale.data.probes_score import score
+from umscale.data.synthetic_corpus import validation_floor
+from umscale.files import LocalFiles
+from umscale.machine import peak_memory_bytes
+from umscale.model.decoder import Decoder, mean_loss
+from umscale.spec import RunSpec
+from umscale.store.leases import ClaimLost
+from umscale.training.checkpoint import Workspace
+from umscale.training.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
+from umscale.training.gradients import average_gradients
+from umscale.training.optimiser import Schedule, WeightAverage, clip_gradients, make_optimizer, set_rates
+from umscale.training.process_group import ALONE, PeerLost, World
+from umscale.training.shards import sharded_parameters, split
+
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+CURVE_POINTS = 200
+DIVERGED_AFTER_STEPS = 50
+USAGE_BATCHES = (1, 16, 64, 256)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and its checkpoint is written; or another worker has it, or another process is gone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run is, for a live display."""
+
+    phase: str
+    steps_done: int
+    """Of ``total_steps``, which include all branches."""
+    total_steps: int
+    tokens: int
+    """Position in the budget."""
+    loss: float
+    tokens_per_second: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What a run produced so far."""
+
+    status: str = "running"
+    reason: str = ""
+    records: list[Row] = field(default_factory=list)
+    """One row per (budget, stage), see ``umscale.store.store.RUN_SCHEMA``."""
+    documents: list[Row] = field(default_factory=list)
+    """One row per (budget, stage, validation document)."""
+    curve: list[Row] = field(default_factory=list)
+    """Training loss along the trunk and the branches."""
+    probes: list[Row] = field(default_factory=list)
+    """One row per (budget, stage, task)."""
+
+
+class Diverged(Exception):
+    """The loss became NaN or stayed above chance; the message says which."""
+
+
+class Run:
+    """State of one training run.
+
+    Args:
+        spec: the run; its precision must be resolved and its vocabulary set.
+        corpus: the prepared corpus the spec names.
+        workspace: where checkpoints live, perhaps a folder; removed by the caller when the run is over.
+        device: where to train.
+        world: processes that train the run together, each with a ``Run`` and the workspace of the first. All get the
+            same results, up to times, and only the first's need be stored.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        corpus: Corpus,
+        workspace: Path | Workspace,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
+        self.spec, self.device, self.world = spec, device, world
+        workspace = Workspace(files=LocalFiles(workspace)) if isinstance(workspace, Path) else workspace
+        self.workspace = dataclasses.replace(workspace, world=world)
+        self.schedule = Schedule(spec)
+        check_corpus(spec.data, corpus)
+        self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
+        self.probes = self.mixture.held_out() if self.mixture is not None else None
+        self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
+        self.validation: ValidationSet = validation_windows(
+            corpus, spec.data.seq_len, spec.data.validation_tokens
+        )
+        known = corpus.manifest.generated is not None
+        self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
+        self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set up the state of a run that has not begun."""
+        self._build()
+        self.outcome = Outcome()
+        self.step = 0
+        self.branch: int | None = None
+        self.steps_done = 0
+        self.train_seconds = 0.0
+        self.eval_seconds = 0.0
+        self.above_chance = 0
+        self.pending: list[float] = []
+        self.checkpointed = time.monotonic()
+
+    def _build(self) -> None:
+        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len)
+        if self.world.size > 1:
+            split(model, self.world)
+        self.model = model.to(self.device)
+        self.shards = sharded_parameters(self.model, self.world)
+        self.model.configure_tables(self.spec.train)
+        self.optimizer = make_optimizer(self.model, self.spec.train)
+        self.average = WeightAverage(self.model, self.spec.train.ema_width)
+
+    # -- one step -----------------------------------------------------------------------------------------
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Matrix products in the spec's precision; weights, norms, scores and losses stay fp32."""
+        if self.spec.train.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def train_step(self) -> float:
+        """Do one optimiser step and return its loss in nats per token."""
+        set_rates(self.optimizer, self.schedule.rates(self.step, self.branch))
+        part = self.stream.batch(self.step, self.world.rank, self.world.size)
+        window = torch.from_numpy(part).to(self.device)  # [B / processes, S + 1]
+        with self.precision():
+            logits = self.model(window[:, :-1])
+        loss = mean_loss(logits, window[:, 1:])
+        auxiliary = self.model.auxiliary_loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        average_gradients(self.model, self.world)
+        norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
+        value = self.world.mean(loss.item())
+        if not math.isfinite(value) or not math.isfinite(norm.item()):
+            raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")
+        self.optimizer.step()
+        self.model.refresh(tables=False)
+        if (self.step + 1) % WeightAverage.EVERY == 0:
+            self.average.update(self.model)
+        self._watch(value)
+        self.step += 1
+        self.steps_done += 1
+        return value
+
+    def _watch(self, loss: float) -> None:
+        chance = math.log(self.spec.model.vocab_size)
+        warm = self.step > self.schedule.warmup
+        self.above_chance = self.above_chance + 1 if warm and loss > chance else 0
+        if self.above_chance >= DIVERGED_AFTER_STEPS:
+            raise Diverged(
+                f"loss {loss:.3f} above chance ({chance:.3f} nats) for {self.above_chance} steps up to step {self.step}"
+            )
+
+    # -- the whole run ------------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        on_record: Callable[[Outcome], None],
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Train to the end; ``on_record`` is called after each record and at the end.
+
+        ``should_stop`` must answer alike on all processes of a world.
+
+        Raises:
+            Interrupted: ``should_stop`` returned true (the checkpoint is written and a later call continues), or
+                another worker has taken the run over, or one of several processes is gone.
+        """
+        try:
+            try:
+                while not self._execute(on_record, on_progress, should_stop):
+                    self._begin()
+                self.outcome.status = "finished"
+            except Diverged as error:
+                self.outcome.status, self.outcome.reason = "diverged", str(error)
+            on_record(self.outcome)
+        except (ClaimLost, PeerLost) as error:
+            raise Interrupted(str(error)) from error
+        return self.outcome
+
+    def _execute(
+        self,
+        on_record: Callable[[Outcome], None],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Train from where the checkpoints are to the end; false if they proved unusable on the way."""
+        resume_branch = self._restore()
+        for index, start in enumerate(self.schedule.branches):
+            if index < self._finished_budgets():
+                continue
+            if resume_branch != index:
+                self._advance(start, on_progress, should_stop)
+                self._record(index, "stable")
+                on_record(self.outcome)
+                if index + 1 < len(self.schedule.branches):
+                    self._save("trunk")
+                self.branch = index
+            self._advance(self.schedule.ends[index], on_progress, should_stop)
+            self._record(index, "annealed")
+            on_record(self.outcome)
+            if index + 1 < len(self.schedule.branches) and not self._return_to_trunk(start):
+                log.warning(
+                    "run %s lost its trunk while it was on a branch; it starts over", self.spec.run_id
+                )
+                return False
+        return True
+
+    def _advance(
+        self, end: int, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> None:
+        """Train up to step ``end`` of the current phase."""
+        while self.step < end:
+            if should_stop():
+                self._save(self._phase)
+                raise Interrupted
+            self.workspace.beat()
+            began = time.perf_counter()
+            loss = self.train_step()
+            self.train_seconds += time.perf_counter() - began
+            self._log(loss)
+            on_progress(self._progress(loss))
+            due = time.monotonic() - self.checkpointed > self.spec.train.checkpoint_seconds
+            if self.step < end and self.world.any(due):
+                self._save(self._phase)
+
+    @property
+    def _phase(self) -> str:
+        return "trunk" if self.branch is None else f"branch-{self.branch}"
+
+    @property
+    def _tokens_per_second(self) -> float:
+        return self.steps_done * self.spec.tokens_per_step / max(self.train_seconds, 1e-9)
+
+    def _progress(self, loss: float) -> Progress:
+        return Progress(
+            phase=self._phase,
+            steps_done=self.steps_done,
+            total_steps=self.schedule.total_steps,
+            tokens=self.step * self.spec.tokens_per_step,
+            loss=loss,
+            tokens_per_second=self._tokens_per_second,
+        )
+
+    def _log(self, loss: float) -> None:
+        self.pending.append(loss)
+        if len(self.pending) >= self.curve_every:
+            lr, value_lr = self.schedule.rates(self.step - 1, self.branch)
+            self.outcome.curve.append(
+                {
+                    "phase": self._phase,
+                    "tokens": self.step * self.spec.tokens_per_step,
+                    "loss": sum(self.pending) / len(self.pending),
+                    "lr": lr,
+                    "value_lr": value_lr,
+                    "train_seconds": self.train_seconds,
+                }
+            )
+            self.pending.clear()
+
+    # -- records ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        self.average.swap(self.model)
+        self.model.refresh()
+        try:
+            yield
+        finally:
+            self.average.swap(self.model)
+            self.model.refresh()
+
+    def _evaluate(self) -> Evaluation:
+        batch = self.spec.train.batch_size
+        return evaluate(self.model, self.validation, batch, self.precision(), self.workspace.beat, self.world)
+
+    def _score_probes(self) -> list[Row]:
+        """Return how the raw weights do on the probes; nothing without any."""
+        if self.mixture is None or self.probes is None:
+            return []
+        batch, windows = self.spec.train.batch_size, self.probes.windows
+        nats, right = evaluate_targets(
+            self.model, windows, batch, self.precision(), self.workspace.beat, self.world
+        )
+        n_params = cost(self.spec.model, self.spec.data.seq_len).total_params
+        return score(self.probes, nats, right, self.mixture, self.step * batch, n_params)
+
+    def _record(self, index: int, stage: str) -> None:
+        """Evaluate raw and averaged weights and append the record of (budget, stage)."""
+        began = time.perf_counter()
+        start_counting(self.model)
+        raw = self._evaluate()
+        usage = stop_counting(self.model, USAGE_BATCHES, self.world)
+        probes = self._score_probes()
+        with self._averaged():
+            averaged = self._evaluate()
+        self.eval_seconds += time.perf_counter() - began
+        budget = self.spec.train.budgets[index]
+        key = {"budget": budget, "stage": stage}
+        kept = [r for r in self.outcome.records if (r["budget"], r["stage"]) != (budget, stage)]
+        self.outcome.records = [
+            *kept,
+            {
+                **key,
+                "tokens": self.step * self.spec.tokens_per_step,
+                "step": self.step,
+                "loss": raw.loss,
+                "loss_ema": averaged.loss,
+                "bits_per_byte": raw.bits_per_byte,
+                "bits_per_byte_ema": averaged.bits_per_byte,
+                "loss_by_position": raw.by_position,
+                "floor_nats": self.floor_nats,
+                "value_use": usage.distinct if usage else None,
+                "value_entropy": usage.entropy if usage else None,
+                **{f"access_bytes_b{b}": usage.access_bytes[b] if usage else None for b in USAGE_BATCHES},
+                "train_seconds": self.train_seconds,
+                "eval_seconds": self.eval_seconds,
+                "tokens_per_second": self._tokens_per_second,
+                "peak_memory_bytes": self.world.largest(peak_memory_bytes()),
+            },
+        ]
+        documents = [d for d in self.outcome.documents if (d["budget"], d["stage"]) != (budget, stage)]
+        for i, name in enumerate(self.validation.ids):
+            documents.append(
+                {
+                    **key,
+                    "document": name,
+                    "n_tokens": int(self.validation.n_tokens[i]),
+                    "n_bytes": int(self.validation.n_bytes[i]),
+                    "nats": float(raw.nats[i]),
+                    "nats_ema": float(averaged.nats[i]),
+                }
+            )
+        self.outcome.documents = documents
+        kept = [p for p in self.outcome.probes if (p["budget"], p["stage"]) != (budget, stage)]
+        self.outcome.probes = [*kept, *({**key, **row} for row in probes)]
+
+    def _finished_budgets(self) -> int:
+        """Budgets whose annealed record exists."""
+        return sum(record["stage"] == "annealed" for record in self.outcome.records)
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def _save(self, phase: str) -> None:
+        state = {
+            "run_id": self.spec.run_id,
+            "step": self.step,
+            "branch": self.branch,
+            "steps_done": self.steps_done,
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+            "above_chance": self.above_chance,
+            "pending": self.pending,
+            "records": self.outcome.records,
+            "documents": self.outcome.documents,
+            "curve": self.outcome.curve,
+            "probes": self.outcome.probes,
+        }
+        self.workspace.save(phase, self.model, self.optimizer, self.average, state)
+        self.checkpointed = time.monotonic()
+
+    def _load(self, phase: str) -> dict[str, Any] | None:
+        state = self.workspace.load(phase, self.model, self.optimizer, self.average)
+        if state is None or state.get("run_id") != self.spec.run_id:
+            return None
+        self.step, self.branch = state["step"], state["branch"]
+        self.above_chance = state["above_chance"]
+        return state
+
+    def _restore(self) -> int | None:
+        """Continue from the newest usable checkpoint; return the branch it is on, if any."""
+        for phase in [*(f"branch-{i}" for i in reversed(range(len(self.schedule.ends)))), "trunk"]:
+            if not self.workspace.exists(phase):
+                continue
+            state = self._load(phase)
+            if state is None:  # damaged, perhaps half applied: start from what is intact
+                self._begin()
+                continue
+            self.steps_done = state["steps_done"]
+            self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
+            self.pending = state["pending"]
+            self.outcome.records = state["records"]
+            self.outcome.documents = state["documents"]
+            self.outcome.curve = state["curve"]
+            self.outcome.probes = state.get("probes", [])  # a checkpoint of version 0.2 has none
+            return self.branch
+        return None
+
+    def _return_to_trunk(self, start: int) -> bool:
+        """Take weights back to the branch point at step ``start``, keeping what was measured since.
+
+        False when the checkpoint made there is damaged, gone, or another's: a worker that lost this run and did
+        not know yet may have written one of an earlier step.
+        """
+        finished = self._phase
+        if self._load("trunk") is None or self.branch is not None or self.step != start:
+            return False
+        self.pending.clear()
+        self._save("trunk")
+        self.workspace.delete(finished)
+        return True

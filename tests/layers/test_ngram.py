@@ -11,16 +11,10 @@ from umscale.data.canonical import canonical_ids, canonical_text
 from umscale.data.tokenizing import BYTES, train_bpe
 from umscale.errors import UserError
 from umscale.layers.engram import Engram, causal_conv, gate
-from umscale.layers.ngram_addresses import (
-    expected_distinct,
-    hashed_addresses,
-    history,
-    multipliers,
-    rolling_addresses,
-    table_sizes,
-)
+from umscale.layers.ngram_addresses import hashed_addresses, history, rolling_addresses
 from umscale.layers.ngram_embedding import NgramEmbedding
 from umscale.layers.per_layer_embedding import PerLayerEmbedding
+from umscale.ngram_tables import multipliers, table_sizes
 from umscale.spec import ModelSpec, NgramSpec
 
 START = 7
@@ -105,12 +99,6 @@ def test_multipliers_are_odd_and_their_own_for_every_module() -> None:
     flat = [m for one in drawn for m in one]
     assert all(m % 2 == 1 and -(2**63) <= m < 2**63 for m in flat)
     assert len(set(flat)) == 6
-
-
-def test_expected_distinct_rows_of_a_uniform_hash() -> None:
-    generator = torch.Generator().manual_seed(0)
-    touched = [len(torch.randint(997, (500,), generator=generator).unique()) for _ in range(200)]
-    assert expected_distinct(500, 997) == pytest.approx(sum(touched) / 200, rel=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------

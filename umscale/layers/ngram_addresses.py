@@ -11,14 +11,8 @@ An n-gram never reaches across the start of a document, whatever attention does:
 window, count as the id that begins documents. All arithmetic is int64 and wraps alike on every device.
 """
 
-import math
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
-
-from umscale.rng import derive_seed
-from umscale.spec import NgramSpec
 
 
 def history(tokens: Tensor, start: int, order: int) -> Tensor:
@@ -36,70 +30,6 @@ def history(tokens: Tensor, start: int, order: int) -> Tensor:
         shifted = torch.nn.functional.pad(steps[-1][:, :-1], (1, 0), value=start)
         steps.append(torch.where(same, shifted, torch.full_like(shifted, start)))
     return torch.stack(steps)
-
-
-def table_sizes(ngram: NgramSpec, n_modules: int, vocab_size: int) -> list[list[list[int]]]:
-    """Return the rows of every head's table, ``[module][order - 2][head]``.
-
-    Primes above ``ngram.rows``, each used once over the whole model, so that two heads collide on different n-grams.
-    Input embeddings step over sizes within 1% of a multiple of the vocabulary, where a polynomial hash of base |V|
-    collides most (arXiv 2601.21204).
-
-    Raises:
-        UserError: see ``NgramSpec``.
-    """
-    if ngram.kind == "per_layer_embedding":
-        return [[[vocab_size]] for _ in range(n_modules)]
-    if ngram.kind == "over_encoding":
-        return [
-            [[ngram.rows + 2 * k for k in range(ngram.heads)] for _ in ngram.orders] for _ in range(n_modules)
-        ]
-    primes = _primes_above(ngram.rows)
-    if ngram.kind == "ngram_embedding":
-        primes = (p for p in primes if not _near_multiple(p, vocab_size))
-    return [[[next(primes) for _ in range(ngram.heads)] for _ in ngram.orders] for _ in range(n_modules)]
-
-
-def _near_multiple(size: int, vocab_size: int) -> bool:
-    nearest = round(size / vocab_size) * vocab_size
-    return nearest > 0 and abs(size - nearest) < 0.01 * vocab_size
-
-
-def _primes_above(least: int) -> Iterator[int]:
-    candidate = max(2, least)
-    while True:
-        if _is_prime(candidate):
-            yield candidate
-        candidate += 1
-
-
-def _is_prime(n: int) -> bool:
-    """Miller-Rabin with the bases that decide every n below 3.3e24."""
-    if n < 2:
-        return False
-    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
-    if any(n % p == 0 for p in bases):
-        return n in bases
-    odd, twos = n - 1, 0
-    while odd % 2 == 0:
-        odd, twos = odd // 2, twos + 1
-    for base in bases:
-        x = pow(base, odd, n)
-        if x in (1, n - 1):
-            continue
-        for _ in range(twos - 1):
-            x = x * x % n
-            if x == n - 1:
-                break
-        else:
-            return False
-    return True
-
-
-def multipliers(seed: int, module: int, order: int) -> list[int]:
-    """Return the odd multipliers of one module, as int64: drawn from the run's named generator."""
-    draws = [derive_seed(seed, f"ngram/{module}/{i}") for i in range(order)]  # 63 bits each
-    return [draw * 2 + 1 - 2**63 for draw in draws]  # odd, over the whole range of int64
 
 
 def hashed_addresses(past: Tensor, factors: list[int], sizes: list[list[int]]) -> Tensor:
@@ -132,8 +62,3 @@ def rolling_addresses(past: Tensor, vocab_size: int, sizes: list[list[int]]) -> 
                 address = (address * vocab_size + past[i]) % size
             out.append(address)
     return torch.stack(out, dim=-1)
-
-
-def expected_distinct(n_ngrams: int, rows: int) -> float:
-    """Return how many of ``rows`` a uniform hash of ``n_ngrams`` different n-grams touches."""
-    return -rows * math.expm1(n_ngrams * math.log1p(-1 / rows)) if rows > 1 else float(n_ngrams > 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from umscale.spec import (
     apply_overrides,
     from_dict,
     quantity,
+    read_run,
     to_dict,
     to_toml,
 )
@@ -51,6 +53,40 @@ def test_run_id_follows_what_matters_and_nothing_else():
     there = dataclasses.replace(base, data=DataSpec(corpus="elsewhere/a", hash="00"))
     other = dataclasses.replace(base, data=DataSpec(corpus="a", hash="11"))
     assert here.run_id == there.run_id != other.run_id
+
+
+# Run ids that version 2 gave; to whom no cap was known.
+WIDE_IDS = {
+    (768, None): "7fdc2ff9113faa4b",
+    (768, 128): "f4d080ef6b160ef2",
+    (768, 768): "d43e0df58cfe4cf7",
+    (32, None): "26059efb4de316bd",
+}
+
+
+@pytest.mark.parametrize(("top_m", "preselect_m"), WIDE_IDS)
+def test_records_of_version_2_keep_their_candidates_and_their_id(top_m, preselect_m):
+    memory = {"top_m": top_m} if top_m == 32 else {"top_m": top_m, "n_keys": 1024}
+    memory |= {} if preselect_m is None else {"preselect_m": preselect_m}
+    read = read_run(json.dumps({"model": {"memory": memory}, "train": {"rate_scaling": "shape"}}))
+    assert read.run_id == WIDE_IDS[top_m, preselect_m]
+    assert read.model.memory.candidates == (preselect_m or top_m)
+
+
+def test_candidates_are_capped_from_version_3_on():
+    assert [run(top_m=m, n_keys=1024).model.memory.candidates for m in (100, 128, 129, 768)] == [
+        100,
+        128,
+        128,
+        128,
+    ]
+    capped = run(top_m=768, n_keys=1024)
+    assert read_run(json.dumps(to_dict(capped))) == capped
+    asked = run(top_m=768, n_keys=1024, preselect_m=128)
+    assert capped.run_id == asked.run_id, "the cap and the same number asked for are one run"
+    assert run(top_m=768, n_keys=1024, preselect_cap=0).run_id != capped.run_id
+    assert run(top_m=128**2 + 1, n_keys=1024).model.memory.candidates == 129, "enough cells for top_m"
+    assert run(top_m=200, n_keys=64).model.memory.candidates == 64
 
 
 def test_dense_and_default_memory_differ():

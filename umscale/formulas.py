@@ -1,7 +1,8 @@
 """Formulas as trees: read with ``ast`` from a small grammar, evaluated with exact first and second derivatives.
 
-Grammar: numbers, names, ``+ - * / **``, parentheses, ``log(x)`` and ``exp(x)``. A text is parsed into the nodes
-below and nothing else; it is never compiled or run.
+Grammar: numbers, names, `` `odd names` `` of columns, ``+ - * / **``, parentheses, ``log(x)``, ``exp(x)``,
+``min(x, y, ...)``, ``max(x, y, ...)``, and comparisons ``(x > y)``, which are 1 where they hold and 0 elsewhere. A text
+is parsed into the nodes below and nothing else; it is never compiled or run.
 
 Derivatives are taken forwards through the tree. Each node carries its value and only those derivatives that do
 not vanish, as arrays that broadcast over S coefficient vectors × N rows, so what depends on columns alone is
@@ -9,8 +10,9 @@ computed once and what depends on coefficients alone has no row axis.
 """
 
 import ast
+import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -21,7 +23,7 @@ from umscale.errors import UserError
 
 Array = NDArray[np.float64]
 _Key = TypeVar("_Key")
-Operation = Literal["+", "-", "*", "/", "**", "log", "exp"]
+Operation = Literal["+", "-", "*", "/", "**", "log", "exp", "min", "max", "<", "<=", ">", ">=", "==", "!="]
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 40
@@ -29,8 +31,14 @@ MAX_DEPTH = 40
 _BINARY: Mapping[type[ast.operator], Operation] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**",
 }  # fmt: skip
+_COMPARES: Mapping[type[ast.cmpop], Operation] = {
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
+}  # fmt: skip
 _CALLS: Mapping[str, Operation] = {"log": "log", "exp": "exp"}
+_FOLDS: Mapping[str, Operation] = {"min": "min", "max": "max"}
+_INDICATORS = frozenset(_COMPARES.values())
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "**": 3}
+_BACKQUOTED = re.compile(r"`([^`]*)`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ Node = Number | Symbol | Coefficient | Apply
 
 
 def parse(text: str, symbols: Collection[str]) -> Node:
-    """The tree of ``text``; names in ``symbols`` are columns, all others coefficients.
+    """The tree of ``text``; names in ``symbols`` and those in backquotes are columns, all others coefficients.
 
     Equal subtrees are one object. Raises ``UserError`` with the offending text.
     """
@@ -75,17 +83,36 @@ def parse(text: str, symbols: Collection[str]) -> Node:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "1if" is a warning of the language, and an error below
-            body = ast.parse(text.strip(), mode="eval").body
+            plain, quoted = unquoted(text)
+            body = ast.parse(plain.strip(), mode="eval").body
     except SyntaxError as error:
         raise UserError(f"{text!r} is not a formula: {error.msg}") from None
     except (ValueError, MemoryError, RecursionError):
         raise UserError(f"{text!r} is not a formula") from None
-    return _Reader(symbols=frozenset(symbols)).node(body, 0)
+    return read_node(body, symbols, quoted)
+
+
+def unquoted(text: str) -> tuple[str, dict[str, str]]:
+    """The text with an identifier for each name in backquotes, and what each of these stands for."""
+    quoted: dict[str, str] = {}
+
+    def placeholder(match: re.Match[str]) -> str:
+        name = f"backquoted_{len(quoted)}"
+        quoted[name] = match[1]
+        return name
+
+    return _BACKQUOTED.sub(placeholder, text), quoted
+
+
+def read_node(source: ast.expr, symbols: Collection[str], quoted: Mapping[str, str]) -> Node:
+    """The tree of a part that ``ast`` has parsed; ``quoted`` as from ``unquoted``. Raises as ``parse`` does."""
+    return _Reader(symbols=frozenset(symbols), quoted=quoted).node(source, 0)
 
 
 @dataclass(slots=True)
 class _Reader:
     symbols: frozenset[str]
+    quoted: Mapping[str, str]
     seen: dict[Node, Node] = field(default_factory=dict)
 
     def node(self, source: ast.expr, depth: int) -> Node:
@@ -98,7 +125,9 @@ class _Reader:
         match source:
             case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 return _number(value, source)
-            case ast.Name(id=name) if name not in _CALLS:
+            case ast.Name(id=name) if name in self.quoted:
+                return Symbol(self.quoted[name])
+            case ast.Name(id=name) if name not in _CALLS and name not in _FOLDS:
                 return Symbol(name) if name in self.symbols else Coefficient(name)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return self.node(operand, depth)
@@ -108,12 +137,22 @@ class _Reader:
                 return apply(_BINARY[type(op)], self.node(left, depth), self.node(right, depth))
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _CALLS:
                 return apply(_CALLS[name], self.node(argument, depth))
+            case ast.Call(func=ast.Name(id=name), args=[first, *rest], keywords=[]) if name in _FOLDS and rest:
+                node = self.node(first, depth)
+                for argument in rest:
+                    node = apply(_FOLDS[name], node, self.node(argument, depth))
+                return node
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARES:
+                return apply(_COMPARES[type(op)], self.node(left, depth), self.node(right, depth))
+            case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)) if name in _FOLDS:
+                raise UserError(f"{_quote(source)}: min and max take two arguments or more")
             case ast.BinOp(op=ast.BitXor()):
                 raise UserError(f"{_quote(source)}: write ** for a power")
             case ast.Name() | ast.Call(func=ast.Name(id="log" | "exp")):
                 raise UserError(f"{_quote(source)}: log and exp take one argument")
         raise UserError(
-            f"{_quote(source)} is not part of a formula: there are numbers, names, + - * / **, log(x) and exp(x)"
+            f"{_quote(source)} is not part of a formula: there are numbers, names, + - * / **, log(x), exp(x), "
+            "min(x, y), max(x, y) and comparisons"
         )
 
 
@@ -145,23 +184,30 @@ def apply(operation: Operation, *arguments: Node) -> Node:
     return Number(value)
 
 
-def unparse(node: Node, strength: int = 0) -> str:
-    """The formula as text."""
+def unparse(node: Node, strength: int = 0, names: Mapping[str, str] | None = None) -> str:
+    """The formula as text; ``names`` says how columns are written that are not written as they are."""
     match node:
         case Number(value):
             return f"{value:.15g}" if value >= 0 or not strength else f"({value:.15g})"
-        case Symbol(name) | Coefficient(name):
+        case Symbol(name):
+            written = (names or {}).get(name, name)
+            return written if name != written or name.isidentifier() else f"`{name}`"
+        case Coefficient(name):
             return name
         case Apply("log" | "exp" as name, (argument,)):
-            return f"{name}({unparse(argument)})"
+            return f"{name}({unparse(argument, 0, names)})"
+        case Apply("min" | "max" as name, (left, right)):
+            return f"{name}({unparse(left, 0, names)}, {unparse(right, 0, names)})"
+        case Apply(operation, (left, right)) if operation in _INDICATORS:
+            return f"({unparse(left, 1, names)} {operation} {unparse(right, 1, names)})"
         case Apply("*", (Number(-1.0), right)):
-            return f"(-{unparse(right, 3)})" if strength else f"-{unparse(right, 3)}"
+            return f"(-{unparse(right, 3, names)})" if strength else f"-{unparse(right, 3, names)}"
         case Apply(operation, (left, right)):
             own = _STRENGTH[operation]
             spaced = f" {operation} " if own == 1 else operation
             # Powers group from the right, everything else from the left.
             sides = (own + 1, own) if operation == "**" else (own, own + 1)
-            text = f"{unparse(left, sides[0])}{spaced}{unparse(right, sides[1])}"
+            text = f"{unparse(left, sides[0], names)}{spaced}{unparse(right, sides[1], names)}"
             return f"({text})" if own < strength else text
     raise AssertionError(node)
 
@@ -239,6 +285,16 @@ def _degree(node: Node, names: frozenset[str]) -> int:
     return 0
 
 
+def check_indicators(node: Node) -> None:
+    """Raise ``UserError`` for a comparison that a coefficient stands in: no derivative would ever move it."""
+    for part in walk(node):
+        if isinstance(part, Apply) and part.operation in _INDICATORS and (names := coefficient_names(part)):
+            raise UserError(
+                f"{unparse(part)!r}: {', '.join(names)} cannot be fitted inside a comparison; pin a value (--pin), or "
+                "write a smooth step"
+            )
+
+
 def positive_symbols(node: Node) -> tuple[str, ...]:
     """Columns that stand directly under a logarithm or a power that is no whole number."""
     found = []
@@ -254,7 +310,11 @@ def positive_symbols(node: Node) -> tuple[str, ...]:
 
 
 def check_logarithms(node: Node, values: Mapping[str, Array]) -> None:
-    """Raise ``UserError`` where something that depends on columns alone is not positive under a logarithm."""
+    """Raise ``UserError`` where something that depends on columns alone is not positive under a logarithm.
+
+    And as ``check_indicators`` does.
+    """
+    check_indicators(node)
     for part in walk(node):
         match part:
             case Apply("log", (inner,)):
@@ -332,6 +392,11 @@ def evaluate(
                 return _logarithm(visit(argument), order)
             case Apply("exp", (argument,)):
                 return _exponential(visit(argument), order)
+            case Apply("min" | "max" as which, (left, right)):
+                return _either(visit(left), visit(right), which == "min")
+            case Apply(operation, (left, right)) if operation in _INDICATORS:
+                holds = _HOLDS[operation](visit(left).value, visit(right).value)
+                return Jet(np.asarray(holds, dtype=np.float64), {}, {})
         raise AssertionError(part)
 
     with np.errstate(all="ignore"):
@@ -345,6 +410,27 @@ def _sum(a: Jet, b: Jet, sign: float) -> Jet:
     for pair, bend in b.second.items():
         _add(second, pair, sign * bend)
     return Jet(a.value + sign * b.value, first, second)
+
+
+_HOLDS: Mapping[str, Callable[[Array, Array], NDArray[np.bool_]]] = {
+    "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal,
+}  # fmt: skip
+
+
+def _either(a: Jet, b: Jet, least: bool) -> Jet:
+    """The smaller or the greater of two, with the derivatives of the one that is taken (the first where equal)."""
+    left = a.value <= b.value if least else a.value >= b.value
+
+    def chosen(one: Mapping[_Key, Array], other: Mapping[_Key, Array]) -> dict[_Key, Array]:
+        nothing = np.zeros((1, 1))
+        keys = dict.fromkeys((*one, *other))
+        return {key: np.where(left, one.get(key, nothing), other.get(key, nothing)) for key in keys}
+
+    return Jet(
+        (np.minimum if least else np.maximum)(a.value, b.value),
+        chosen(a.first, b.first),
+        chosen(a.second, b.second),
+    )
 
 
 def _product(a: Jet, b: Jet, order: int) -> Jet:

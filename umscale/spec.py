@@ -86,7 +86,10 @@ class MemorySpec:
     n_cores: int = 2
     """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
     preselect_m: int | None = None
-    """Row and column candidates kept before the grid; None means ``min(top_m, keys per side)``."""
+    """Row and column candidates kept before the grid; None: ``min(top_m, keys per side, preselect_cap)``."""
+    preselect_cap: int = 128
+    """Most candidates a side where ``preselect_m`` is None (the paper's), unless their square would fall short of
+    ``top_m``; 0: no cap, which is what records of version 2 and before mean."""
     layers: tuple[int, ...] | None = None
     """Blocks that carry a memory layer; None means every block (the paper's choice)."""
     skip: int = 0
@@ -134,7 +137,7 @@ class MemorySpec:
         ):  # fmt: skip
             _dimension(getattr(self, name), f"memory.{name}")
         _dimension(self.d_pre_value, "memory.d_pre_value", least=0)
-        for name in ("skip", "balance_loss", "tucker_penalty"):
+        for name in ("skip", "preselect_cap", "balance_loss", "tucker_penalty"):
             _require(
                 getattr(self, name) >= 0, f"memory.{name} must not be negative, not {getattr(self, name)}"
             )
@@ -195,7 +198,10 @@ class MemorySpec:
     @property
     def candidates(self) -> int:
         """Row (and column) candidates that form the grid the final ``top_m`` are chosen from."""
-        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.keys_per_side)
+        if self.preselect_m is not None:
+            return self.preselect_m
+        uncapped, least = min(self.top_m, self.keys_per_side), math.isqrt(self.top_m - 1) + 1
+        return min(uncapped, max(self.preselect_cap, least)) if self.preselect_cap else uncapped
 
     @property
     def row_width(self) -> int:
@@ -561,6 +567,11 @@ class TrainSpec:
     """Of matrix products; ``auto`` measures both once per store and keeps the faster."""
     checkpoint_seconds: float = 60.0
     """At most this much work is repeated after a crash; does not affect results."""
+    micro_batch_size: int | None = None
+    """Sequences that a process takes through the model at once; the gradients of a step add up over such parts of its
+    batch. None: all of them. Results are equal up to the order of summation, as between numbers of processes."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
 
     def __post_init__(self) -> None:
         budgets = self.budgets
@@ -591,6 +602,11 @@ class TrainSpec:
             f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
         )
         _require(self.checkpoint_seconds >= 0, "train.checkpoint_seconds must not be negative")
+        micro = self.micro_batch_size
+        _require(
+            micro is None or (micro > 0 and self.batch_size % micro == 0),
+            f"train.batch_size = {self.batch_size} is not divisible by train.micro_batch_size = {micro}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -622,17 +638,25 @@ class RunSpec:
 
         Fields at their default are left out, so that an option added later (with a default that keeps old
         behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``. What does not
-        affect the result is no part of the identity: how often a run is checkpointed, and the name of a
-        corpus whose content hash is known.
+        affect the result is no part of the identity: how often a run is checkpointed, into what parts a step is
+        cut to fit memory (rounding apart, like the number of processes), and the name of a corpus whose content
+        hash is known.
         """
         return _run_id(self)
 
 
+_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing")
+"""Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _run_id(run: RunSpec) -> str:
-    train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
+    plain = TrainSpec()
+    train = dataclasses.replace(run.train, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
     data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
     tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
+    if run.model.memory is not None:
+        tree["model"]["memory"] = _hashed_memory(run.model.memory)
     version = SPEC_VERSION
     if train.rate_scaling == "none":  # as version 1 was, whose other defaults were these
         version = 1
@@ -641,6 +665,14 @@ def _run_id(run: RunSpec) -> str:
         tree = {k: v for k, v in tree.items() if k != "train"} | ({"train": kept} if kept else {})
     text = json.dumps([version, tree], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
+    """``sparse_dict`` of ``memory`` as before there was a cap: candidates that it changes are those asked for."""
+    uncapped = dataclasses.replace(memory, preselect_cap=0)
+    capped = memory.candidates != uncapped.candidates
+    hashed = dataclasses.replace(uncapped, preselect_m=memory.candidates) if capped else uncapped
+    return {name: value for name, value in sparse_dict(hashed).items() if name != "preselect_cap"}
 
 
 def _divisors(n: int) -> str:
@@ -674,13 +706,18 @@ def sparse_dict(spec: Any) -> Any:
 
 
 def read_run(text: str) -> RunSpec:
-    """Read a run's spec as records hold it; one of version 1 has no ``rate_scaling`` and means none.
+    """Read a run's spec as records hold it; what older ones lack had another default.
+
+    One of version 1 has no ``rate_scaling`` and means none, one of version 2 no ``preselect_cap`` and means no cap.
 
     Raises:
         UserError: not a spec.
     """
     tree = json.loads(text)
     tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
+    model = tree.get("model", {})
+    if model.get("memory") is not None:
+        model["memory"] = {"preselect_cap": 0} | model["memory"]
     return from_dict(RunSpec, tree)
 
 

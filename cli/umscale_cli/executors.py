@@ -182,12 +182,31 @@ def _ray(workers: int, threads: int, device: str, address: str | None, per_gpu: 
 
 @contextlib.contextmanager
 def stopping_noted() -> Iterator[None]:
-    """Say what the wait after Ctrl-C is for."""
+    """Say what the wait after Ctrl-C, SIGTERM or SIGHUP is for."""
     try:
         yield
     except KeyboardInterrupt:
         note("stopping: workers write their checkpoints ...")
         raise
+
+
+class Remarks:
+    """What workers say of their machines, each thing once."""
+
+    def __init__(self, elsewhere: bool = False) -> None:
+        self.elsewhere = elsewhere
+        self.said: set[str] = set()
+
+    def line(self, event: dict[str, Any]) -> str:
+        """Return the line to show for an event; empty for one that is no remark, or was shown before."""
+        if event["event"] != "remark":
+            return ""
+        where = f"on {event['host']}: " if self.elsewhere else ""
+        text = f"{where}{event['text']}"
+        if text in self.said:
+            return ""
+        self.said.add(text)
+        return text
 
 
 def parting(event: dict[str, Any]) -> str:

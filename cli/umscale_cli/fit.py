@@ -18,8 +18,8 @@ from umscale_cli.answers import (
     print_ratio,
     print_suggestion,
 )
-from umscale_cli.console import JsonFlag, out, print_json
-from umscale_cli.law_options import choice, ends, pairs, read_laws
+from umscale_cli.console import JsonFlag, note, out, print_json
+from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
@@ -66,7 +66,10 @@ def fit(
         typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="A fit for each value of it.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
     ] = None,
     group: Annotated[
         str | None,
@@ -104,6 +107,25 @@ def fit(
             metavar="NAME=LOW:HIGH", help="Bound a coefficient; repeatable, either end may be left out."
         ),
     ] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="How much each row counts; or a formula of columns.", show_default=False
+        ),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Standard error of each row's loss: rows count by 1/error².", show_default=False
+        ),
+    ] = None,
+    above: Annotated[
+        float,
+        typer.Option(
+            metavar="WEIGHT",
+            help="What rows above the law count beside those below it; under 1 for undertuned runs.",
+        ),
+    ] = 1.0,
     unit: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,7 +206,7 @@ def fit(
 
     if law is not None and compare is not None:
         raise UserError("--law or --compare: --compare names its laws itself")
-    mapping = dict(pairs(",".join(map_ or ()).split(",") if map_ else (), "--map", "SYMBOL=COLUMN"))
+    mapping = mapping_of(map_) | weights_of(weight, error)
     settings = Settings(
         recipe=Recipe(
             objective=choice(objective, "--objective", Objective),
@@ -193,9 +215,10 @@ def fit(
             pins={name: quantity(value, f"--pin {name}") for name, value in pairs(pin, "--pin")},
             ties=pairs(tie, "--tie", "NAME=NAME"),
             bounds={name: ends(value, name) for name, value in pairs(bounds, "--bounds", "NAME=LOW:HIGH")},
+            above=above,
         ),
         units=dict(pairs(unit, "--unit", "SYMBOL=WORDS")),
-        by=by,
+        by=tuple(name.strip("`") for name in split(by)) if by else (),
         group=group,
         nulls=compare is not None,
         # A comparison prints no coefficients: nothing is resampled for it unless asked.
@@ -208,7 +231,7 @@ def fit(
         source=source,
         laws=law or compare,
         compare=compare is not None,
-        measured=mapping.pop("loss", None),
+        measured=mapping.get("loss"),
         mapping=mapping,
         where=where,
         stage=stage,
@@ -278,22 +301,31 @@ class _Job:
 def _fit_table(job: _Job, drop_invalid: bool) -> None:
     from umscale.errors import UserError
     from umscale.questions.laws import table_report, to_json
-    from umscale.results.source import choose_rows, map_columns, read_table
+    from umscale.results.source import read_table, rows_and_columns, second_choices
 
     if job.laws is None:
         raise UserError(f"name a law for {job.source} with --law; `umscale laws` lists them")
     whole = read_table(job.source)
-    kept, columns = map_columns(choose_rows(whole, job.where) if job.where else whole, job.mapping)
+    kept, columns = rows_and_columns(whole, job.where, job.mapping)
+    loss = columns.pop("loss", "loss")
+    recipe = weighted(job.settings.recipe, columns)
     settings = replace(
-        job.settings, columns=columns, extra=tuple(job.mapping), is_study=False, drop_invalid=drop_invalid
+        job.settings,
+        recipe=recipe,
+        columns=columns,
+        extra=tuple(symbol for symbol in job.mapping if symbol in columns),
+        is_study=False,
+        drop_invalid=drop_invalid,
     )
-    laws = read_laws(job.laws, kept, columns, job.mapping)
-    loss = job.measured or "loss"
+    laws = read_laws(job.laws, kept, columns, job.mapping, job.settings.recipe.names, job.where)
+    for line in second_choices(whole, job.mapping):
+        note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if job.json:
+        inputs = {"table": job.source, "where": job.where, "map": job.mapping}
         print_json(
-            to_json(found, input={"table": job.source, "rows": n_whole, "where": job.where, "kept": n_kept})
+            to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept})
         )
         return
     console = out()
@@ -308,15 +340,18 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
     from umscale.results.source import map_columns
 
     mapped, columns = map_columns(table, job.mapping)
-    laws = read_laws(job.laws, mapped, columns, job.mapping) if job.laws else question_laws(question)
-    settings = replace(job.settings, columns=columns, units={**STUDY_UNITS, **job.settings.units})
+    if job.measured:
+        details = (columns.pop("loss"),)
+    recipe = weighted(job.settings.recipe, columns)
+    laws = read_laws(job.laws, mapped, columns, job.mapping, job.settings.recipe.names) if job.laws else question_laws(question)
+    settings = replace(job.settings, recipe=recipe, columns=columns, units={**STUDY_UNITS, **job.settings.units})
     fewer = job.compare or job.measured or any(map(is_probe_column, details))
     losses = details if fewer else tuple(LOSS_NAMES)
     found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)
     if question == "laws":
         found = replace(found, verdicts=())
     if job.json:
-        print_json(to_json(found, input={"study": job.source, "where": job.where}))
+        print_json(to_json(found, input={"study": job.source, "where": job.where, "map": job.mapping}))
     elif job.compare:
         print_comparison(found, out())
     else:

@@ -11,6 +11,7 @@ from umscale.say.laws import (
     heading,
     holdout_text,
     interval_text,
+    loss_unit,
 )
 from umscale_cli.answers import print_verdict
 from umscale_cli.console import count, number
@@ -66,7 +67,7 @@ def print_comparison(found: "Report", console: Any) -> None:
             f"one law for all: {section.comparison.recommended} ({section.comparison.reason})", soft_wrap=True
         )
         for index, diagnostics in enumerate(section.diagnostics):
-            _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console)
+            _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console, loss_unit(found))
     for line in found.skipped:
         console.print(f"not fitted: {line}", soft_wrap=True)
     console.print()
@@ -75,7 +76,7 @@ def print_comparison(found: "Report", console: Any) -> None:
 
 
 def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any) -> None:
-    if found.settings.by is not None:
+    if found.settings.by:
         places = dict.fromkeys((s.stage, s.compensation, s.loss) for s in sections)
         for place in places:
             inside = [s for s in sections if (s.stage, s.compensation, s.loss) == place]
@@ -83,7 +84,7 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
                 console.print()
                 console.print(_group_table(found, inside, law))
     for section in sections:
-        if found.settings.by is None:
+        if not found.settings.by:
             console.print()
             console.print(_law_table(found, section))
             if found.n_runs is not None or len(section.comparison.laws) > 1:
@@ -94,7 +95,13 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
                     for line in (*compared.fit.warnings, *uncertainty.warnings):
                         console.print(f"note: {compared.fit.law.name}: {line}", soft_wrap=True)
         for index, diagnostics in enumerate(section.diagnostics):
-            _print_diagnostics(section.comparison.laws[index].fit, diagnostics, console, section.by)
+            _print_diagnostics(
+                section.comparison.laws[index].fit,
+                diagnostics,
+                console,
+                loss_unit(found),
+                ", ".join(section.by) or None,
+            )
 
 
 def _table(title: str, columns: Mapping[str, str]) -> Any:
@@ -106,6 +113,10 @@ def _table(title: str, columns: Mapping[str, str]) -> Any:
         justify: Any = side
         table.add_column(name, justify=justify)
     return table
+
+
+def _rmse(found: "Report") -> str:
+    return f"RMSE {loss_unit(found)}".rstrip()
 
 
 def _title(found: "Report", section: "Section") -> str:
@@ -121,7 +132,7 @@ def _heading(found: "Report", section: "Section") -> str:
 def _law_table(found: "Report", section: "Section") -> Any:
     profiled = {"profile": "left"} if section.profiles else {}
     tested = edges_tested(section)
-    right = ("free", "RMSE nats", "R²", "AICc", *tested.values())
+    right = ("free", _rmse(found), "R²", "AICc", *tested.values())
     columns = {
         "law": "left",
         "coefficients, 95% interval": "left",
@@ -153,9 +164,9 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
     pairs = [(s, i) for s in sections for i, c in enumerate(s.comparison.laws) if c.fit.law.name == law]
     names = list(dict.fromkeys(n for s, i in pairs for n in s.comparison.laws[i].fit.law.coefficients))
     tested = {edge: head for s, _ in pairs for edge, head in edges_tested(s).items()}
-    right = ("rows", *names, "RMSE nats", *tested.values())
+    right = ("rows", *names, _rmse(found), *tested.values())
     title = f"{law}: {_heading(found, sections[0])}"
-    table = _table(title, {str(found.settings.by): "left", **dict.fromkeys(right, "right")})
+    table = _table(title, {**dict.fromkeys(found.settings.by, "left"), **dict.fromkeys(right, "right")})
     for section, index in pairs:
         compared = section.comparison.laws[index]
         estimates = section.uncertainty[index].coefficients()
@@ -166,7 +177,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
             for name in names
         ]
         table.add_row(
-            section.by or "",
+            *section.by,
             str(compared.fit.n_rows),
             *cells,
             number(compared.fit.rmse_nats),
@@ -177,7 +188,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
 
 def _comparison_table(found: "Report", section: "Section") -> Any:
     heads = edges_tested(section)
-    right = ("free", "RMSE nats", "%", "AICc", "BIC", *heads.values())
+    right = ("free", _rmse(found), "%", "AICc", "BIC", *heads.values())
     table = _table(_title(found, section), {"law": "left", **dict.fromkeys(right, "right")})
     for compared in section.comparison.laws:
         name = compared.fit.law.name
@@ -217,7 +228,7 @@ def _provenance(found: "Report") -> list[str]:
             words: tuple[str | None, ...] = ()
             if found.n_runs is not None:
                 words = (section.stage, section.compensation, section.loss)
-            words = (*words, f"{found.settings.by} {section.by}" if section.by is not None else None)
+            words = (*words, *(f"{n} {v}" for n, v in zip(found.settings.by, section.by, strict=True)))
             place = ", ".join(word for word in words if word)
             for compared, uncertainty in zip(section.comparison.laws, section.uncertainty, strict=True):
                 if compared.fit.law.name != law.name:
@@ -230,10 +241,12 @@ def _provenance(found: "Report") -> list[str]:
 
 
 def _print_diagnostics(
-    fit: "FitResult", found: "Diagnostics", console: Any, group: str | None = None
+    fit: "FitResult", found: "Diagnostics", console: Any, unit: str, group: str | None = None
 ) -> None:
     left = {"axis": "left", "from": "right", "to": "right"}
-    right = dict.fromkeys(("rows", "mean residual, nats", "RMS", "nats/octave (t)"), "right")
+    right = dict.fromkeys(
+        ("rows", f"mean residual{', ' if unit else ''}{unit}", "RMS", f"{unit or 'slope'}/octave (t)"), "right"
+    )
     title = f"Residuals of {fit.law.name}{f', {group}' if group is not None else ''}"
     table = _table(title, left | right)
     for axis in found.axes:

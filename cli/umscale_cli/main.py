@@ -1,9 +1,9 @@
 """The ``umscale`` command: registers the commands and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 partly done, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 partly done, 130 interrupted, 143 and 129 ended by SIGTERM and
+SIGHUP.
 """
 
-import os
 import sys
 from typing import Annotated
 
@@ -20,11 +20,15 @@ from umscale_cli import (
     runs,
     search,
     selftest,
+    signals,
     simulate,
     sweep,
     train,
     worker,
 )
+from umscale_cli.console import EXIT_FAILED, close_stdout, note, prepare_streams
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="umscale",
@@ -72,26 +76,52 @@ def root(
 
 def main() -> None:
     """Entry point of the ``umscale`` script."""
+    prepare_streams()
+    with signals.handled() as received:
+        code = _run(received)
+    sys.exit(code)
+
+
+def _run(received: signals.Received) -> int:
+    """Run the command line; return the exit code."""
     from umscale.errors import UserError
 
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
+        if received.signum or code == INTERRUPTED:  # typer has turned the exception into a code
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
     except UserError as error:
-        print(f"umscale: {error}", file=sys.stderr)
-        code = 2
+        note(f"umscale: {error}")
+        return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("umscale: interrupted", file=sys.stderr)
-        code = 130
+        note(f"umscale: {received.words}")
+        return received.exit_code
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        close_stdout()
+        return EXIT_FAILED
+    except OSError as error:
+        if not _stdout_fails():
+            raise
+        close_stdout()
+        note(f"umscale: the output cannot be written ({error.strerror})")
+        return EXIT_FAILED
     except Exception as error:
         message = getattr(error, "format_message", None)  # click's usage errors
         if message is None:
             raise
-        print(f"umscale: {message()} (see umscale --help)", file=sys.stderr)
-        code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+        note(f"umscale: {message()} (see umscale --help)")
+        return 2
+
+
+def _stdout_fails() -> bool:
+    """Whether stdout holds something that it cannot write, on a full disk say."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     """Print a row per run and budget."""
     from rich.table import Table
 
-    from umscale.results.budgets import budget_rows
+    from umscale.results.budgets import budget_rows, differently_made
 
     columns = store.columns(status=status)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -180,6 +180,8 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
             row["status"],
         )
     console.print(table)
+    if words := differently_made(columns):
+        note(f"note: {words}")
 
 
 def show(

@@ -16,6 +16,7 @@ from umscale_cli.executors import (
     ExecutorOption,
     PartitionOption,
     PerGpuOption,
+    Remarks,
     SlurmOption,
     ThreadsOption,
     TimeOption,
@@ -167,6 +168,7 @@ def search(
                 "objectives": found.objectives,
                 "trials": [asdict(t) for t in found.trials],
                 "best": [t.number for t in found.best],
+                "repeated": found.repeated,
                 "importances": found.importances,
             }
         )
@@ -210,16 +212,21 @@ class _View:
             began,
         )
         self.at: dict[str, str] = {}
+        self.remarks = Remarks()
         self.last = began
 
     def __call__(self, worker: int, event: dict[str, Any]) -> None:
         kind = event["event"]
+        if words := self.remarks.line(event):
+            self._line(words)
         if kind == "trial":
             self.done += 1
             values = event["values"]
             said = event["reason"] or ", ".join(
                 f"{name} {_value(name, v)}" for name, v in zip(self.objectives, values or (), strict=False)
             )
+            if event.get("same_as") is not None:
+                said += f" (the model of trial {event['same_as']} again: nothing was trained)"
             self._line(f"trial {event['number']} ({self.done} of {self.n_trials}): {event['label']}: {said}")
         elif kind == "progress":
             share = event["steps_done"] / event["total_steps"]
@@ -268,6 +275,12 @@ def _print(bridge: "Bridge", found: "Found") -> None:
         f"\n{len(found.trials)} trials: "
         + ", ".join(f"{found.count(s)} {'finished' if s == 'complete' else s}" for s in states)
     )
+    if found.repeated:
+        console.print(
+            f"{found.repeated} of them asked for a model that an earlier one had, and trained nothing; --trials asks "
+            "for more",
+            soft_wrap=True,
+        )
     if found.importances:
         for name, shares in found.importances.items():
             said = ", ".join(f"{n} {s:.0%}" for n, s in shares.items())

@@ -1,5 +1,6 @@
 """``umscale sweep``: train a study's cells, store every result, then fit and draw what they say."""
 
+import contextlib
 import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ from umscale_cli.executors import (
     ExecutorOption,
     PartitionOption,
     PerGpuOption,
+    Remarks,
     SlurmOption,
     ThreadsOption,
     TimeOption,
@@ -291,7 +293,7 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
     )
     if not remaining:
         return
-    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining))
+    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining), choice.kind != "local")
     try:
         with choice.open(store, plan) as executor, stopping_noted(), view:
             executor.run(view.handle)
@@ -303,7 +305,9 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
 class View:
     """Shows a sweep: a live table on a terminal, plain lines elsewhere."""
 
-    def __init__(self, plan: "Plan", labels: dict[str, str], remaining: set[str]) -> None:
+    def __init__(
+        self, plan: "Plan", labels: dict[str, str], remaining: set[str], elsewhere: bool = False
+    ) -> None:
         from umscale.execute.workload import run_weight
 
         self.labels = labels
@@ -312,6 +316,7 @@ class View:
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
         self.finished = 0
+        self.remarks = Remarks(elsewhere)
         self.queued: set[int] = set()
         """Workers that wait in a scheduler's queue."""
         self.began = time.monotonic()
@@ -331,12 +336,14 @@ class View:
 
     def __exit__(self, *exception: object) -> None:
         if self.live is not None:
-            self.live.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone, and the workers are to be stopped
+                self.live.stop()
 
     def handle(self, worker: int, event: dict[str, Any]) -> None:
         """Take an executor's event."""
         kind, run_id = event["event"], event.get("run", "")
         label = self.labels.get(run_id, run_id)
+        self._line(self.remarks.line(event))
         if kind == "progress":
             share = event["steps_done"] / event["total_steps"]
             self.first.setdefault(run_id, share)

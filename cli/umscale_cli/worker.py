@@ -9,6 +9,7 @@ from umscale_cli.console import EXIT_PARTLY, JsonFlag, note, print_json
 from umscale_cli.executors import (
     DeviceOption,
     PerGpuOption,
+    Remarks,
     ThreadsOption,
     WorkersOption,
     choose,
@@ -99,6 +100,7 @@ class Lines:
         self.ended: dict[str, int] = {}
         """Runs that ended here, by status."""
         self.said = 0.0
+        self.remarks = Remarks()
 
     def begin(self, job: "Job") -> None:
         """Prepare for a job: its store may know more cells than before."""
@@ -111,6 +113,7 @@ class Lines:
         """Take an executor's event."""
         kind, run_id = event["event"], event.get("run", "")
         label = self.labels.get(run_id) or run_id
+        self._line(self.remarks.line(event))
         if kind == "start":
             self.running[worker] = label, 0.0
         elif kind == "progress":

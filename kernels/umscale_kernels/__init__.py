@@ -4,7 +4,9 @@ One folder per operation: `reference.py` defines it (any dtype), the files besid
 its `__init__.py` holds the one function that dispatches.
 """
 
-from umscale_kernels.backends import available_backends, default_backend
+from umscale_kernels.attention import attention
+from umscale_kernels.backends import available_backends, default_backend, kernels_in_use
+from umscale_kernels.cross_entropy import cross_entropy
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
 from umscale_kernels.lookup import lookup
@@ -20,11 +22,14 @@ from umscale_kernels.usage import count_rows
 __all__ = [
     "LookupTraffic",
     "Selection",
+    "attention",
     "available_backends",
     "count_rows",
+    "cross_entropy",
     "default_backend",
     "expert_ffn",
     "grouped_mm",
+    "kernels_in_use",
     "lookup",
     "lookup_traffic_bytes",
     "rank1_vectors",

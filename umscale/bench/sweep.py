@@ -13,7 +13,6 @@ import os
 import queue
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from umscale.execute.local import LocalExecutor
 from umscale.execute.running import Reporter
 from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
+from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
 from umscale.store.store import STAGES, Row, Store, schema
 
@@ -145,7 +145,7 @@ def _train_alone(shares: Sequence[Sequence[RunSpec]], root: Path) -> None:
         path.write_text(json.dumps([to_dict(run) for run in share]), encoding="utf-8")
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "umscale.bench.independent", str(path)],
+                python_command("umscale.bench.independent", str(path)),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
             )

@@ -37,6 +37,7 @@ DIRECT_MEMORY = (
     "heads",
     "n_cores",
     "preselect_m",
+    "preselect_cap",
     "key_expansion",
     "share_layers",
     "skip",

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from torch.distributed.elastic.multiprocessing import (
 from umscale.errors import UserError
 from umscale.execute.executor import STOP_SECONDS, Event, parse_event, worker_environment
 from umscale.parallel.worker import EXIT_LOST, Job
+from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
 from umscale.store.store import Store
 from umscale.urls import redact
@@ -76,15 +76,19 @@ def launch(
     common |= {name: os.environ.get(name, value) for name, value in LOOPBACK.items()}
     ranks = [str(rank) for rank in range(nproc)]
     handlers = {number: signal.getsignal(number) for number in HANDLED}
+    program, *arguments = python_command("umscale.parallel.worker", str(file))
     context, reason = None, ""
     try:
         context = start_processes(
             "umscale",
-            sys.executable,
-            dict.fromkeys(range(nproc), ("-m", "umscale.parallel.worker", str(file))),
+            program,
+            dict.fromkeys(range(nproc), tuple(arguments)),
             {int(rank): {**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks},
             DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
         )
+        for number, handler in handlers.items():  # torch's own are for those who have none
+            if handler is not signal.SIG_DFL:
+                signal.signal(number, handler)
         heard = ""
         while True:
             result = context.wait(0)
@@ -93,7 +97,10 @@ def launch(
                 break
             time.sleep(POLL_SECONDS)
         reason = _reason(result, nproc)
-    except SignalException:
+    except SignalException as error:
+        signal.signal(error.sigval, handlers[error.sigval])
+        if callable(handlers[error.sigval]):  # as if it had come a moment later
+            signal.raise_signal(error.sigval)
         raise KeyboardInterrupt from None
     finally:
         if context is not None:

@@ -38,6 +38,7 @@ from umscale.execute.executor import (
 )
 from umscale.execute.job import Job
 from umscale.execute.running import REPORT_VARIABLE
+from umscale.processes import SAFE_PATH_VARIABLE
 from umscale.store.store import Store
 
 if TYPE_CHECKING:
@@ -249,7 +250,9 @@ class SlurmExecutor(Executor):
         command = worker_command(self.store, self.name, self.threads, self.device)
         task = WorkerTask(command, environment, self.terms.warning_seconds)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        setup = [f"export PYTHONPATH={shlex.quote(environment['PYTHONPATH'])}"]
+        # submitit's own `python -m` must not look into the folder it is submitted from either
+        names = ("PYTHONPATH", SAFE_PATH_VARIABLE)
+        setup = [f"export {name}={shlex.quote(environment[name])}" for name in names]
         self.engine.update_parameters(**self.terms.parameters(self.threads, setup))
         said = io.StringIO()
         try:

@@ -1,8 +1,8 @@
 """A worker process: does its share of a job, run after run, and writes the results.
 
-Run as ``python -m umscale.execute.worker STORE JOB THREADS DEVICE``; reports JSON lines on stdout. It needs no
-coordinator: claims in the store keep workers apart, wherever they were started. It stops cleanly, with a
-checkpoint, on SIGTERM, on SIGUSR2 (a scheduler's warning) and when the process that reads its reports is gone.
+Run as ``python -P -m umscale.execute.worker STORE JOB THREADS DEVICE``; reports JSON lines on stdout. It needs no
+coordinator: claims in the store keep workers apart, wherever they were started. It stops cleanly, with a checkpoint, on
+SIGTERM and SIGHUP, on SIGUSR2 (a scheduler's warning) and when the process that reads its reports is gone.
 """
 
 import os
@@ -26,8 +26,8 @@ def main(arguments: list[str]) -> int:
     def stop(signum: int, frame: object) -> None:
         report.stopping = True
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGUSR2, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which stops its workers
     try:

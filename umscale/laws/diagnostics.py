@@ -233,13 +233,13 @@ def _statements(
     for axis in axes:
         if abs(axis.t) > _STEEP:
             said.append(
-                f"residuals change by {axis.slope:+.2g} nats per octave of {axis.column} (t = {axis.t:.1f}): "
+                f"residuals change by {axis.slope:+.2g} per octave of {axis.column} (t = {axis.t:.1f}): "
                 "the law misses part of its effect"
             )
     for run in runs:
         if abs(run.deviations) > _STEEP:
             said.append(
-                f"{run.name} lies {run.mean:+.2g} nats off the law, {abs(run.deviations):.1f} deviations"
+                f"{run.name} lies {run.mean:+.2g} off the law, {abs(run.deviations):.1f} deviations"
             )
     for one in influence:
         if abs(one.standard_errors) > _HEAVY:

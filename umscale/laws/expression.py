@@ -48,6 +48,25 @@ def parse_law(text: str, symbols: Collection[str], name: str = "") -> Law:
     return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
 
 
+def without_column(law: Law) -> tuple[str, ...]:
+    """Coefficients that must be columns with a missing name: a base to a fitted power, alone under a logarithm.
+
+    ``foo**-a`` of two coefficients is one number, which no rows could take apart.
+    """
+    if not isinstance(law, ExpressionLaw):
+        return ()
+    found = []
+    for part in tree.walk(law.root):
+        match part:
+            case tree.Apply("**", (tree.Coefficient(name), exponent)) if (
+                tree.coefficient_names(exponent) and not tree.symbol_names(exponent)
+            ):
+                found.append(name)
+            case tree.Apply("log", (tree.Coefficient(name),)):
+                found.append(name)
+    return tuple(dict.fromkeys(found))
+
+
 def _terms(root: tree.Node) -> tuple[Term, ...] | None:
     """The terms of a power law; None when the formula is none, or not with positive scales."""
     products = _expand(root)

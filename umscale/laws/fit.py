@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class FitResult:
     """Huber threshold in the unit of the residuals; infinity for least squares."""
     residual: Residual
     """``log``: ln L; ``raw``: nats."""
+    weights: Array | None = field(repr=False, compare=False)
+    """Of the rows in the objective, mean 1, [rows]; None for equal ones."""
+    above: float
+    """Weight of rows above the law beside those below it; under 1 where undertuned runs count less."""
     rmse_nats: float
     rmse_percent: float
     r_squared: float
@@ -162,8 +166,11 @@ def fit_rows(
     pins: Mapping[str, float] | None = None,
     ties: Sequence[tuple[str, str]] = (),
     bounds: Mapping[str, tuple[float, float]] | None = None,
+    above: float = 1.0,
 ) -> FitResult:
-    """``fit_law`` on rows already chosen."""
+    """``fit_law`` on rows already chosen; ``above`` is the weight of rows that lie above the law."""
+    if not 0 < above <= 1:
+        raise UserError(f"rows above the law weigh more than 0 and at most 1, not {above:g}")
     asked = law
     constraints = Constraints(pins=pins or {}, ties=tuple(ties), bounds=bounds or {})
     check(law, constraints)
@@ -173,9 +180,9 @@ def fit_rows(
     for symbol in constant:
         if symbol not in law.symbols:
             warnings.append(
-                f"every row has the same {columns[symbol]}, {rows.values[symbol][0]:g}: it is not in the law"
-                if columns[symbol][:1].isalpha()
-                else f"every row has the same {symbol}, {columns[symbol]}: it is not in the law"
+                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in the law"
+                if columns.get(symbol, symbol)[:1].isalpha()
+                else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
             )
     reduced = None if isinstance(law, LocalLaw) else reduce_law(law, constraints)
     n_free = len((reduced.law if reduced else law).coefficients)
@@ -184,6 +191,7 @@ def fit_rows(
     residual = residual or law.residual
     objective = objective or law.objective
     delta = _threshold(objective, delta)
+    weights = row_weights(rows, residual)
     reference = {s: _middle(v) for s, v in rows.values.items()}
 
     if isinstance(law, LocalLaw):
@@ -191,13 +199,15 @@ def fit_rows(
             raise UserError(
                 f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals"
             )
+        if above != 1:
+            raise UserError(f"law {law.name!r} is linear: rows above and below it weigh the same")
         features = local_features(law, rows.values, reference)
         blocks = _block_intercepts(rows, features)
-        solved = _solve_local(rows, law, features, blocks)
+        solved = _solve_local(rows, law, features, blocks, weights)
     else:
         assert reduced is not None
         blocks = np.zeros((rows.size, 0))
-        solved = _solve(rows, law, reduced, residual, objective, delta)
+        solved = _solve(rows, law, _Problem(reduced, residual, delta, weights, above), objective)
     warnings += solved.warnings
     endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
     if endless:
@@ -218,6 +228,8 @@ def fit_rows(
         objective_name=objective,
         delta=delta,
         residual=residual,
+        weights=weights,
+        above=above,
         rmse_nats=float(np.sqrt(np.mean(error**2))),
         rmse_percent=float(100 * np.sqrt(np.mean((error / rows.loss) ** 2))),
         r_squared=1.0 - float(error @ error) / total if total > 0 else float("nan"),
@@ -229,7 +241,7 @@ def fit_rows(
         newton_decrement=solved.decrement,
         reference=reference,
         domain={s: (float(v.min()), float(v.max())) for s, v in rows.values.items()},
-        columns={s: columns[s] for s in rows.values},
+        columns={s: columns.get(s, s) for s in rows.values},
         dropped=dropped,
         loss=loss,
         stage=stage,
@@ -276,26 +288,55 @@ def _middle(values: Array) -> float:
     return float(np.exp(np.log(values).mean()) if (values > 0).all() else values.mean())
 
 
-def _problem(
-    reduced: Reduced, values: Mapping[str, Array], residual: Residual, delta: float, hold: str | None = None
-) -> engine.Problem:
-    if isinstance(reduced.law, ExpressionLaw):
-        return expression_problem(reduced.law, values, residual=residual, delta=delta, bounds=reduced.bounds)
-    return engine.make_problem(
-        reduced.law, values, residual=residual, delta=delta, bounds=reduced.bounds, hold=hold
-    )
+def row_weights(rows: Rows, residual: Residual) -> Array | None:
+    """Weights of the rows' residuals, mean 1: as given, over the variance of the residual where errors are given.
+
+    The standard error of ln L is that of L over L.
+    """
+    if rows.weight is None and rows.error is None:
+        return None
+    weights = np.ones(rows.size) if rows.weight is None else rows.weight
+    if rows.error is not None:
+        weights = weights * ((rows.loss if residual == "log" else 1.0) / rows.error) ** 2
+    return np.asarray(weights / weights.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What is posed to the engine, rows aside."""
+
+    reduced: Reduced
+    residual: Residual
+    delta: float
+    weights: Array | None
+    above: float
+
+    def on(self, values: Mapping[str, Array], hold: str | None = None) -> engine.Problem:
+        """The problem on the rows of ``values``."""
+        law, bounds = self.reduced.law, self.reduced.bounds
+        problem: engine.Problem
+        if isinstance(law, ExpressionLaw):
+            problem = expression_problem(
+                law, values, residual=self.residual, delta=self.delta, bounds=bounds
+            )
+        else:
+            problem = engine.make_problem(
+                law, values, residual=self.residual, delta=self.delta, bounds=bounds, hold=hold
+            )
+        return replace(problem, row_weights=self.weights, above=self.above)
 
 
 def _solve(
     rows: Rows,
     law: PowerLaw | ExpressionLaw,
-    reduced: Reduced,
-    residual: Residual,
+    posed: _Problem,
     objective: Objective,
-    delta: float,
 ) -> _Solved:
-    continuation = [HUBER_DELTA * 10.0**-k for k in range(4)] if objective == "least_absolute" else [delta]
-    problem = _problem(reduced, rows.values, residual, continuation[0])
+    reduced, residual = posed.reduced, posed.residual
+    continuation = (
+        [HUBER_DELTA * 10.0**-k for k in range(4)] if objective == "least_absolute" else [posed.delta]
+    )
+    problem = replace(posed, delta=continuation[0]).on(rows.values)
     solution = engine.search(problem, rows.loss)
     for smaller in continuation[1:]:
         # Cold starts at a tiny δ land in wrong basins; the previous optimum does not.
@@ -373,7 +414,7 @@ def refit(fit: FitResult, weights: Array) -> Array:
     are not linear.
     """
     law, reduced = _whole(fit)
-    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta)
+    problem = _posed(fit, reduced).on(fit.rows.values)
     start = problem.theta(reduced.restrict(fit.vector, law))
     solution = engine.minimise(
         problem, np.repeat(start[None], len(weights), axis=0), fit.rows.loss, weights=weights
@@ -393,7 +434,7 @@ def profile(fit: FitResult, name: str, values: Array) -> Array:
     held = reduced.leaders[name]
     if isinstance(reduced.law, PowerLaw) and held in reduced.law.scales and (values <= 0).any():
         raise UserError(f"{name} is a scale of a power law: it can be held at positive values only")
-    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta, hold=held)
+    problem = _posed(fit, reduced).on(fit.rows.values, hold=held)
     optimum = reduced.restrict(fit.vector, law)
     position = reduced.law.coefficients.index(held)
     moved = np.repeat(optimum[None], len(values), axis=0)
@@ -419,15 +460,22 @@ def _no_box(n_coefficients: int) -> tuple[Array, Array]:
     return np.full(n_coefficients, -np.inf), np.full(n_coefficients, np.inf)
 
 
+def _posed(fit: FitResult, reduced: Reduced) -> _Problem:
+    return _Problem(reduced, fit.residual, fit.delta, fit.weights, fit.above)
+
+
 def _whole(fit: FitResult) -> tuple[PowerLaw | ExpressionLaw, Reduced]:
     if isinstance(fit.law, LocalLaw):
         raise ValueError(f"law {fit.law.name!r} is linear: it is solved, not refitted")
     return fit.law, reduce_law(fit.law, fit.constraints)
 
 
-def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _Solved:
+def _solve_local(
+    rows: Rows, law: LocalLaw, features: Array, blocks: Array, weights: Array | None
+) -> _Solved:
     design = np.hstack([features, blocks])
-    solution = np.linalg.lstsq(design, rows.loss, rcond=_SINGULAR)[0].astype(np.float64)
+    root = np.ones(rows.size) if weights is None else np.sqrt(weights)
+    solution = np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0].astype(np.float64)
     fitted = design @ solution
     within = features
     if blocks.shape[1]:
@@ -437,7 +485,7 @@ def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _
     return _Solved(
         coefficients=solution[: len(law.coefficients)],
         fitted=fitted,
-        objective=0.5 * float((rows.loss - fitted) @ (rows.loss - fitted)),
+        objective=0.5 * float((root * (rows.loss - fitted)) @ (root * (rows.loss - fitted))),
         condition_number=condition,
         rank=rank,
         unidentified=loose,

@@ -29,6 +29,8 @@ class ExpressionProblem:
     residual: Residual
     delta: float
     box: tuple[Array, Array] | None
+    row_weights: Array | None = None
+    above: float = 1.0
 
     def with_delta(self, delta: float) -> "ExpressionProblem":
         return replace(self, delta=delta)

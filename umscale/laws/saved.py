@@ -18,7 +18,7 @@ from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import COLUMNS, LAWS, Law
 from umscale.questions.laws import SCHEMA_VERSION
-from umscale.results.source import choose_rows, map_columns, satisfies
+from umscale.results.source import rows_and_columns, satisfies
 from umscale.results.table import Table, text
 
 _SAME = 1e-6  # relative difference of two objectives that are one optimum
@@ -33,6 +33,8 @@ class SavedFit:
     """A study or a table file, as it was named."""
     is_study: bool
     where: str | None
+    mapping: Mapping[str, str]
+    """As --map and the options of weights gave it: symbol → column or formula."""
     by: Mapping[str, str]
     law: Law
     recipe: Recipe
@@ -67,10 +69,11 @@ def refit_saved(saved: SavedFit, table: Table) -> FitResult:
 
     Raises ``UserError`` when the rows or the optimum are not those recorded.
     """
-    if saved.where:
-        table = choose_rows(table, saved.where)
     given = {symbol: column for symbol, column in saved.columns.items() if COLUMNS.get(symbol) != column}
-    mapped, columns = map_columns(table, given)
+    derived = {"loss": saved.loss, "--weight": saved.recipe.weight, "--error": saved.recipe.error}
+    given |= {name: column for name, column in derived.items() if column is not None} | dict(saved.mapping)
+    mapped, columns = rows_and_columns(table, saved.where, given)
+    columns = {symbol: column for symbol, column in columns.items() if symbol not in derived}
     for column, value in saved.by.items():
         kept = text(mapped, column) == value
         if not kept.any():
@@ -118,6 +121,7 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
         source=str(source.get("study") or source["table"]),
         is_study="study" in source,
         where=source["where"],
+        mapping={str(s): str(c) for s, c in source.get("map", {}).items()},
         by=dict(fit["by"]),
         law=LAWS[law] if law in LAWS else parse_law(str(fit["formula"]), columns),
         recipe=Recipe(
@@ -133,6 +137,9 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
                 )
                 for name, (low, high) in how["bounds"].items()
             },
+            weight=fit["objective"].get("weight"),
+            error=fit["objective"].get("error"),
+            above=float(fit["objective"].get("above", 1.0)),
         ),
         columns=columns,
         loss=str(fit["loss"]),

@@ -48,7 +48,7 @@ class ProductKeyMemory(Memory):
             self.first,
             self.sum_core,
             memory.top_m,
-            memory.preselect_m,
+            memory.candidates,
             backend=self.backend,
         )
         address = self.shuffle(picked.row * memory.keys_per_side + picked.col)  # [H, T, m]

@@ -74,7 +74,7 @@ class TuckerMemory(Memory):
             self.v,
             self.cores,
             memory.top_m,
-            memory.preselect_m,
+            memory.candidates,
             quadrants=memory.quadrants,
             backend=self.backend,
         )

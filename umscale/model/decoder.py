@@ -5,18 +5,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from umscale.layers.attention import Attention, rotary_table
 from umscale.layers.ffn import SwiGlu
+from umscale.layers.loss import linear_cross_entropy
 from umscale.layers.memory import Memory
 from umscale.layers.moe import Moe
 from umscale.layers.norm import RmsNorm
-from umscale.layers.precision import full_precision
 from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import Tables, ValueTables
 from umscale.layers.tucker import TuckerMemory
 from umscale.model.initialise import initialise
 from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
+from umscale_kernels import cross_entropy
 
 
 class Block(nn.Module):
@@ -24,6 +26,8 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec, index: int, seed: int) -> None:
         super().__init__()
+        self.checkpointing = False
+        """Compute what is inside the block again in the backward pass instead of keeping it."""
         self.attention_norm = RmsNorm(spec.d_model)
         self.attention = Attention(spec.d_model, spec.n_heads)
         self.ffn_norm = RmsNorm(spec.d_model)
@@ -37,6 +41,14 @@ class Block(nn.Module):
             self.memory = kind(spec.d_model, spec.memory, layers.index(index), len(layers), seed)
 
     def forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
+        if self.checkpointing and torch.is_grad_enabled():
+            out: tuple[Tensor, Tensor | None] = checkpoint(
+                self._forward, x, rotary, tables, use_reentrant=False, preserve_rng_state=False
+            )
+            return out
+        return self._forward(x, rotary, tables)
+
+    def _forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
         x = x + self.attention(self.attention_norm(x), rotary)
         y = self.ffn_norm(x)
         remembered = None if self.memory is None else self.memory(y, *tables[self.memory.index])
@@ -54,7 +66,10 @@ class SparsePart:
 
 
 class Decoder(nn.Module):
-    """A language model: tokens ``[B, S]`` to logits ``[B, S, vocab_size]``, initialised from ``seed``."""
+    """A language model: tokens ``[B, S]`` to logits ``[B, S, vocab_size]``, initialised from ``seed``.
+
+    Given targets ``[B, S]`` too, it returns their mean loss in nats per token, and holds few logits at a time.
+    """
 
     rotary: Tensor
 
@@ -111,6 +126,11 @@ class Decoder(nn.Module):
         if self.tables is not None:
             self.tables.keep_copies(train.table_copy == "bfloat16")
 
+    def recompute_blocks(self, enabled: bool) -> None:
+        """Keep only what enters each block in training, and compute the rest again in the backward pass."""
+        for block in self.blocks:
+            block.checkpointing = enabled
+
     def refresh(self, tables: bool = True) -> None:
         """Bring derived buffers up to date with the parameters; call after every change of parameters.
 
@@ -127,7 +147,7 @@ class Decoder(nn.Module):
         losses = [loss for loss in found if loss is not None]
         return torch.stack(losses).sum() if losses else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         x = self.embedding(tokens)
         tables = self.tables.per_layer(whole=self.row_gradients) if self.tables is not None else []
         skip = 0 if self.spec.memory is None else self.spec.memory.skip
@@ -139,23 +159,18 @@ class Decoder(nn.Module):
             if i in waiting:
                 x = x + waiting.pop(i)
         x = self.final_norm(x)
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        head = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(x, head) if targets is None else linear_cross_entropy(x, head, targets)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Loss of every token in nats, fp32, shaped as ``targets [B, S]``; 0 where the target is -1."""
-    flat = F.cross_entropy(
-        full_precision(logits.reshape(-1, logits.shape[-1])),
-        targets.reshape(-1),
-        ignore_index=-1,
-        reduction="none",
-    )
-    return flat.view(targets.shape)
+    return cross_entropy(logits, targets)
 
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean loss in nats per token; ``logits [B, S, V]``, ``targets [B, S]``."""
-    return F.cross_entropy(full_precision(logits.reshape(-1, logits.shape[-1])), targets.reshape(-1))
+    return cross_entropy(logits, targets).mean()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -152,12 +152,12 @@ def _own_device(name: str) -> torch.device:
 
 
 def _stop_on_signals(report: Reporter) -> None:
-    """Let SIGTERM, SIGINT and a scheduler's SIGUSR2 stop the run with a checkpoint."""
+    """Let SIGTERM, SIGINT, SIGHUP and a scheduler's SIGUSR2 stop the run with a checkpoint."""
 
     def stop(signum: int, frame: object) -> None:
         report.stopping = True
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, stop)
 
 

@@ -42,11 +42,11 @@ def predicted(found: Mapping[str, Compared]) -> "Figure":
         for above, below, (title, one) in zip(upper, lower, found.items(), strict=True):
             handles |= _column(above, below, one, colours)
             above.set_title(title)
-            below.set_xlabel("predicted loss (nats per token)")
+            below.set_xlabel(f"predicted loss{' (nats per token)' if fit.stage else ''}")
         upper[0].set_ylabel(
             f"observed {loss_words(fit.loss, study=fit.stage is not None)}".replace(" (", "\n(")
         )
-        lower[0].set_ylabel("observed −\npredicted (nats)")
+        lower[0].set_ylabel(f"observed −\npredicted{' (nats)' if fit.stage else ''}")
         figure.legend(handles=list(handles.values()), loc="outside right upper", alignment="left")
         laws = {one.fit.law.name: one.fit.law.formula for one in found.values()}
         formulas = [f"Law {name}: {formula}." for name, formula in laws.items()]
@@ -107,7 +107,7 @@ def _words(one: HoldOut) -> str:
 def _errors(compared: Compared) -> str:
     """RMSE of the fit and of every hold-out."""
     fit = compared.fit
-    parts = [f"RMSE {fit.rmse_nats:.4f} nats of law {fit.law.name} as fitted to {fit.n_rows} rows"]
+    parts = [f"RMSE {fit.rmse_nats:.4f}{' nats' if fit.stage else ''} of law {fit.law.name} as fitted to {fit.n_rows} rows"]
     parts += [
         f"{one.rmse_nats:.4f} on {one.n_test} rows of {_words(one)} held out"
         for one in compared.holdouts

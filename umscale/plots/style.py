@@ -124,11 +124,11 @@ def axis_words(column: str) -> str:
 
 
 def loss_words(column: str, *, study: bool) -> str:
-    """What a loss column is called on an axis, with its unit."""
+    """What a loss column is called on an axis, with its unit where it is known: a table's may be anything."""
     if study and is_probe_column(column):
         return f"{loss_name(column)} (nats per symbol)"
     words = axis_words(column)
-    return f"{_LOSS_WORDS.get(column, words) if study else words} (nats per token)"
+    return f"{_LOSS_WORDS.get(column, words)} (nats per token)" if study else words
 
 
 def symbol_words(symbol: str, columns: Mapping[str, str]) -> str:

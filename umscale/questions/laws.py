@@ -54,8 +54,8 @@ class Settings:
     extra: tuple[str, ...] = EXTRA_SYMBOLS
     """Symbols that rows carry along for hold-outs where the table has them."""
     drop_invalid: bool = True
-    by: str | None = None
-    """Column with a fit for each of its values."""
+    by: tuple[str, ...] = ()
+    """Columns with a fit for each of their values that occur together."""
     group: str | None = None
     """Column whose values are resampled whole."""
     nulls: bool = False
@@ -73,8 +73,8 @@ class Section:
     stage: str | None
     compensation: str | None
     loss: str
-    by: str | None
-    """Value of the column that ``Settings.by`` names."""
+    by: tuple[str, ...]
+    """Values of the columns that ``Settings.by`` names."""
     comparison: Comparison
     uncertainty: tuple[Uncertainty, ...]
     """Of each law of the comparison, in its order."""
@@ -130,7 +130,7 @@ def report(
     settings = settings or Settings()
     sections, skipped = _sections(table, laws, losses, stage, seed, settings)
     answers: list[Verdict] = []
-    if settings.by is None and all(one in LOSSES or is_probe_column(one) for one in losses):
+    if not settings.by and all(one in LOSSES or is_probe_column(one) for one in losses):
         answers = [v for v in verdicts(table, losses=tuple(losses)) if stage in (None, v.stage)]
     return Report(
         n_runs=n_runs, sections=sections, skipped=skipped, verdicts=tuple(answers), settings=settings
@@ -163,7 +163,7 @@ def _sections(
     if settings.nulls:
         readable = [law for law in chosen if not missing_columns(table, law, settings.columns)]
         chosen = [*chosen, *nulls_beside(readable or chosen)]
-    for name in (settings.by, settings.group):
+    for name in (*settings.by, settings.group):
         if name is not None and name not in table:
             raise UserError(f"the table has no column {name!r}{nearest(name, table)}")
     sections: list[Section] = []
@@ -191,18 +191,22 @@ def _sections(
     return tuple(sections), tuple(skipped)
 
 
-def _parts(table: Table, by: str | None) -> Iterator[tuple[str | None, Table]]:
-    """The values of a column, ascending, each with its rows; the whole table for None."""
-    if by is None:
-        yield None, table
+def _parts(table: Table, by: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
+    """The values of columns that occur together, ascending, each with its rows; the whole table for no column."""
+    if not by:
+        yield (), table
         return
-    cells = text(table, by)
-    present = sorted(set(cells.tolist()) - {""}, key=lambda cell: (_number(cell), cell))
-    if not 0 < len(present) <= _MOST_GROUPS:
-        raise UserError(f"column {by!r} has {len(present)} values: it does not group the rows")
-    for value in present:
-        label = f"{_number(value):g}" if np.isfinite(_number(value)) else value
-        yield label, {name: np.asarray(column)[cells == value] for name, column in table.items()}
+    cells = np.stack([text(table, name) for name in by], axis=1)
+    present = {tuple(row) for row in cells.tolist() if "" not in row}
+    ordered = sorted(present, key=lambda row: [(_number(cell), cell) for cell in row])
+    if not 0 < len(ordered) <= _MOST_GROUPS:
+        names = f"column {by[0]!r} has" if len(by) == 1 else f"columns {', '.join(by)} have"
+        verb = "it does" if len(by) == 1 else "they do"
+        raise UserError(f"{names} {len(ordered)} values: {verb} not group the rows")
+    for row in ordered:
+        labels = tuple(f"{_number(cell):g}" if np.isfinite(_number(cell)) else cell for cell in row)
+        kept = (cells == np.array(row)).all(axis=1)
+        yield labels, {name: np.asarray(column)[kept] for name, column in table.items()}
 
 
 def _number(cell: str) -> float:
@@ -212,11 +216,12 @@ def _number(cell: str) -> float:
         return float("inf")
 
 
-def _place(stage: str | None, compensation: str | None, loss: str, by: str | None, settings: Settings) -> str:
+def _place(
+    stage: str | None, compensation: str | None, loss: str, by: tuple[str, ...], settings: Settings
+) -> str:
     """Words that say which section could not be fitted, with a colon; nothing where there is one."""
     parts = [f"{stage}, {compensation or 'no'} compensation, {loss}"] if settings.is_study else []
-    if by is not None:
-        parts.append(f"{settings.by} {by}")
+    parts += [f"{name} {value}" for name, value in zip(settings.by, by, strict=True)]
     return ", ".join(parts) + ": " if parts else ""
 
 
@@ -226,7 +231,7 @@ def _section(
     stage: str | None,
     compensation: str | None,
     loss: str,
-    by: str | None,
+    by: tuple[str, ...],
     seed: int,
     settings: Settings,
 ) -> tuple[Section, tuple[UserError, ...]]:
@@ -334,7 +339,7 @@ def to_json(found: Report, **context: Any) -> dict[str, Any]:
 
 
 def _by(section: Section, settings: Settings) -> dict[str, str]:
-    return {} if section.by is None or settings.by is None else {settings.by: section.by}
+    return dict(zip(settings.by, section.by, strict=True))
 
 
 def _fit(section: Section, index: int, settings: Settings) -> dict[str, Any]:
@@ -354,6 +359,9 @@ def _fit(section: Section, index: int, settings: Settings) -> dict[str, Any]:
             "value": fit.objective,
             "residual": fit.residual,
             "delta": fit.delta,
+            "weight": settings.recipe.weight,
+            "error": settings.recipe.error,
+            "above": fit.above,
         },
         "reference": dict(fit.reference),
         "domain": {symbol: list(ends) for symbol, ends in fit.domain.items()},

@@ -30,6 +30,24 @@ def budget_rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     )
 
 
+def differently_made(columns: Mapping[str, np.ndarray]) -> str:
+    """Say that finished runs were computed by different kernels or devices, where they were; else empty.
+
+    Args:
+        columns: ``Store.columns()``, of any status.
+    """
+    runs: dict[str, set[str]] = {}
+    for run_id, status, *made in zip(
+        *(columns[name] for name in ("run_id", "status", "device", "kernels")), strict=True
+    ):
+        if status == "finished" and all(made):
+            runs.setdefault(f"{made[1]} on {made[0]}", set()).add(run_id)
+    if len(runs) < 2:
+        return ""
+    listed = ", ".join(f"{len(ids)} by {name}" for name, ids in sorted(runs.items()))
+    return f"runs were computed by different kernels ({listed}), which changes losses as another seed does"
+
+
 def _last(value: float) -> float:
     """Sort missing numbers last."""
     return math.inf if math.isnan(value) else value

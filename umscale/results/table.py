@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError, nearest
 from umscale.laws.forms import COLUMNS, Array, Law
+from umscale.spec import quantity
 
 Table = Mapping[str, NDArray[np.generic]]
 Codes = NDArray[np.int64]
@@ -40,6 +41,10 @@ class Rows:
     """Architecture outside the law's axes, [rows]; one code when all runs share it."""
     index: Codes
     """Row numbers in the table these rows came from."""
+    weight: Array | None = None
+    """How much each row counts, [rows]; None for equally."""
+    error: Array | None = None
+    """Standard error of each loss, [rows]; None where none is given."""
     notes: tuple[str, ...] = ()
     """What was left out or merged, in words."""
 
@@ -57,19 +62,33 @@ class Rows:
             seed=self.seed[chosen],
             setting=self.setting[chosen],
             index=self.index[chosen],
+            weight=None if self.weight is None else self.weight[chosen],
+            error=None if self.error is None else self.error[chosen],
             notes=self.notes,
         )
 
 
 def numeric(table: Table, name: str) -> Array:
-    """Column ``name`` as float64, None as NaN; raises ``UserError`` for text."""
+    """Column ``name`` as float64, None as NaN, text such as ``12B`` as ``spec.quantity`` reads it.
+
+    Raises ``UserError`` for any other text, with the first of it.
+    """
     column = np.asarray(table[name])
     if column.dtype == object:
         column = np.array([np.nan if cell is None else cell for cell in column])
     try:
         return column.astype(np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"column {name!r} must hold numbers, it holds text") from None
+        return np.array([_number(cell, name) for cell in column.tolist()], dtype=np.float64)
+
+
+def _number(cell: object, name: str) -> float:
+    if cell in ("", "nan"):  # a missing cell beside text
+        return float("nan")
+    try:
+        return quantity(cell)
+    except UserError:
+        raise UserError(f"column {name!r} must hold numbers, it holds {str(cell)[:40]!r}") from None
 
 
 def text(table: Table, name: str) -> NDArray[np.str_]:
@@ -135,32 +154,35 @@ def select_rows(
     columns: Mapping[str, str] | None = None,
     extra: Iterable[str] = (),
     drop_invalid: bool = True,
+    weight: str | None = None,
+    error: str | None = None,
 ) -> Rows:
     """The rows on which every one of ``laws`` can be evaluated.
 
     ``columns`` maps symbols to column names over the defaults of ``forms.COLUMNS``; ``extra`` are symbols
     carried along when the table has them. Rows of several stages or compensations do not mix: choose with
-    ``where`` first. Rows without a finite loss (diverged, killed, infeasible runs) are counted and left out,
+    ``where`` first. ``weight`` and ``error`` name columns of weights and of standard errors. Rows without a finite loss (diverged, killed, infeasible runs) are counted and left out,
     or refused with ``drop_invalid=False``. Raises ``UserError`` for missing columns, a mixed table, values
     that have no logarithm, or nothing left.
     """
     mapping = {**COLUMNS, **(columns or {})}
     symbols = list(dict.fromkeys(s for law in laws for s in law.symbols))
-    _require(table, [loss])
+    _require(table, [loss, *(name for name in (weight, error) if name is not None)])
     for law in laws:
         missing = missing_columns(table, law, columns)
         if missing:
             raise UserError(missing)
     any_sign = {s for law in laws for s in law.symbols} - {s for law in laws for s in law.positive}
-    symbols += [s for s in extra if s not in symbols and mapping[s] in table]
+    symbols += [s for s in extra if s not in symbols and mapping.get(s, s) in table]
     for name in ("stage", "compensation"):
         if len(levels(table, name)) > 1:
             raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: choose one")
 
     losses = numeric(table, loss)
-    values = {symbol: numeric(table, mapping[symbol]) for symbol in symbols}
+    values = {symbol: numeric(table, mapping.get(symbol, symbol)) for symbol in symbols}
+    beside = {name: numeric(table, name) for name in (weight, error) if name is not None}
     valid = np.isfinite(losses)
-    for column in values.values():
+    for column in (*values.values(), *beside.values()):
         valid &= np.isfinite(column)
     n_invalid = int((~valid).sum())
     if n_invalid and not drop_invalid:
@@ -168,11 +190,14 @@ def select_rows(
             f"{n_invalid} of {len(valid)} rows lack {loss} or a column of the law; --drop-invalid leaves them out"
         )
     if not valid.any():
-        raise UserError(f"no row has a finite {loss} and all of {', '.join(mapping[s] for s in symbols)}")
-    for name, column in ((loss, losses), *((mapping[s], values[s]) for s in symbols if s not in any_sign)):
+        raise UserError(f"no row has a finite {loss} and all of {', '.join(mapping.get(s, s) for s in symbols)}")
+    for name, column in ((loss, losses), *((mapping.get(s, s), values[s]) for s in symbols if s not in any_sign)):
         if (column[valid] <= 0).any():
             raise UserError(f"column {name!r} holds values that are zero or negative and have no logarithm")
 
+    for name, column in beside.items():
+        if (column[valid] <= 0).any():
+            raise UserError(f"column {name!r} holds weights or standard errors that are not positive")
     run = group_codes(table, ["run_id"]) if "run_id" in table else np.arange(len(losses), dtype=np.int64)
     cell_columns = [c for c in CELL_COLUMNS if c in table]
     rows = Rows(
@@ -183,6 +208,8 @@ def select_rows(
         seed=group_codes(table, ["seed"]),
         setting=group_codes(table, _settings(table)),
         index=np.arange(len(losses), dtype=np.int64),
+        weight=None if weight is None else beside[weight],
+        error=None if error is None else beside[error],
         notes=(f"{n_invalid} of {len(valid)} rows without a usable {loss} were left out",)
         if n_invalid
         else (),

@@ -90,6 +90,11 @@ def columns_text(found: "Report") -> str:
     return f"columns: {'; '.join(said)}"
 
 
+def loss_unit(found: "Report") -> str:
+    """Unit of the losses in a word, for headings; nothing for a table that did not say (--unit loss=...)."""
+    return "nats" if found.n_runs is not None else found.settings.units.get("loss", "").partition(" per ")[0]
+
+
 def fitted_text(fit: "FitResult") -> str:
     """How a law was fitted, and how surely the optimum was found."""
     delta = {

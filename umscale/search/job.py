@@ -24,6 +24,8 @@ POINTS = 20
 """Reports a run makes along its trunk, at equal distances."""
 WAIT_SECONDS = 1.0
 UNCLAIMED_SECONDS = 30.0  # between asking for a trial and claiming its run
+SAME_AS = "same_as"
+"""User attribute of a trial that asked for a model again: the trial that had it first. It counts as any other."""
 VOID = "void"
 """User attribute of trials that do not count: interrupted ones, which were asked for again, and those too many."""
 
@@ -161,14 +163,18 @@ def _do(
     """Bring one trial to its end."""
     from optuna.trial import TrialState
 
-    def tell(state: Any, reason: str = "", values: "list[float] | None" = None) -> None:
+    def tell(
+        state: Any, reason: str = "", values: "list[float] | None" = None, same_as: int | None = None
+    ) -> None:
         if reason:
             trial.set_user_attr("reason", reason)
+        if same_as is not None:
+            trial.set_user_attr(SAME_AS, same_as)
         with quiet():
             study.tell(trial, values, state, skip_if_finished=True)
         report(
             "trial", number=trial.number, state=state.name.lower(), reason=reason, values=values,
-            label=trial.user_attrs.get("label", ""),
+            label=trial.user_attrs.get("label", ""), same_as=same_as,
         )  # fmt: skip
 
     try:
@@ -216,7 +222,7 @@ def _train(
     store, name = bridge.store, bridge.study.name
     values = bridge.values(run)
     if values is not None:
-        tell(TrialState.COMPLETE, values=values)
+        tell(TrialState.COMPLETE, values=values, same_as=_earlier(study, trial.number, run.run_id))
         return
     status = store.status(run.run_id)
     if status in ("diverged", "failed"):
@@ -238,6 +244,12 @@ def _train(
         study.enqueue_trial(trial.params, user_attrs={"repeats": trial.number})
     else:
         tell(TrialState.FAIL, "failed")
+
+
+def _earlier(study: "optuna.Study", number: int, run_id: str) -> int | None:
+    """Return the first trial before ``number`` that has this run; None if the store had it from elsewhere."""
+    same = [t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get("run_id") == run_id]
+    return next((n for n in same if n < number), None)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,7 +18,7 @@ class ForkedExecutor(LocalExecutor):
     address: Path
 
     def _launch(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[str]) -> Process:
-        _, _, module, *arguments = command
+        module, *arguments = command[command.index("-m") + 1 :]
         return nursery.spawn(self.address, module, arguments, environment, errors, hear=True)
 
 

@@ -1,1 +1,1 @@
-"""Where results lie: Parquet tables in folders or object storage, leases on runs, what a reader keeps. Knows no science."""
+"""Where results lie: Parquet tables in a folder or object storage, leases on runs, readers' copies; no science."""

@@ -83,6 +83,7 @@ class TableAdamW(torch.optim.Optimizer):
         adamw(
             parameters, [p.grad for p in parameters], m, v, [], steps, fused=True, amsgrad=False, maximize=False,
             lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=group["weight_decay"],
+            found_inf=getattr(self, "found_inf", None),
         )  # fmt: skip
 
     def _step_tables(self, group: dict[str, Any]) -> None:
@@ -113,6 +114,15 @@ class TableAdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = p.new_zeros(p.shape[0]) if row_second_moment else torch.zeros_like(p)
         return state
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Let the next step of ``optimizer`` change no dense parameter if ``norm``, on its device, is not finite.
+
+    The host learns of it later; until then nothing is computed from broken weights (a singular value decomposition
+    would fail). It is how ``torch.amp.GradScaler`` tells fused optimisers.
+    """
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
 
 def distinct_rows(grad: Tensor) -> Tensor:

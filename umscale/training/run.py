@@ -7,6 +7,8 @@ Notable:
   a function of the step, and every random draw comes from a stream named in the spec. At most
   ``checkpoint_seconds`` of training are repeated; a checkpoint that is damaged or lost costs what it held.
 - A diverged run ends with that status and keeps the records it made.
+- Steps are handed to the device without waiting for it: losses are fetched together, at a log point. There a run is
+  found to have diverged, at the step at which it did.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from umscale.accounting import cost
 from umscale.data.batches import TrainStream, ValidationSet, validation_windows
@@ -30,21 +33,32 @@ from umscale.data.probes_score import score
 from umscale.data.synthetic_corpus import validation_floor
 from umscale.files import LocalFiles
 from umscale.machine import peak_memory_bytes
-from umscale.model.decoder import Decoder, mean_loss
+from umscale.model.decoder import Decoder
 from umscale.spec import RunSpec
 from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
 from umscale.training.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
 from umscale.training.gradients import average_gradients
-from umscale.training.optimiser import Schedule, WeightAverage, clip_gradients, make_optimizer, set_rates
+from umscale.training.microbatch import forward_backward
+from umscale.training.optimiser import (
+    Schedule,
+    WeightAverage,
+    clip_gradients,
+    make_optimizer,
+    set_rates,
+    skip_unless_finite,
+)
 from umscale.training.process_group import ALONE, PeerLost, World
 from umscale.training.shards import sharded_parameters, split
+from umscale_kernels import kernels_in_use
 
 Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
 CURVE_POINTS = 200
+LOG_SECONDS = 1.0
+"""At least so often losses are fetched from the device, for a display and to notice a divergence."""
 DIVERGED_AFTER_STEPS = 50
 USAGE_BATCHES = (1, 16, 64, 256)
 
@@ -81,6 +95,8 @@ class Outcome:
     """Training loss along the trunk and the branches."""
     probes: list[Row] = field(default_factory=list)
     """One row per (budget, stage, task)."""
+    kernels: list[str] = field(default_factory=list)
+    """What computed it, in order: a run that was continued on another machine may have several."""
 
 
 class Diverged(Exception):
@@ -126,7 +142,7 @@ class Run:
     def _begin(self) -> None:
         """Set up the state of a run that has not begun."""
         self._build()
-        self.outcome = Outcome()
+        self.outcome = Outcome(kernels=[kernels_in_use(self.device.type)])
         self.step = 0
         self.branch: int | None = None
         self.steps_done = 0
@@ -134,7 +150,9 @@ class Run:
         self.eval_seconds = 0.0
         self.above_chance = 0
         self.pending: list[float] = []
-        self.checkpointed = time.monotonic()
+        self.on_device: list[tuple[Tensor, Tensor]] = []
+        """Loss on this process and gradient norm of the steps since the last log point."""
+        self.checkpointed = self.logged = time.monotonic()
 
     def _build(self) -> None:
         model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len)
@@ -143,6 +161,7 @@ class Run:
         self.model = model.to(self.device)
         self.shards = sharded_parameters(self.model, self.world)
         self.model.configure_tables(self.spec.train)
+        self.model.recompute_blocks(self.spec.train.activation_checkpointing)
         self.optimizer = make_optimizer(self.model, self.spec.train)
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
 
@@ -155,37 +174,60 @@ class Run:
         return contextlib.nullcontext()
 
     def train_step(self) -> float:
-        """Do one optimiser step and return its loss in nats per token."""
+        """Do one optimiser step, wait for it and return its loss in nats per token, the mean over all processes.
+
+        Raises:
+            Diverged: as ``settle`` does.
+        """
+        self.launch_step()
+        return self.settle()[-1]
+
+    def launch_step(self) -> None:
+        """Do one optimiser step without waiting for the device; ``settle`` returns its loss."""
         set_rates(self.optimizer, self.schedule.rates(self.step, self.branch))
         part = self.stream.batch(self.step, self.world.rank, self.world.size)
         window = torch.from_numpy(part).to(self.device)  # [B / processes, S + 1]
-        with self.precision():
-            logits = self.model(window[:, :-1])
-        loss = mean_loss(logits, window[:, 1:])
-        auxiliary = self.model.auxiliary_loss()
         self.optimizer.zero_grad(set_to_none=True)
-        (loss if auxiliary is None else loss + auxiliary).backward()
+        micro_batch_size = self.spec.train.micro_batch_size
+        loss = forward_backward(self.model, window, micro_batch_size, self.precision)
         average_gradients(self.model, self.world)
         norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
-        value = self.world.mean(loss.item())
-        if not math.isfinite(value) or not math.isfinite(norm.item()):
-            raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {self.step}")
+        skip_unless_finite(self.optimizer, norm)
         self.optimizer.step()
         self.model.refresh(tables=False)
         if (self.step + 1) % WeightAverage.EVERY == 0:
             self.average.update(self.model)
-        self._watch(value)
+        self.on_device.append((loss, norm))
         self.step += 1
         self.steps_done += 1
-        return value
 
-    def _watch(self, loss: float) -> None:
+    def settle(self) -> list[float]:
+        """Wait for the steps launched since the last call and return their losses, in nats per token.
+
+        Raises:
+            Diverged: at one of them; with its number.
+        """
+        if not self.on_device:
+            return []
+        numbers = torch.stack([torch.stack(pair).double() for pair in self.on_device]).cpu()  # [steps, 2]
+        self.on_device.clear()
+        self.logged = time.monotonic()
+        losses = self.world.sum(numbers[:, 0].contiguous()) / self.world.size
+        found: list[float] = losses.tolist()
+        first = self.step - len(found)
+        for step, (loss, norm) in enumerate(zip(found, numbers[:, 1].tolist(), strict=True), first):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise Diverged(f"loss {loss}, gradient norm {norm} at step {step}")
+            self._watch(loss, step)
+        return found
+
+    def _watch(self, loss: float, step: int) -> None:
         chance = math.log(self.spec.model.vocab_size)
-        warm = self.step > self.schedule.warmup
+        warm = step > self.schedule.warmup
         self.above_chance = self.above_chance + 1 if warm and loss > chance else 0
         if self.above_chance >= DIVERGED_AFTER_STEPS:
             raise Diverged(
-                f"loss {loss:.3f} above chance ({chance:.3f} nats) for {self.above_chance} steps up to step {self.step}"
+                f"loss {loss:.3f} above chance ({chance:.3f} nats) for {self.above_chance} steps up to step {step}"
             )
 
     # -- the whole run ------------------------------------------------------------------------------------
@@ -250,16 +292,19 @@ class Run:
         """Train up to step ``end`` of the current phase."""
         while self.step < end:
             if should_stop():
+                self._log(on_progress)
                 self._save(self._phase)
                 raise Interrupted
             self.workspace.beat()
             began = time.perf_counter()
-            loss = self.train_step()
+            self.launch_step()
             self.train_seconds += time.perf_counter() - began
-            self._log(loss)
-            on_progress(self._progress(loss))
-            due = time.monotonic() - self.checkpointed > self.spec.train.checkpoint_seconds
-            if self.step < end and self.world.any(due):
+            now = time.monotonic()
+            save = now - self.checkpointed > self.spec.train.checkpoint_seconds
+            due = self.world.largest(2 if save else int(now - self.logged > LOG_SECONDS))
+            if due or self.step == end or len(self.pending) + len(self.on_device) >= self.curve_every:
+                self._log(on_progress)
+            if due == 2 and self.step < end:
                 self._save(self._phase)
 
     @property
@@ -270,18 +315,12 @@ class Run:
     def _tokens_per_second(self) -> float:
         return self.steps_done * self.spec.tokens_per_step / max(self.train_seconds, 1e-9)
 
-    def _progress(self, loss: float) -> Progress:
-        return Progress(
-            phase=self._phase,
-            steps_done=self.steps_done,
-            total_steps=self.schedule.total_steps,
-            tokens=self.step * self.spec.tokens_per_step,
-            loss=loss,
-            tokens_per_second=self._tokens_per_second,
-        )
-
-    def _log(self, loss: float) -> None:
-        self.pending.append(loss)
+    def _log(self, on_progress: Callable[[Progress], None]) -> None:
+        """Wait for the device, and note and report the losses since the last log point."""
+        began = time.perf_counter()
+        losses = self.settle()
+        self.train_seconds += time.perf_counter() - began
+        self.pending += losses
         if len(self.pending) >= self.curve_every:
             lr, value_lr = self.schedule.rates(self.step - 1, self.branch)
             self.outcome.curve.append(
@@ -295,6 +334,17 @@ class Run:
                 }
             )
             self.pending.clear()
+        for ago, loss in zip(reversed(range(len(losses))), losses, strict=True):
+            on_progress(
+                Progress(
+                    phase=self._phase,
+                    steps_done=self.steps_done - ago,
+                    total_steps=self.schedule.total_steps,
+                    tokens=(self.step - ago) * self.spec.tokens_per_step,
+                    loss=loss,
+                    tokens_per_second=self._tokens_per_second,
+                )
+            )
 
     # -- records ------------------------------------------------------------------------------------------
 
@@ -393,6 +443,7 @@ class Run:
             "documents": self.outcome.documents,
             "curve": self.outcome.curve,
             "probes": self.outcome.probes,
+            "kernels": self.outcome.kernels,
         }
         self.workspace.save(phase, self.model, self.optimizer, self.average, state)
         self.checkpointed = time.monotonic()
@@ -421,6 +472,7 @@ class Run:
             self.outcome.documents = state["documents"]
             self.outcome.curve = state["curve"]
             self.outcome.probes = state.get("probes", [])  # a checkpoint of version 0.2 has none
+            self.outcome.kernels = [*state.get("kernels", []), *self.outcome.kernels]
             return self.branch
         return None
 

@@ -28,6 +28,12 @@ def check(run: RunSpec, size: int, shard_tables: bool) -> None:
         raise UserError(
             f"train.batch_size = {batch} is not divisible by {size} processes; --nproc can be {_divisors(batch)}"
         )
+    micro = run.train.micro_batch_size
+    if micro is not None and batch // size > micro and batch // size % micro:
+        raise UserError(
+            f"the {batch // size} sequences of each of {size} processes are not divisible by "
+            f"train.micro_batch_size = {micro}"
+        )
     if not shard_tables:
         return
     if memory is None:

@@ -274,8 +274,9 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, d_o: Tensor | None, d_z: None) -> tuple[Tensor | None, ...]:
     if d_o is None:
         return (None,) * 11
-    p, s, _, _, pre_values, values = ctx.saved_tensors
-    inputs = (d_o, *ctx.saved_tensors, ctx.activation)
+    saved = ctx.saved_tensors  # once: where activations are recomputed a second time is refused
+    p, s, _, _, pre_values, values = saved
+    inputs = (d_o, *saved, ctx.activation)
     table_grads = any(ctx.needs_input_grad[3:5])
     if table_grads and ctx.sparse_grad:
         dp, ds, distinct, *rows_of = _lookup_row_gradients(*inputs, ctx.backend)

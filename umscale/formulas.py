@@ -137,7 +137,9 @@ class _Reader:
                 return apply(_BINARY[type(op)], self.node(left, depth), self.node(right, depth))
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _CALLS:
                 return apply(_CALLS[name], self.node(argument, depth))
-            case ast.Call(func=ast.Name(id=name), args=[first, *rest], keywords=[]) if name in _FOLDS and rest:
+            case ast.Call(func=ast.Name(id=name), args=[first, *rest], keywords=[]) if (
+                name in _FOLDS and rest
+            ):
                 node = self.node(first, depth)
                 for argument in rest:
                     node = apply(_FOLDS[name], node, self.node(argument, depth))

@@ -9,6 +9,7 @@ Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -22,16 +23,21 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from umscale.errors import UserError, nearest
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
 _RATE_1 = 4e-3
 """Default of both learning rates in version 1, which knew no scaling of them."""
+BEFORE_3: Mapping[str, Mapping[str, Any]] = {
+    "train": {"table_weight_decay": "coupled", "score_energy": "nominal"},
+    "data": {"validation_documents": 0},
+}
+"""Fields that came with version 3, by table, and the value that means what earlier versions did."""
 
 T = TypeVar("T")
 MOST = 2**31
 """Of any dimension: beyond it, what follows from several no longer fits a number."""
 
-Init = Literal["paper", "official"]
+Init = Literal["paper", "matched", "official"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -103,7 +109,8 @@ class MemorySpec:
     share_layers: int = 1
     """Tables in a window; keys per side grow with its square root."""
     init: Init = "paper"
-    """``paper``: calibrated scores and eq. 26 value init; ``official``: the constants of the released code."""
+    """``paper``: calibrated scores and values by eq. 26 as printed, whose output is 1.81 times a SwiGLU's; ``matched``:
+    the same with the FFN's output as it is measured; ``official``: the constants of the released code."""
     shuffle: bool = True
     """Scatter neighbouring (row, column) addresses over the table."""
     quadrants: Literal[1, 2] = 1
@@ -494,7 +501,11 @@ class DataSpec:
     """Content hash of the corpus; filled in when a study is expanded."""
     seq_len: int = 256
     validation_tokens: int = 65_536
-    """Held-out tokens, whole documents, in a fixed order."""
+    """Held-out tokens at most, of documents in a fixed order."""
+    validation_documents: int = 50
+    """Held-out documents at least, where the split has them: no document counts with more than its first
+    ``validation_tokens / validation_documents`` tokens. 0, as before version 3: whole documents, none longer than a
+    quarter of ``validation_tokens``, however few that leaves."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
     probes: tuple[Probe, ...] = ()
@@ -525,6 +536,11 @@ class DataSpec:
         )
         _dimension(self.seq_len, "data.seq_len", least=2)
         _require(self.validation_tokens >= 1, "data.validation_tokens must be at least 1")
+        _require(
+            0 <= self.validation_documents <= self.validation_tokens,
+            f"data.validation_documents = {self.validation_documents} must lie between 0 and validation_tokens = "
+            f"{self.validation_tokens}",
+        )
         _require(self.max_epochs > 0, "data.max_epochs must be positive")
 
 
@@ -543,6 +559,9 @@ class TrainSpec:
     rate_scaling: Literal["shape", "none"] = "shape"
     """``shape``: both rates are those of a base shape, and every model gets them scaled to its own, see
     ``umscale.model.scaling``; ``none``: every model gets them as they are."""
+    score_energy: Literal["measured", "nominal"] = "measured"
+    """What ``rate_scaling`` takes the scores of a token to weigh: as freshly initialised ones measure, or, as before
+    version 3, 1 a head for a softmax and ``top_m`` a head otherwise."""
     value_lr_final: float | None = None
     """Reached linearly at ``value_lr_fraction`` of the largest budget (the paper's 4x -> 1x); None: constant."""
     value_lr_fraction: float = 1.0
@@ -553,9 +572,16 @@ class TrainSpec:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    """Of everything but value tables: a step takes off ``weight_decay`` times the learning rate (AdamW)."""
+    table_weight_decay: float | Literal["coupled"] = "coupled"
+    """Of value tables: the share of every entry that a step at peak ``value_lr`` takes off, whatever that rate is; it
+    follows the tables' schedule through warm-up and decay. Rows that were not read shrink too (with row-sparse
+    gradients, see ``table_gradient``, at every fourth step by four steps' worth). ``coupled``, as before version 3:
+    ``weight_decay`` times ``value_lr``, so that it moves with a model's shape, and of row-sparse gradients only the
+    rows read."""
     table_gradient: Literal["dense", "rows"] = "dense"
-    """``rows``: table gradients and updates touch only the rows read (lazy AdamW: moments and decay of the others
-    stand still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
+    """``rows``: table gradients and updates touch only the rows read (lazy AdamW: the moments of the others stand
+    still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
     table_second_moment: Literal["full", "row"] = "full"
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     table_copy: Literal["none", "bfloat16"] = "none"
@@ -597,6 +623,10 @@ class TrainSpec:
         _require(0.01 <= self.ema_width <= 0.28, "train.ema_width must lie between 0.01 and 0.28")
         _require(self.weight_decay >= 0, "train.weight_decay must not be negative")
         _require(
+            isinstance(self.table_weight_decay, str) or 0 <= self.table_weight_decay < 1,
+            f"train.table_weight_decay = {self.table_weight_decay} must be at least 0 and below 1, or 'coupled'",
+        )
+        _require(
             0 <= self.warmup_tokens <= budgets[0] * (1 - self.decay_fraction),
             f"train.warmup_tokens = {self.warmup_tokens} must end before the smallest budget starts to decay "
             f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
@@ -626,6 +656,15 @@ class RunSpec:
             f"train.budgets: {smallest} tokens are fewer than 5 steps of {self.tokens_per_step} "
             "(batch_size x seq_len); raise the budget or lower train.batch_size",
         )
+        steps = self.budget_steps
+        for (a, b), (first, second) in zip(
+            itertools.pairwise(self.train.budgets), itertools.pairwise(steps), strict=True
+        ):
+            _require(
+                first < second,
+                f"train.budgets: {a} and {b} tokens both round to {first} steps of {self.tokens_per_step} tokens; drop "
+                "one, or lower train.batch_size",
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -633,14 +672,33 @@ class RunSpec:
         return self.train.batch_size * self.data.seq_len
 
     @property
+    def budget_steps(self) -> list[int]:
+        """Steps of each budget, to the nearest whole one."""
+        return [round(budget / self.tokens_per_step) for budget in self.train.budgets]
+
+    @property
+    def spec_version(self) -> int:
+        """The first version of the spec that could say this, which is the one that a record was most likely made by."""
+        memory = self.model.memory
+        old = all(
+            getattr(getattr(self, table), name) == value
+            for table, fields in BEFORE_3.items()
+            for name, value in fields.items()
+        )
+        if not old or (memory is not None and memory.init == "matched"):
+            return 3
+        return 1 if self.train.rate_scaling == "none" else 2
+
+    @property
     def run_id(self) -> str:
         """Content address: 16 hex digits of the SHA-256 of the canonical spec.
 
         Fields at their default are left out, so that an option added later (with a default that keeps old
-        behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``. What does not
-        affect the result is no part of the identity: how often a run is checkpointed, into what parts a step is
-        cut to fit memory (rounding apart, like the number of processes), and the name of a corpus whose content
-        hash is known.
+        behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``, and a spec that an
+        earlier version could say keeps the id it had there. The fields whose defaults version 3 chose by measurement
+        are always part of it. What does not affect the result is no part of the identity: how often a run is
+        checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), and
+        the name of a corpus whose content hash is known.
         """
         return _run_id(self)
 
@@ -654,14 +712,20 @@ def _run_id(run: RunSpec) -> str:
     plain = TrainSpec()
     train = dataclasses.replace(run.train, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
     data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
-    tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
-    if run.model.memory is not None:
-        tree["model"]["memory"] = _hashed_memory(run.model.memory)
-    version = SPEC_VERSION
-    if train.rate_scaling == "none":  # as version 1 was, whose other defaults were these
-        version = 1
+    run = dataclasses.replace(run, train=train, data=data)
+    version, tree = run.spec_version, sparse_dict(run)
+    for table, fields in BEFORE_3.items():
+        known = {k: v for k, v in tree.get(table, {}).items() if k not in fields}
+        if version == 3:
+            known |= {name: getattr(getattr(run, table), name) for name in fields}
+        tree = {k: v for k, v in tree.items() if k != table} | ({table: known} if known else {})
+    if (memory := run.model.memory) is not None:
+        chosen = {} if version < 3 and memory.init == "paper" else {"init": memory.init}
+        tree["model"]["memory"] = {k: v for k, v in _hashed_memory(memory).items() if k != "init"} | chosen
+    if version == 1:  # whose other defaults were these
         rates = {k: v for k, v in (("lr", train.lr), ("value_lr", train.value_lr)) if v != _RATE_1}
-        kept = {k: v for k, v in tree["train"].items() if k not in ("rate_scaling", "lr", "value_lr")} | rates
+        old = tree.get("train", {})
+        kept = {k: v for k, v in old.items() if k not in ("rate_scaling", "lr", "value_lr")} | rates
         tree = {k: v for k, v in tree.items() if k != "train"} | ({"train": kept} if kept else {})
     text = json.dumps([version, tree], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -706,19 +770,27 @@ def sparse_dict(spec: Any) -> Any:
 
 
 def read_run(text: str) -> RunSpec:
-    """Read a run's spec as records hold it; what older ones lack had another default.
+    """Read a run's spec as records hold it: what it does not say has the meaning of its version.
 
-    One of version 1 has no ``rate_scaling`` and means none, one of version 2 no ``preselect_cap`` and means no cap.
+    One of version 1 has no ``rate_scaling`` and means none; those up to 2 lack the fields of ``BEFORE_3`` and the cap of
+    a memory's candidates.
 
     Raises:
         UserError: not a spec.
     """
-    tree = json.loads(text)
-    tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
-    model = tree.get("model", {})
-    if model.get("memory") is not None:
-        model["memory"] = {"preselect_cap": 0} | model["memory"]
-    return from_dict(RunSpec, tree)
+    return from_dict(RunSpec, with_old_meanings(json.loads(text)))
+
+
+def with_old_meanings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded spec or study, complete when it was written, with what has been added since as it was then."""
+    out = dict(tree)
+    for table, fields in (("train", {"rate_scaling": "none"}), *BEFORE_3.items()):
+        known = out.get(table, {})
+        out[table] = {**fields, **known} if isinstance(known, Mapping) else known
+    model = out.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("memory"), Mapping):
+        out["model"] = {**model, "memory": {"preselect_cap": 0, **model["memory"]}}
+    return out
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
@@ -742,9 +814,16 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value == "none" and str not in args):
+        words = [word for arg in args if get_origin(arg) is Literal for word in get_args(arg)]
+        if value in words:
+            return value
+        if type(None) in args and (value is None or (value == "none" and str not in args)):
             return None
-        return _coerce(next(a for a in args if a is not type(None)), value, path)
+        plain = next(a for a in args if a is not type(None) and get_origin(a) is not Literal)
+        try:
+            return _coerce(plain, value, path)
+        except UserError as error:
+            raise UserError(f"{error}{f', or {words[0]!r}' if words else ''}") from None
     if origin is Literal:
         if value not in args:
             raise UserError(f"{path} = {value!r} must be one of {', '.join(map(repr, args))}")

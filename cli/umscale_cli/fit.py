@@ -116,7 +116,9 @@ def fit(
     error: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN", help="Standard error of each row's loss: rows count by 1/error².", show_default=False
+            metavar="COLUMN",
+            help="Standard error of each row's loss: rows count by 1/error².",
+            show_default=False,
         ),
     ] = None,
     above: Annotated[
@@ -324,9 +326,7 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if job.json:
         inputs = {"table": job.source, "where": job.where, "map": job.mapping}
-        print_json(
-            to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept})
-        )
+        print_json(to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept}))
         return
     console = out()
     words = f"{n_kept} of {n_whole} rows, where {job.where}" if job.where else f"{n_whole} rows"
@@ -343,8 +343,14 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
     if job.measured:
         details = (columns.pop("loss"),)
     recipe = weighted(job.settings.recipe, columns)
-    laws = read_laws(job.laws, mapped, columns, job.mapping, job.settings.recipe.names) if job.laws else question_laws(question)
-    settings = replace(job.settings, recipe=recipe, columns=columns, units={**STUDY_UNITS, **job.settings.units})
+    laws = (
+        read_laws(job.laws, mapped, columns, job.mapping, job.settings.recipe.names)
+        if job.laws
+        else question_laws(question)
+    )
+    settings = replace(
+        job.settings, recipe=recipe, columns=columns, units={**STUDY_UNITS, **job.settings.units}
+    )
     fewer = job.compare or job.measured or any(map(is_probe_column, details))
     losses = details if fewer else tuple(LOSS_NAMES)
     found = report(mapped, laws, losses=losses, stage=job.stage, seed=job.seed, settings=settings)

@@ -61,7 +61,11 @@ def read_laws(
                 note(f"note: {name} is a coefficient of {one!r}; --map {name}={name} makes it the column")
         found.append(law)
     read = {symbol for law in found for symbol in law.symbols}
-    used = {name for source in (*mapping.values(), condition or "") for name in re.findall(r"[A-Za-z_]\w*", source)}
+    used = {
+        name
+        for source in (*mapping.values(), condition or "")
+        for name in re.findall(r"[A-Za-z_]\w*", source)
+    }
     for symbol in mapping:
         if symbol not in read | used and symbol not in (*_HOLD_OUT_AXES, "loss", "--weight", "--error"):
             raise UserError(

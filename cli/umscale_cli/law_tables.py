@@ -245,7 +245,8 @@ def _print_diagnostics(
 ) -> None:
     left = {"axis": "left", "from": "right", "to": "right"}
     right = dict.fromkeys(
-        ("rows", f"mean residual{', ' if unit else ''}{unit}", "RMS", f"{unit or 'slope'}/octave (t)"), "right"
+        ("rows", f"mean residual{', ' if unit else ''}{unit}", "RMS", f"{unit or 'slope'}/octave (t)"),
+        "right",
     )
     title = f"Residuals of {fit.law.name}{f', {group}' if group is not None else ''}"
     table = _table(title, left | right)

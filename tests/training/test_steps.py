@@ -14,7 +14,9 @@ from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, Trai
 from umscale.training.run import Diverged, Run
 
 CPU = torch.device("cpu")
-MEMORY = MemorySpec(n_keys=12, top_m=6, d_key=8, d_pre_value=12, d_value=12, balance_loss=1e-2, tucker_penalty=1e-2)
+MEMORY = MemorySpec(
+    n_keys=12, top_m=6, d_key=8, d_pre_value=12, d_value=12, balance_loss=1e-2, tucker_penalty=1e-2
+)
 SMALL = {"n_keys": 8, "top_m": 4, "d_key": 8}
 MODELS: dict[str, tuple[FfnSpec, MemorySpec | None]] = {
     "dense": (FfnSpec(d_ffn=24), None),
@@ -115,7 +117,9 @@ class Transfers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_twenty_steps_do_not_wait_for_the_device(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_steps_do_not_wait_for_the_device(
+    name: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(run_spec(name), open_corpus("kjv"), tmp_path, CPU)
     counted: list[str] = []
     for method in ("cpu", "numpy", "tolist", "item"):
@@ -132,7 +136,9 @@ def test_twenty_steps_do_not_wait_for_the_device(name: str, tmp_path, monkeypatc
 
 def _counted(name: str, found: list[str], plain):
     def method(self, *args, **kwargs):
-        if _get_current_dispatch_mode() is not None:  # None inside our operators, which on a CPU may look at numbers
+        if (
+            _get_current_dispatch_mode() is not None
+        ):  # None inside our operators, which on a CPU may look at numbers
             found.append(name)
         return plain(self, *args, **kwargs)
 
@@ -172,7 +178,9 @@ def test_broken_tables_break_nothing_else(table_gradient: str, tmp_path) -> None
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("part", [1, 7, 50])
-def test_a_loss_in_parts_is_the_whole_loss(autocast: bool, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_in_parts_is_the_whole_loss(
+    autocast: bool, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = torch.randn(5, 9, 16), torch.randn(31, 16) / 4
     targets = torch.randint(0, 31, (5, 9))
     found = []
@@ -205,4 +213,3 @@ def test_a_loss_in_parts_holds_no_whole_logits(monkeypatch: pytest.MonkeyPatch) 
     with Largest() as largest:
         linear_cross_entropy(x, weight, torch.randint(0, vocab, (tokens,))).backward()
     assert largest.found == vocab * part
-

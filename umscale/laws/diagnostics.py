@@ -238,9 +238,7 @@ def _statements(
             )
     for run in runs:
         if abs(run.deviations) > _STEEP:
-            said.append(
-                f"{run.name} lies {run.mean:+.2g} off the law, {abs(run.deviations):.1f} deviations"
-            )
+            said.append(f"{run.name} lies {run.mean:+.2g} off the law, {abs(run.deviations):.1f} deviations")
     for one in influence:
         if abs(one.standard_errors) > _HEAVY:
             said.append(

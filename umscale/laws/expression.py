@@ -58,9 +58,9 @@ def without_column(law: Law) -> tuple[str, ...]:
     found = []
     for part in tree.walk(law.root):
         match part:
-            case tree.Apply("**", (tree.Coefficient(name), exponent)) if (
-                tree.coefficient_names(exponent) and not tree.symbol_names(exponent)
-            ):
+            case tree.Apply("**", (tree.Coefficient(name), exponent)) if tree.coefficient_names(
+                exponent
+            ) and not tree.symbol_names(exponent):
                 found.append(name)
             case tree.Apply("log", (tree.Coefficient(name),)):
                 found.append(name)

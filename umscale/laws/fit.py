@@ -316,9 +316,7 @@ class _Problem:
         law, bounds = self.reduced.law, self.reduced.bounds
         problem: engine.Problem
         if isinstance(law, ExpressionLaw):
-            problem = expression_problem(
-                law, values, residual=self.residual, delta=self.delta, bounds=bounds
-            )
+            problem = expression_problem(law, values, residual=self.residual, delta=self.delta, bounds=bounds)
         else:
             problem = engine.make_problem(
                 law, values, residual=self.residual, delta=self.delta, bounds=bounds, hold=hold
@@ -470,12 +468,12 @@ def _whole(fit: FitResult) -> tuple[PowerLaw | ExpressionLaw, Reduced]:
     return fit.law, reduce_law(fit.law, fit.constraints)
 
 
-def _solve_local(
-    rows: Rows, law: LocalLaw, features: Array, blocks: Array, weights: Array | None
-) -> _Solved:
+def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array, weights: Array | None) -> _Solved:
     design = np.hstack([features, blocks])
     root = np.ones(rows.size) if weights is None else np.sqrt(weights)
-    solution = np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0].astype(np.float64)
+    solution = np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0].astype(
+        np.float64
+    )
     fitted = design @ solution
     within = features
     if blocks.shape[1]:

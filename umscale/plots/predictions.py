@@ -107,7 +107,9 @@ def _words(one: HoldOut) -> str:
 def _errors(compared: Compared) -> str:
     """RMSE of the fit and of every hold-out."""
     fit = compared.fit
-    parts = [f"RMSE {fit.rmse_nats:.4f}{' nats' if fit.stage else ''} of law {fit.law.name} as fitted to {fit.n_rows} rows"]
+    parts = [
+        f"RMSE {fit.rmse_nats:.4f}{' nats' if fit.stage else ''} of law {fit.law.name} as fitted to {fit.n_rows} rows"
+    ]
     parts += [
         f"{one.rmse_nats:.4f} on {one.n_test} rows of {_words(one)} held out"
         for one in compared.holdouts

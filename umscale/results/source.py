@@ -148,7 +148,9 @@ def map_columns(
                 source = columns[source]
             if source not in out:
                 if not _FORMULA & set(source) and not source[:1].isdigit():
-                    raise UserError(f"the table has no column {source!r} for {symbol}{nearest(source, table)}")
+                    raise UserError(
+                        f"the table has no column {source!r} for {symbol}{nearest(source, table)}"
+                    )
                 source, out[source] = _derived(out, source, columns)
             columns[symbol] = source
     return out, columns
@@ -190,7 +192,11 @@ def _derived(table: Table, formula: str, symbols: Mapping[str, str]) -> tuple[st
     }
     value = tree.evaluate(root, columns, np.zeros((1, 0)), {}, order=0).value
     inside = {name: symbols[name] for name in columns if name not in table and name in symbols}
-    words = formula if not inside else tree.unparse(root, names={n: _as_formula(c, table) for n, c in inside.items()})
+    words = (
+        formula
+        if not inside
+        else tree.unparse(root, names={n: _as_formula(c, table) for n, c in inside.items()})
+    )
     return words, np.array(np.broadcast_to(value, (1, n_rows(table)))[0])
 
 

@@ -190,8 +190,13 @@ def select_rows(
             f"{n_invalid} of {len(valid)} rows lack {loss} or a column of the law; --drop-invalid leaves them out"
         )
     if not valid.any():
-        raise UserError(f"no row has a finite {loss} and all of {', '.join(mapping.get(s, s) for s in symbols)}")
-    for name, column in ((loss, losses), *((mapping.get(s, s), values[s]) for s in symbols if s not in any_sign)):
+        raise UserError(
+            f"no row has a finite {loss} and all of {', '.join(mapping.get(s, s) for s in symbols)}"
+        )
+    for name, column in (
+        (loss, losses),
+        *((mapping.get(s, s), values[s]) for s in symbols if s not in any_sign),
+    ):
         if (column[valid] <= 0).any():
             raise UserError(f"column {name!r} holds values that are zero or negative and have no logarithm")
 

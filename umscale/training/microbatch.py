@@ -65,9 +65,7 @@ def _whole_statistics(
                 model(part[:, :-1])
         for module in balanced:
             per_part = len(shares[module]) // len(parts)
-            means = [
-                plain[module](torch.stack(shares[module][i::per_part]).mean(0)) for i in range(per_part)
-            ]
+            means = [plain[module](torch.stack(shares[module][i::per_part]).mean(0)) for i in range(per_part)]
             module.replica_mean = _recalling(means)
         yield
     finally:

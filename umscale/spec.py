@@ -232,6 +232,94 @@ class MemorySpec:
         return 1 if self.sharing == "all" else n_memory_layers
 
 
+NgramKind = Literal["engram", "ngram_embedding", "over_encoding", "per_layer_embedding"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NgramSpec:
+    """Memory addressed by the tokens themselves: no router, no keys, addresses known before the forward pass.
+
+    ====================  ==================  ================================================================
+    kind                  source              what it adds
+    ====================  ==================  ================================================================
+    engram                arXiv 2601.07372    in a few blocks, before attention: hashed n-grams, gated by x
+    ngram_embedding       arXiv 2601.21204    at the input: hashed n-grams averaged with the embedding
+    over_encoding         arXiv 2501.16975    at the input: the same by tables tiled by modulo
+    per_layer_embedding   Gemma 3n            after every block's FFN: a row per token and block, gated by x
+    ====================  ==================  ================================================================
+
+    As in ``MemorySpec``, what a kind does not have is set to the only value it can take.
+    """
+
+    kind: NgramKind = "engram"
+    rows: int = 4096
+    """Rows asked for of every head's table; each gets the next prime (or size) not yet used."""
+    max_order: int = 3
+    """Longest n-gram; orders 2 to this one are read."""
+    heads: int = 8
+    """Hash heads an order; each has a table of its own."""
+    d_embedding: int = 0
+    """Width of what one order reads, all its heads together (Engram's d_e); of a token's row in one block for
+    ``per_layer_embedding``. 0 means d_model; input embeddings take d_model / (max_order - 1), and nothing else."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks that carry an Engram; None means the second block and the middle one, as its paper does."""
+    gate: Literal["signed_sqrt", "linear", "none"] = "signed_sqrt"
+    """Engram's gate: sigmoid(sign(a) sqrt|a|) as in its code, sigmoid(a) as in its paper, or no gate (an ablation)."""
+    conv_kernel: int = 4
+    """Taps of Engram's causal convolution, ``max_order`` tokens apart; 0 leaves it out."""
+    canonical: bool = True
+    """Hash canonical ids (text after case folding and the like) instead of token ids; Engram alone."""
+    amplify: Literal["sqrt", "none"] = "sqrt"
+    """Input embeddings: times sqrt(d_model), lest the sum be small beside the residual stream later on."""
+
+    def __post_init__(self) -> None:
+        for name, unset, kinds in (
+            ("max_order", 3, ("engram", "ngram_embedding", "over_encoding")),
+            ("heads", 8, ("engram", "ngram_embedding", "over_encoding")),
+            ("rows", 4096, ("engram", "ngram_embedding", "over_encoding")),
+            ("blocks", None, ("engram",)),
+            ("gate", "signed_sqrt", ("engram",)),
+            ("conv_kernel", 4, ("engram",)),
+            ("canonical", True, ("engram",)),
+            ("amplify", "sqrt", ("ngram_embedding", "over_encoding")),
+        ):
+            _require(
+                self.kind in kinds or getattr(self, name) == unset,
+                f"ngram.{name} = {getattr(self, name)} is not an option of kind {self.kind!r}; leave it out",
+            )
+        _dimension(self.rows, "ngram.rows", least=2)
+        _dimension(self.heads, "ngram.heads")
+        _dimension(self.max_order, "ngram.max_order", least=2)
+        _dimension(self.d_embedding, "ngram.d_embedding", least=0)
+        _dimension(self.conv_kernel, "ngram.conv_kernel", least=0)
+        _require(self.max_order <= 8, f"ngram.max_order must be at most 8, not {self.max_order}")
+
+    @property
+    def at_input(self) -> bool:
+        """Whether it changes the embedding, not blocks."""
+        return self.kind in ("ngram_embedding", "over_encoding")
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """The lengths of n-gram that are read."""
+        return (1,) if self.kind == "per_layer_embedding" else tuple(range(2, self.max_order + 1))
+
+    @property
+    def n_heads(self) -> int:
+        """Tables of one module, over all orders."""
+        return 1 if self.kind == "per_layer_embedding" else len(self.orders) * self.heads
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one row."""
+        return self.d_embedding if self.kind == "per_layer_embedding" else self.d_embedding // self.heads
+
+    @property
+    def read_width(self) -> int:
+        """Channels that one module reads for a token, all orders and heads."""
+        return self.n_heads * self.head_width
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FfnSpec:
     """The feed-forward layer of a block: dense SwiGLU, or a mixture of SwiGLU experts."""
@@ -286,6 +374,8 @@ class ModelSpec:
     ffn: FfnSpec = field(default_factory=FfnSpec)
     memory: MemorySpec | None = None
     """None is the dense model."""
+    ngram: NgramSpec | None = None
+    """Memory addressed by tokens; None is without. Goes with experts and with ``memory``."""
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
 
@@ -305,6 +395,48 @@ class ModelSpec:
         _require(self.rope_theta > 1, "model.rope_theta must exceed 1")
         if self.memory is not None:
             self._check_memory(self.memory)
+        if self.ngram is not None:
+            self._check_ngram(self.ngram)
+
+    def _check_ngram(self, ngram: NgramSpec) -> None:
+        """Give ``d_embedding`` its value and check what depends on the model's shape."""
+        natural = self.d_model // (ngram.max_order - 1) if ngram.at_input else self.d_model
+        if ngram.at_input:
+            parts = (ngram.max_order - 1) * ngram.heads
+            _require(
+                self.d_model % parts == 0,
+                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times heads)",
+            )
+            _require(
+                ngram.d_embedding in (0, natural),
+                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up to "
+                f"d_model; leave it out",
+            )
+        width = ngram.d_embedding or natural
+        _require(
+            ngram.kind == "per_layer_embedding" or width % ngram.heads == 0,
+            f"ngram.d_embedding = {width} is not divisible by ngram.heads = {ngram.heads}",
+        )
+        blocks = ngram.blocks
+        if ngram.kind == "engram":
+            if blocks is None:  # the second block and the middle, of 30 blocks 1 and 15
+                blocks = tuple(sorted({min(1, self.n_layers - 1), self.n_layers // 2}))
+            last = self.n_layers - 1
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"ngram.blocks = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
+        object.__setattr__(self, "ngram", dataclasses.replace(ngram, d_embedding=width, blocks=blocks))
+
+    @property
+    def ngram_modules(self) -> int:
+        """Modules that read token-addressed tables: blocks, or one at the input."""
+        if self.ngram is None:
+            return 0
+        if self.ngram.kind == "engram":
+            assert self.ngram.blocks is not None
+            return len(self.ngram.blocks)
+        return self.n_layers if self.ngram.kind == "per_layer_embedding" else 1
 
     def _check_memory(self, memory: MemorySpec) -> None:
         if memory.kind == "peer":
@@ -346,6 +478,8 @@ class ModelSpec:
             parts.append(f"moe-{ffn.top_k}of{ffn.n_experts}{shared}")
         if self.memory is not None:
             parts.append(self.memory.kind)
+        if self.ngram is not None:
+            parts.append(self.ngram.kind)
         return " & ".join(parts) or "dense"
 
     @property

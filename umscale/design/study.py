@@ -34,6 +34,7 @@ from typing import Any
 
 from umscale.data.corpus import Corpus, is_name, open_corpus
 from umscale.data.probes_mixture import check_corpus as check_probes
+from umscale.design.allocation import SHARES
 from umscale.design.axes import (
     COMPENSATIONS,
     D_FFN_MULTIPLE,
@@ -311,7 +312,9 @@ def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
             raise UserError(f"{where}: axes.{name} = {items} must be names in quotes")
         if name in (*MODEL_AXES, *RUN_AXES) and name not in TEXT_AXES:
             items = [quantity(v, f"{where}: axes.{name}") for v in items]
-            if any(v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts")) for v in items):
+            if any(
+                v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts", *SHARES)) for v in items
+            ):
                 raise UserError(f"{where}: axes.{name} = {items} must be positive")
             if name not in FRACTIONS and any(v != int(v) for v in items):
                 raise UserError(f"{where}: axes.{name} = {items} must be whole numbers")

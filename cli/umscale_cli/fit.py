@@ -291,7 +291,17 @@ def fit(
         _noise(table, stage, json_)
     else:
         _fit_study(job, table, details, plane, asked)
+    if not json_:
+        print_basis(store, table, details[0])
     warn_damaged(store)
+
+
+def print_basis(store: "Store", table: "Table", loss: str = "loss") -> None:
+    """Say what the results of ``table`` rest on."""
+    from umscale.say.basis import basis
+
+    for sentence in basis(store, table, loss):
+        out().print(f"\n{sentence}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,13 +20,16 @@ def optimal(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="STUDY|TABLE|FIT", help="A study, a table, or a .json file that `umscale fit --json` printed."
+            metavar="STUDY|TABLE|FIT",
+            help="A study, a table, or a .json file that `umscale fit --json` printed.",
         ),
     ],
     compute: Annotated[
         str | None,
         typer.Option(
-            metavar="FLOPS,...", help="Training FLOPs, as in 1e21,5.76e23; default the rows' own.", show_default=False
+            metavar="FLOPS,...",
+            help="Training FLOPs, as in 1e21,5.76e23; default the rows' own.",
+            show_default=False,
         ),
     ] = None,
     law: Annotated[
@@ -35,7 +38,9 @@ def optimal(
     map_: Annotated[
         list[str] | None,
         typer.Option(
-            "--map", metavar="SYMBOL=COLUMN,...", help="As of `umscale fit`; C is the FLOPs, 6·N·D where there is none."
+            "--map",
+            metavar="SYMBOL=COLUMN,...",
+            help="As of `umscale fit`; C is the FLOPs, 6·N·D where there is none.",
         ),
     ] = None,
     where: Annotated[str | None, typer.Option(help="Rows to keep.", show_default=False)] = None,

@@ -20,7 +20,8 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="STUDY|TABLE|FIT", help="A study, a table, or a .json file that `umscale fit --json` printed."
+            metavar="STUDY|TABLE|FIT",
+            help="A study, a table, or a .json file that `umscale fit --json` printed.",
         ),
     ],
     at: Annotated[
@@ -34,7 +35,9 @@ def predict(
     ] = None,
     points: Annotated[
         Path | None,
-        typer.Option(help="A table of points instead, with the law's columns or symbols.", show_default=False),
+        typer.Option(
+            help="A table of points instead, with the law's columns or symbols.", show_default=False
+        ),
     ] = None,
     law: Annotated[
         str | None,
@@ -197,9 +200,7 @@ def _write_seal(path: Path, parts: "list[tuple[Predictions, Any]]", asked: RowsA
         [
             Part(
                 predictions=predictions,
-                records=tuple(
-                    records_of(one.rows, predictions.columns.values(), predictions.loss)
-                ),
+                records=tuple(records_of(one.rows, predictions.columns.values(), predictions.loss)),
             )
             for predictions, one in parts
         ],
@@ -208,4 +209,3 @@ def _write_seal(path: Path, parts: "list[tuple[Predictions, Any]]", asked: RowsA
         version=__version__,
     )
     write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-

@@ -23,7 +23,16 @@ def print_predictions(found: "Sequence[Predictions]", console: Any) -> None:
         symbols = list(one.columns)
         table = plain_table(
             title,
-            dict.fromkeys((*symbols, "loss", f"{one.level:.0%} of the law", f"{one.level:.0%} of a run", "octaves outside"), "right"),
+            dict.fromkeys(
+                (
+                    *symbols,
+                    "loss",
+                    f"{one.level:.0%} of the law",
+                    f"{one.level:.0%} of a run",
+                    "octaves outside",
+                ),
+                "right",
+            ),
         )
         for point in one.points[:_MOST_LINES]:
             far = " ".join(f"{s} {v:+.1f}" for s, v in point.octaves.items() if v)
@@ -40,7 +49,9 @@ def print_predictions(found: "Sequence[Predictions]", console: Any) -> None:
             console.print(f"and {len(one.points) - _MOST_LINES} more; --json prints all")
         console.print(f"law {one.law}: {one.formula} ({one.reason})", soft_wrap=True)
         names = ", ".join(f"{s} is {c}" for s, c in one.columns.items())
-        console.print(f"{one.rows} rows; {names}; runs lie {one.noise:.2g} off the law ({_space(one)})", soft_wrap=True)
+        console.print(
+            f"{one.rows} rows; {names}; runs lie {one.noise:.2g} off the law ({_space(one)})", soft_wrap=True
+        )
         if one.method != "none":
             console.print(f"intervals: {one.method}; resampled {one.resampled}", soft_wrap=True)
         for line in one.statements:
@@ -51,10 +62,26 @@ def print_rollouts(found: "Sequence[Rollout]", console: Any) -> None:
     """Print a line for each stretch that was predicted from smaller ones."""
     for one in found:
         title = f"{part_text(one.stage, one.compensation, one.loss, one.by)}, law {one.law}, along {one.axis}"
-        right = ("rows fitted", "up to", "rows predicted", "up to ", "octaves", "RMSE", "mean error", "%", f"inside {one.level:.0%}")
+        right = (
+            "rows fitted",
+            "up to",
+            "rows predicted",
+            "up to ",
+            "octaves",
+            "RMSE",
+            "mean error",
+            "%",
+            f"inside {one.level:.0%}",
+        )
         table = plain_table(title, dict.fromkeys(right, "right"))
         for step in one.steps:
-            fitted = (str(step.n_train), value_text(step.cut), str(step.n_test), value_text(step.high), f"{step.octaves:.1f}")
+            fitted = (
+                str(step.n_train),
+                value_text(step.cut),
+                str(step.n_test),
+                value_text(step.high),
+                f"{step.octaves:.1f}",
+            )
             if step.skipped:
                 table.add_row(*fitted, "–", "–", "–", "–")
                 continue
@@ -77,7 +104,15 @@ def print_check(found: "Checked", console: Any) -> None:
         f"sealed {found.sealed}: {found.predictions} predictions from {found.records_sealed} records; "
         f"{found.level:.0%} intervals of a run"
     )
-    right = ("records", "runs", "held", "calibrated", "interval score", "calibrated score", "observed − predicted")
+    right = (
+        "records",
+        "runs",
+        "held",
+        "calibrated",
+        "interval score",
+        "calibrated score",
+        "observed − predicted",
+    )
     table = plain_table("", {"part": "left", **dict.fromkeys(right, "right")})
     for one in found.scores:
         low, high = one.calibrated

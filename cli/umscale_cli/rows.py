@@ -10,7 +10,6 @@ from umscale_cli.runs import open_store
 
 if TYPE_CHECKING:
     from umscale.laws.compare import Recipe
-    from umscale.laws.forms import Law
     from umscale.laws.saved import SavedFit
     from umscale.questions.fitted import Fitted
     from umscale.questions.seal import Checked
@@ -77,7 +76,6 @@ def rows_of(asked: RowsAsked) -> Rows:
     from umscale.laws.compare import Recipe
     from umscale.laws.forms import Objective
     from umscale.questions.fitted import fitted
-    from umscale.questions.laws import Settings
 
     if asked.source.endswith(".json"):
         return _saved(asked)
@@ -121,7 +119,9 @@ def _saved(asked: RowsAsked) -> Rows:
     fit = refit_saved(saved, whole)
     table, columns = saved_rows(saved, whole)
     rows = where(table, stage=saved.stage, compensation=saved.compensation)
-    settings = _settings(replace(asked, group=asked.group or saved.group), saved.recipe, columns, is_study=saved.is_study)
+    settings = _settings(
+        replace(asked, group=asked.group or saved.group), saved.recipe, columns, is_study=saved.is_study
+    )
     codes, unit = resampling_groups(rows, fit, settings)
     kept = {name: cells[fit.rows.index] for name, cells in rows.items()}
     one = Fitted(fit=fit, by=saved.by, reason="as fitted before", group=codes, unit=unit, rows=kept)

@@ -4,7 +4,6 @@ The file is not trusted for numbers. Its source is read again and the law fitted
 one recorded; intervals of whatever is predicted from it then come from refits, not from the file's marginal ones.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from umscale.errors import UserError
+from umscale.files import read_bounded
 from umscale.laws.compare import Recipe, fit_each
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult
@@ -20,6 +20,7 @@ from umscale.laws.forms import LAWS, Law
 from umscale.questions.laws import SCHEMA_VERSION
 from umscale.results.source import rows_and_columns, satisfies
 from umscale.results.table import Table, text
+from umscale.trees import parse_json
 
 _NO_SYMBOLS = ("loss", "--weight", "--error")
 """What a mapping gives beside symbols."""
@@ -64,7 +65,7 @@ def read_saved(path: Path, *, law: str | None = None, stage: str | None = None) 
     Raises ``UserError`` for a file that is no such output, is of another schema, or has no such fit.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(read_bounded(path))
         version = tree["schema"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not what `umscale fit --json` prints") from None

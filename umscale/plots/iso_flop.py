@@ -13,14 +13,6 @@ from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import COLUMNS, Array
 from umscale.laws.uncertainty import Estimate, Uncertainty
-from umscale.questions.iso_flops import (
-    FEWEST_SIZES,
-    SAME_COMPUTE,
-    IsoFlop,
-    exponent,
-    iso_flops,
-    training_flops,
-)
 from umscale.plots.style import (
     INK,
     MARKERS,
@@ -34,11 +26,20 @@ from umscale.plots.style import (
     ordered_colours,
     panels,
 )
+from umscale.questions.iso_flops import (
+    FEWEST_SIZES,
+    SAME_COMPUTE,
+    IsoFlop,
+    exponent,
+    iso_flops,
+    training_flops,
+)
 from umscale.results.table import Table, levels, numeric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 def iso_flop(
     table: Table,

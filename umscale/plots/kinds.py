@@ -24,9 +24,9 @@ from umscale.plots.ratio import memory_ratio
 from umscale.plots.residuals import residuals
 from umscale.plots.scaling import Along, scaling
 from umscale.plots.training import curves
-from umscale.questions.iso_flops import training_flops
 from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
+from umscale.questions.iso_flops import training_flops
 from umscale.questions.laws import Section, Settings, question_laws, table_report
 from umscale.results.table import Table, levels, numeric, where
 

@@ -103,7 +103,9 @@ def _rows(fit: FitResult, along: Along, compute: Array | None) -> _Rows:
             f"law {fit.law.name!r} as fitted reads no {' and '.join(sorted(needed - symbols))}: nothing to draw along {along}"
         )
     if more := symbols - {"N", "D"}:
-        raise UserError(f"law {fit.law.name!r} also reads {', '.join(sorted(more))}: this figure is of N and D")
+        raise UserError(
+            f"law {fit.law.name!r} also reads {', '.join(sorted(more))}: this figure is of N and D"
+        )
     if along == "C" and compute is None:
         raise UserError("the rows have no compute to draw along")
     other = _OTHER[along]
@@ -197,7 +199,9 @@ def _handles(
     ]
     handles.append(Line2D([], [], color=INK, lw=1.2, label=f"law: {found.fit.law.name}"[:28]))
     if has_held:
-        handles.append(Line2D([], [], color=INK, marker="o", mfc="white", ms=3.4, ls="--", lw=1.0, label="held out"))
+        handles.append(
+            Line2D([], [], color=INK, marker="o", mfc="white", ms=3.4, ls="--", lw=1.0, label="held out")
+        )
     if has_frontier:
         handles.append(Line2D([], [], color=INK, lw=1.2, ls=":", label="least loss at C"))
     if len(found.draws):

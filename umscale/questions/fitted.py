@@ -40,7 +40,9 @@ class Fitted:
         if name in self.fit.rows.values:
             return self.fit.rows.values[name]
         if name not in self.rows:
-            raise UserError(f"there is no symbol or column {name!r}{nearest(name, (*self.fit.columns, *self.rows))}")
+            raise UserError(
+                f"there is no symbol or column {name!r}{nearest(name, (*self.fit.columns, *self.rows))}"
+            )
         cells = numeric(self.rows, name)
         if not np.isfinite(cells).all():
             raise UserError(f"column {name!r} is missing in some rows")
@@ -95,7 +97,9 @@ def _along_tokens(section: Section) -> tuple[Compared, str]:
     tested = [(h.rmse_nats, c) for c in usable for h in c.holdouts if h.edge == "future" and not h.skipped]
     if not tested:
         tangent = [c for c in usable if c.fit.law.name == TREND_LAWS[0]] or usable
-        return tangent[0], "a tangent: too few budgets to hold one out, so nothing tells how what tokens buy changes"
+        return tangent[
+            0
+        ], "a tangent: too few budgets to hold one out, so nothing tells how what tokens buy changes"
     errors = ", ".join(f"{1e3 * error:.1f} ({c.fit.law.name})" for error, c in tested)
     best = min(tested, key=lambda pair: pair[0])[1]
     return best, f"least error with the most tokens held out, in 0.001 nats: {errors}"

@@ -169,9 +169,7 @@ def optimal(
     )
 
 
-def best_sizes(
-    fit: FitResult, coefficients: Array, flops: Array, factor: float
-) -> tuple[Array, Array]:
+def best_sizes(fit: FitResult, coefficients: Array, flops: Array, factor: float) -> tuple[Array, Array]:
     """Size of least loss and that loss, [draws, computes], for coefficients [draws, P]; NaN without a minimum."""
     low = np.log2(fit.domain["N"][0]) - _SEARCH
     high = np.log2(fit.domain["N"][1]) + _SEARCH
@@ -185,7 +183,9 @@ def best_sizes(
             loss = evaluate(fit.law, part, values, fit.reference).reshape(len(part), len(flops), len(grid))
             least = np.where(np.isfinite(loss), loss, np.inf).argmin(axis=2)
             inside = np.clip(least, 1, len(grid) - 2)
-            left, middle, right = (np.take_along_axis(loss, inside[..., None] + k, axis=2)[..., 0] for k in (-1, 0, 1))
+            left, middle, right = (
+                np.take_along_axis(loss, inside[..., None] + k, axis=2)[..., 0] for k in (-1, 0, 1)
+            )
             bend = left - 2 * middle + right
             step = 0.5 * (left - right) / bend
             there = (least == inside) & (bend > 0) & np.isfinite(step)
@@ -205,9 +205,7 @@ def _by_law(
     n, loss = best_sizes(fit, np.vstack([fit.vector, found.draws]), computes, factor)
     d = computes / (factor * n)
     rise = np.log(n[:, -1] / n[:, -2]) / np.log(4.0)
-    optima = [
-        _optimum(found, c, n[:, k], d[:, k], loss[:, k], edges) for k, c in enumerate(flops)
-    ]
+    optima = [_optimum(found, c, n[:, k], d[:, k], loss[:, k], edges) for k, c in enumerate(flops)]
     return ByLaw(
         law=fit.law.name,
         formula=fit.law.formula,
@@ -219,7 +217,12 @@ def _by_law(
 
 
 def _optimum(
-    found: Uncertainty | None, flops: float, n: Array, d: Array, loss: Array, edges: Mapping[str, tuple[float, float]]
+    found: Uncertainty | None,
+    flops: float,
+    n: Array,
+    d: Array,
+    loss: Array,
+    edges: Mapping[str, tuple[float, float]],
 ) -> Optimum:
     expansion = found.expansion if found is not None else 1.0
     places = {"N": float(n[0]), "D": float(d[0]), "C": float(flops)}
@@ -288,7 +291,8 @@ def _by_parabolas(
         exponents = Exponents(n=_estimate(slope), d=_estimate(1 - slope))
         nothing = np.full(len(slope), np.nan)
         optima = [
-            _optimum(None, x, size[:, k], x / (factor * size[:, k]), nothing, edges) for k, x in enumerate(flops)
+            _optimum(None, x, size[:, k], x / (factor * size[:, k]), nothing, edges)
+            for k, x in enumerate(flops)
         ]
     return ByParabolas(
         vertices=tuple(vertices),

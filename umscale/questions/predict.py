@@ -94,8 +94,12 @@ def points_of(fit: FitResult, given: Mapping[str, Sequence[float]]) -> list[dict
         symbol = name if name in fit.law.symbols else by_column.get(name)
         if symbol is None:
             if name in fit.columns or name in fit.columns.values() or name in fit.dropped:
-                raise UserError(f"law {fit.law.name!r} as fitted does not read {name}: its prediction is the same for any")
-            raise UserError(f"law {fit.law.name!r} reads no {name!r}{nearest(name, (*fit.law.symbols, *by_column))}")
+                raise UserError(
+                    f"law {fit.law.name!r} as fitted does not read {name}: its prediction is the same for any"
+                )
+            raise UserError(
+                f"law {fit.law.name!r} reads no {name!r}{nearest(name, (*fit.law.symbols, *by_column))}"
+            )
         if symbol in fit.law.positive and min(values) <= 0:
             raise UserError(f"{name} = {min(values):g}: it must be positive")
         asked[symbol] = values
@@ -103,7 +107,9 @@ def points_of(fit: FitResult, given: Mapping[str, Sequence[float]]) -> list[dict
     measured = _combinations(fit, others)
     if len(measured) > _MOST_CELLS:
         names = " and ".join(f"{s} ({fit.columns[s]})" for s in others)
-        raise UserError(f"say {names} too: the rows have {len(measured)} values of it, none is meant by silence")
+        raise UserError(
+            f"say {names} too: the rows have {len(measured)} values of it, none is meant by silence"
+        )
     found = [
         dict(zip(others, cell, strict=True)) | dict(zip(asked, values, strict=True))
         for values in itertools.product(*asked.values())

@@ -73,7 +73,9 @@ class Checked:
 
 def canonical(value: Any) -> str:
     """JSON of which there is one text: keys sorted, no spaces, numbers that JSON lacks as null."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -93,9 +95,7 @@ def _sha256(words: str) -> str:
 def records_of(table: Table, columns: Iterable[str], loss: str) -> list[str]:
     """The canonical JSON of every row, as the module says; ``columns`` are those that a law reads."""
     numbers = {name: numeric(table, name).tolist() for name in dict.fromkeys((loss, *columns))}
-    names = {
-        name: text(table, name).tolist() for name in _NAMES if name in table and name not in numbers
-    }
+    names = {name: text(table, name).tolist() for name in _NAMES if name in table and name not in numbers}
     every = {**names, **numbers}
     return [canonical({name: cells[i] for name, cells in every.items()}) for i in range(n_rows(table))]
 
@@ -151,7 +151,9 @@ def read_seal(path: Path) -> dict[str, Any]:
     if version != SEAL_VERSION:
         raise UserError(f"{path} has schema {version}, this is {SEAL_VERSION}")
     if found != stated:
-        raise UserError(f"{path} was changed after it was sealed: its SHA-256 is {found[:16]}…, it says {str(stated)[:16]}…")
+        raise UserError(
+            f"{path} was changed after it was sealed: its SHA-256 is {found[:16]}…, it says {str(stated)[:16]}…"
+        )
     return dict(tree)
 
 
@@ -164,7 +166,9 @@ def check(sealed: Mapping[str, Any], tables: Sequence[Table]) -> Checked:
     missing = waiting = 0
     for part, table in zip(sealed["parts"], tables, strict=True):
         rows = where(table, stage=part["stage"], compensation=part["compensation"])
-        digests = [_sha256(line)[:_DIGEST] for line in records_of(rows, part["columns"].values(), part["loss"])]
+        digests = [
+            _sha256(line)[:_DIGEST] for line in records_of(rows, part["columns"].values(), part["loss"])
+        ]
         known = set(part["records"]["digests"])
         missing += len(known - set(digests))
         new = np.array([d not in known for d in digests], dtype=bool)
@@ -208,7 +212,9 @@ def _at(part: Mapping[str, Any], point: Mapping[str, Any], rows: Table, new: np.
     low, high = point["run"]["low"], point["run"]["high"]
     if low is None or high is None:
         return
-    words = [w for w in (part["stage"], part["compensation"], *part["by"].values()) if w not in (None, "none")]
+    words = [
+        w for w in (part["stage"], part["compensation"], *part["by"].values()) if w not in (None, "none")
+    ]
     if (tokens := point["at"].get("D")) is not None:
         words.append(f"D {tokens:.4g}")
     for i in np.flatnonzero(near & np.isfinite(losses)):

@@ -19,7 +19,17 @@ from umscale_cli.answers import (
     print_suggestion,
 )
 from umscale_cli.console import JsonFlag, note, out, print_json
-from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of, with_own_coefficients
+from umscale_cli.law_options import (
+    choice,
+    ends,
+    mapping_of,
+    pairs,
+    read_laws,
+    split,
+    weighted,
+    weights_of,
+    with_own_coefficients,
+)
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 

@@ -90,7 +90,11 @@ def weighted(recipe: "Recipe", columns: "dict[str, str]") -> "Recipe":
 
 
 def with_own_coefficients(
-    laws: "Sequence[Law]", names: Sequence[str], by: Sequence[str], table: "dict[str, Any]", columns: "dict[str, str]"
+    laws: "Sequence[Law]",
+    names: Sequence[str],
+    by: Sequence[str],
+    table: "dict[str, Any]",
+    columns: "dict[str, str]",
 ) -> "list[Law]":
     """Laws with own values of ``names`` for each group of --by; ``table`` and ``columns`` get the groups' columns."""
     from umscale.errors import UserError, nearest

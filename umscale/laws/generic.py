@@ -143,7 +143,9 @@ def _agreeing(values: Array) -> int:
 def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     """Squared relative residuals (or raw ones) of the problem's rows, of a sample of them where they are many."""
     low, high = (
-        problem.box if problem.box is not None else np.array([[-np.inf], [np.inf]]) * np.ones(len(problem.index))
+        problem.box
+        if problem.box is not None
+        else np.array([[-np.inf], [np.inf]]) * np.ones(len(problem.index))
     )
     bounded = frozenset(
         name for name, k in problem.index.items() if np.isfinite(low[k]) or np.isfinite(high[k])

@@ -140,9 +140,9 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
         group=source.get("group"),
         mapping={str(s): str(c) for s, c in source.get("map", {}).items()},
         by=dict(fit["by"]),
-        law=LAWS[law] if law in LAWS else parse_law(
-            str(fit["formula"]), columns, law, as_power=fit.get("form") != "expression"
-        ),
+        law=LAWS[law]
+        if law in LAWS
+        else parse_law(str(fit["formula"]), columns, law, as_power=fit.get("form") != "expression"),
         recipe=Recipe(
             objective=fit["objective"]["name"],
             delta=fit["objective"]["delta"] if fit["objective"]["name"] == "huber" else None,

@@ -16,7 +16,9 @@ def group_symbols(labels: Sequence[str]) -> dict[str, str]:
     """Label of a group → the symbol of its column, an identifier; raises ``UserError`` for labels that give the same."""
     symbols = {label: "is_" + re.sub(r"\W+", "_", label).strip("_") for label in labels}
     if len(set(symbols.values())) < len(symbols):
-        raise UserError(f"groups {', '.join(labels)} differ only in signs that a name cannot hold: rename them")
+        raise UserError(
+            f"groups {', '.join(labels)} differ only in signs that a name cannot hold: rename them"
+        )
     return symbols
 
 
@@ -29,7 +31,9 @@ def with_own(law: Law, names: Sequence[str], symbols: Mapping[str, str]) -> Expr
         if name not in law.coefficients:
             raise UserError(f"law {law.name!r} has no coefficient {name!r}{nearest(name, law.coefficients)}")
     if isinstance(law, LocalLaw):
-        raise UserError(f"law {law.name!r} is linear in the loss: own coefficients are for power laws and formulas")
+        raise UserError(
+            f"law {law.name!r} is linear in the loss: own coefficients are for power laws and formulas"
+        )
     own: dict[str, tree.Node] = {}
     for name in names:
         parts = [

@@ -58,8 +58,12 @@ class _Drawing:
                 reach = _ptp(_log(self.value(base)))
                 self.visit(exponent, self.goal("exponent", np.where(reach > 0, reach, 1.0)))
             case Apply("exp", (argument,)):
-                wanted = goal.size if goal.kind in ("term", "base") else _uniform(self, _REACH) - _log(goal.size)
-                self.visit(argument, self.goal("argument", _log(wanted) if goal.kind != "exponent" else wanted))
+                wanted = (
+                    goal.size if goal.kind in ("term", "base") else _uniform(self, _REACH) - _log(goal.size)
+                )
+                self.visit(
+                    argument, self.goal("argument", _log(wanted) if goal.kind != "exponent" else wanted)
+                )
             case Apply("log", (argument,)):
                 self.visit(argument, self.goal("base"))
             case Apply(_, arguments):
@@ -119,7 +123,9 @@ class _Drawing:
         match goal.kind:
             case "argument":
                 moved = _ptp(rest)
-                wanted = self.sign() * np.exp(_uniform(self, _MOVE)) / np.where(moved > 0, moved, _typical(rest))
+                wanted = (
+                    self.sign() * np.exp(_uniform(self, _MOVE)) / np.where(moved > 0, moved, _typical(rest))
+                )
             case "exponent":
                 wanted = self.sign() * np.exp(_uniform(self, _REACH)) / goal.size / _typical(rest)
             case kind:

@@ -205,7 +205,12 @@ def _inside(point: Array, measured: tuple[Array, Array]) -> np.ndarray:
 
 
 def _outside(
-    name: str, inside: np.ndarray, placed: tuple[bool, bool], priced: bool, rule: tuple[float, float], bowl: bool
+    name: str,
+    inside: np.ndarray,
+    placed: tuple[bool, bool],
+    priced: bool,
+    rule: tuple[float, float],
+    bowl: bool,
 ) -> list[str]:
     """What is not said of a cell because nothing was measured there."""
     said = [
@@ -214,7 +219,9 @@ def _outside(
         if one and not there and bowl
     ]
     if all(placed) and not priced:
-        said.append(f"{name}: the default rates {rule[0]:.3g}, {rule[1]:.3g} lie outside its values: not priced")
+        said.append(
+            f"{name}: the default rates {rule[0]:.3g}, {rule[1]:.3g} lie outside its values: not priced"
+        )
     return said
 
 

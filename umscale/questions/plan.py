@@ -204,7 +204,13 @@ def plan(
     if sizing not in COMPENSATIONS:
         raise UserError(f"unknown compensation {sizing!r}{nearest(sizing, COMPENSATIONS)}")
     search = _Search(
-        base=base, family=family, sizing=sizing, vary=tuple(vary), seq_len=seq_len, batch=limits.batch, reads=reads
+        base=base,
+        family=family,
+        sizing=sizing,
+        vary=tuple(vary),
+        seq_len=seq_len,
+        batch=limits.batch,
+        reads=reads,
     )
     at = tokens or fit.reference.get("D")
     found = _best(search, fit, limits, at, max_octaves)
@@ -239,7 +245,9 @@ def plan(
         outside=outside,
         statements=(
             *_meanings(fit, reads, units or {}, means or {}),
-            *_statements(fit, reason, described, outside, compensation or "none", sizing, vary, tokens, family),
+            *_statements(
+                fit, reason, described, outside, compensation or "none", sizing, vary, tokens, family
+            ),
         ),
     )
 
@@ -511,7 +519,9 @@ def _reads(fit: FitResult, means: Mapping[str, str]) -> dict[str, str]:
     """Symbol of the law → what of a model is put there: as told, else a study's column, else the column's own name."""
     for symbol in means:
         if symbol not in fit.law.symbols:
-            raise UserError(f"law {fit.law.name!r} as fitted does not read {symbol!r}{nearest(symbol, fit.law.symbols)}")
+            raise UserError(
+                f"law {fit.law.name!r} as fitted does not read {symbol!r}{nearest(symbol, fit.law.symbols)}"
+            )
     return {s: means.get(s, COLUMNS.get(s, fit.columns[s])) for s in fit.law.symbols}
 
 
@@ -533,7 +543,9 @@ def _refuse_unknown_kinds(fit: FitResult, table: Table, family: _Family) -> None
             "mixtures"
         )
     if family.kind == "dense" and (sparse or "m" in read or "r" in read):
-        raise UserError(f"{rows} a dense model has none of some of them: plan a --model with [model.memory] or experts")
+        raise UserError(
+            f"{rows} a dense model has none of some of them: plan a --model with [model.memory] or experts"
+        )
     if family.kind == "dense" and have_memory and "experts" not in read:
         raise UserError(f"{rows} its rows have memory layers, so its N is not that of a dense model")
 
@@ -564,7 +576,9 @@ def _meanings(
     for symbol, name in reads.items():
         if name not in _MEANINGS or (symbol != "N" and fit.columns[symbol] == name):
             continue
-        said = f"the table says: {units[symbol]}" if symbol in units else "the table does not say what it counts"
+        said = (
+            f"the table says: {units[symbol]}" if symbol in units else "the table does not say what it counts"
+        )
         hint = "" if symbol in means else f" (--means {symbol}=total_params_with_embedding, say)"
         told = said if fit.columns[symbol] != name else "as a study counts"
         yield f"{symbol} of the law is {fit.columns[symbol]}; of a model {name} is put there, {_MEANINGS[name]}; {told}{hint if told == said else ''}"
@@ -577,7 +591,9 @@ def _column(name: str, candidate: _Candidate, tokens: float | None) -> float:
     for part in (candidate.cost, candidate.model.memory, candidate.model.ffn, candidate.model):
         if hasattr(part, name):
             return float(getattr(part, name))
-    raise UserError(f"the law reads {name!r}, which no model that is not trained yet has; say --means SYMBOL=QUANTITY")
+    raise UserError(
+        f"the law reads {name!r}, which no model that is not trained yet has; say --means SYMBOL=QUANTITY"
+    )
 
 
 def _describe(
@@ -612,9 +628,7 @@ def _octaves_outside(values: Array, domain: tuple[float, float]) -> Array:
     return np.maximum(np.log2(values / domain[1]), 0.0) + np.minimum(np.log2(values / domain[0]), 0.0)
 
 
-def _outside(
-    table: Table, fit: FitResult, best: _Candidate, reads: Mapping[str, str]
-) -> dict[str, float]:
+def _outside(table: Table, fit: FitResult, best: _Candidate, reads: Mapping[str, str]) -> dict[str, float]:
     """Octaves from the measured range, of dimensions that the law does not read."""
     read = set(reads.values())
     out = {}
@@ -663,7 +677,9 @@ def _statements(
     if tied:
         cheapest = min([best, *tied], key=lambda c: c.memory_access_bytes)
         also = (
-            "" if cheapest is best else f"; of these {family.coarse} {cheapest.dimensions[family.coarse]} reads least memory"
+            ""
+            if cheapest is best
+            else f"; of these {family.coarse} {cheapest.dimensions[family.coarse]} reads least memory"
         )
         said.append(
             f"{len(tied)} of the {len(found) - 1} runners-up cannot be told from the recommendation{also}"

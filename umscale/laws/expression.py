@@ -39,7 +39,8 @@ def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: 
     formula = " ".join(text.split())
     root = tree.parse(formula, symbols)
     if not tree.symbol_names(root):
-        raise UserError(f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}")
+        lost = "".join(f"; {name} must be one: --map {name}=COLUMN" for name in must_be_columns(root))
+        raise UserError(f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}{lost}")
     if not tree.coefficient_names(root):
         raise UserError(f"the law {formula!r} has no coefficients to fit")
     terms = _terms(root) if as_power else None
@@ -49,15 +50,13 @@ def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: 
     return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
 
 
-def without_column(law: Law) -> tuple[str, ...]:
-    """Coefficients that must be columns with a missing name: a base to a fitted power, alone under a logarithm.
+def must_be_columns(root: tree.Node) -> tuple[str, ...]:
+    """Coefficients that must be columns nobody named: a base to a fitted power, alone under a logarithm.
 
     ``foo**-a`` of two coefficients is one number, which no rows could take apart.
     """
-    if not isinstance(law, ExpressionLaw):
-        return ()
     found = []
-    for part in tree.walk(law.root):
+    for part in tree.walk(root):
         match part:
             case tree.Apply("**", (tree.Coefficient(name), exponent)) if tree.coefficient_names(
                 exponent

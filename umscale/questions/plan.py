@@ -576,12 +576,11 @@ def _meanings(
     for symbol, name in reads.items():
         if name not in _MEANINGS or (symbol != "N" and fit.columns[symbol] == name):
             continue
-        said = (
-            f"the table says: {units[symbol]}" if symbol in units else "the table does not say what it counts"
-        )
+        said = f"the rows say: {units[symbol]}" if symbol in units else "the rows do not say what it counts"
         hint = "" if symbol in means else f" (--means {symbol}=total_params_with_embedding, say)"
-        told = said if fit.columns[symbol] != name else "as a study counts"
-        yield f"{symbol} of the law is {fit.columns[symbol]}; of a model {name} is put there, {_MEANINGS[name]}; {told}{hint if told == said else ''}"
+        yield (
+            f"{symbol} of the law is {fit.columns[symbol]}; of a model {name} is put there, {_MEANINGS[name]}; {said}{hint}"
+        )
 
 
 def _column(name: str, candidate: _Candidate, tokens: float | None) -> float:

@@ -41,8 +41,6 @@ def read_laws(
         if not _OPERATORS & set(one):
             found.append(law_named(one))
             continue
-        if not columns:
-            raise UserError(f"say what the symbols of {one!r} stand for: --map N=COLUMN,...")
         name, colon, formula = (part.strip() for part in one.partition(":"))
         if colon and name in LAWS:
             raise UserError(
@@ -57,6 +55,8 @@ def read_laws(
                     f"{one!r}: the table has no column {n!r}, and no fit can tell a coefficient there; "
                     f"--map {n}=COLUMN says which it is{nearest(n, table)}"
                 )
+        if not columns:
+            raise UserError(f"say what the symbols of {one!r} stand for: --map N=COLUMN,...")
         law = parse_law(formula, columns, name)
         for name in law.symbols:
             if name not in columns and name not in table:  # in backquotes

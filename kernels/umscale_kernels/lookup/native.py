@@ -54,14 +54,16 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        needed = any(ctx.needs_input_grad[3:5])
-        into = None
-        if needed and ctx.parts is not None:
-            into = (None if ctx.parts[0] is None else ctx.parts[0](), ctx.parts[1]())
-        tables = "dense" if needed else "none"
-        dp, ds, _, dP, dV = lookup_backward(d_o.contiguous(), *ctx.saved_tensors, ctx.gelu, tables, into)
-        has_pre_values = ctx.saved_tensors[4] is not None
-        d_tables = (dP if has_pre_values else None, dV) if needed else (None, None)
+        needed, parts = any(ctx.needs_input_grad[3:5]), ctx.parts
+        tables = "none" if not needed else "dense" if parts is None else "rows"
+        saved = ctx.saved_tensors
+        dp, ds, distinct, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables)
+        has_pre_values = saved[4] is not None
+        d_tables = (dP if has_pre_values else None, dV) if tables == "dense" else (None, None)
+        if tables == "rows":
+            parts[1].append((distinct, dV))
+            if has_pre_values:
+                parts[0].append((distinct, dP))
         return (dp if has_pre_values else None, ds, None, *d_tables, None, None, None)
 
 
@@ -75,12 +77,10 @@ def lookup_backward(
     values: Tensor,
     gelu: bool,
     tables: str,
-    into: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dp, ds, distinct rows, dP, dV), float32; those that do not apply are empty.
 
-    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]) or "rows" (of the U distinct rows read, ascending). Dense
-    gradients overwrite `into`, if given, and are those tensors.
+    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]) or "rows" (of the U distinct rows read, ascending).
     """
     rows = rows.long()
     dp, ds, dP, dV = torch.empty_like(p), torch.empty_like(s), s.new_empty(0), s.new_empty(0)
@@ -88,10 +88,9 @@ def lookup_backward(
     if tables != "none":
         distinct, order, start = _segments(rows, values.shape[0])
         n_outputs = values.shape[0] if tables == "dense" else distinct.numel()
-        into_P, into_V = (None, None) if into is None else into
-        dV = s.new_empty(n_outputs, values.shape[1]) if into_V is None else into_V
+        dV = s.new_empty(n_outputs, values.shape[1])
         if pre_values is not None:
-            dP = s.new_empty(n_outputs, pre_values.shape[1]) if into_P is None else into_P
+            dP = s.new_empty(n_outputs, pre_values.shape[1])
     function = native.function("lookup", "umscale_lookup_backward", *_BACKWARD)
     function(
         *_sizes(s, pre_values, values, gelu),

@@ -152,34 +152,34 @@ def solve(
         raise UserError(
             "axis 'total_params' sets the number of values or experts; leave the other size axes out"
         )
-    # A rounder width may leave experts or keys no number that reaches their own target: then a less round one.
-    for halvings in range(d_ffn_multiple.bit_length()):
-        solved = _converge(
-            reference, model, targets, compensation, seq_len, tolerance, d_ffn_multiple >> halvings
-        )
-        wanted, got = _deviations(reference, solved, targets, compensation, seq_len)
-        missed = [name for name, target in wanted.items() if abs(got[name] / target - 1) > tolerance]
-        if not missed:
+    # A rounder width may put another target out of reach: then a less round one has to do.
+    multiple = d_ffn_multiple
+    while True:
+        try:
+            found, wanted, got = _balance(
+                model, targets, compensation, seq_len, tolerance, reference, multiple
+            )
             break
-    for name in missed:
-        raise Infeasible(
-            f"{name} {wanted[name]:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
-        )
+        except Infeasible:
+            if compensation == "none" or multiple == 1:
+                raise
+            multiple //= 2
     if compensation != "none":
-        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(solved.ffn.d_ffn, d_ffn_multiple))
-    return Solved(model=solved, cost=cost(solved, seq_len), targets=wanted, achieved=got)
+        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(found.ffn.d_ffn, d_ffn_multiple))
+    return Solved(model=found, cost=cost(found, seq_len), targets=wanted, achieved=got)
 
 
-def _converge(
-    reference: ModelSpec,
+def _balance(
     model: ModelSpec,
     targets: Mapping[str, Any],
     compensation: str,
     seq_len: int,
     tolerance: float,
+    reference: ModelSpec,
     multiple: int,
-) -> ModelSpec:
-    """Solve for sizes and compute in turn: sizes change what a token costs, and the FFN's width changes totals."""
+) -> tuple[ModelSpec, dict[str, float], dict[str, float]]:
+    """Return the model that meets sizes and compensation together, with what was wanted and what it has."""
+    # Sizes change what a token costs and the FFN's width changes totals: repeat until neither moves.
     for _ in range(MAX_ROUNDS):
         before = model
         if model.memory is not None:
@@ -189,7 +189,13 @@ def _converge(
         model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, multiple)
         if model == before:
             break
-    return model
+    wanted, got = _deviations(reference, model, targets, compensation, seq_len)
+    for name, target in wanted.items():
+        if abs(got[name] / target - 1) > tolerance:
+            raise Infeasible(
+                f"{name} {target:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
+            )
+    return model, wanted, got
 
 
 def _halvings(d_ffn: int, multiple: int) -> int:

@@ -19,6 +19,7 @@ from umscale.layers.tables import Shuffle, Tables, first_table
 from umscale.rng import derive_seed
 from umscale.spec import MemorySpec
 from umscale_kernels import count_rows, lookup
+from umscale_kernels.lookup.parts import Part
 
 
 class Memory(nn.Module, ABC):
@@ -71,6 +72,7 @@ class Memory(nn.Module, ABC):
         pre_values: Tensor | None,
         values: Tensor,
         read: tuple[Tensor | None, Tensor] | None = None,
+        parts: tuple[Part | None, Part] | None = None,
     ) -> Tensor:
         flat = y.reshape(-1, y.shape[-1])  # [T, h]
         address, scores = self.retrieve(flat)
@@ -83,7 +85,8 @@ class Memory(nn.Module, ABC):
         n_blocks = self.spec.value_expansion
         # One bag per virtual block, each with a projection of its own: masking keeps the kernel simple.
         blocks = [scores] if n_blocks == 1 else self._by_block(scores, address // visible)
-        pooled = torch.cat([self._pool(p, s, rows, Tables(pre_values, values, read)) for s in blocks], -1)
+        tables = Tables(pre_values, values, read, parts if n_blocks == 1 else None)
+        pooled = torch.cat([self._pool(p, s, rows, tables) for s in blocks], -1)
         if self.gate is not None:
             pooled = pooled * F.silu(self.gate(flat))
         return (pooled.to(y.dtype) if self.out is None else self.out(pooled)).view(y.shape)
@@ -104,4 +107,5 @@ class Memory(nn.Module, ABC):
             sparse_grad=self.row_gradients,
             read=tables.read,
             backend=self.backend,
+            **({} if tables.parts is None or self.lookup is not lookup else {"parts": tables.parts}),
         )

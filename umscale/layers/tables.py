@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from umscale.spec import MemorySpec
+from umscale_kernels.lookup.parts import Part, table_parts
 
 
 class Tables(NamedTuple):
@@ -18,6 +19,8 @@ class Tables(NamedTuple):
     """``[N, Dv]``."""
     read: tuple[Tensor | None, Tensor] | None
     """Copies of both in another precision that are read in their place."""
+    parts: tuple[Part | None, Part] | None = None
+    """Where the gradients of both go, for tables that only this layer reads."""
 
 
 class ValueTables(nn.Module):
@@ -57,17 +60,23 @@ class ValueTables(nn.Module):
     def per_layer(self, whole: bool = False) -> list[Tables]:
         """Return what each memory layer reads: its own table, or the pool where layers share or ``whole`` asks so.
 
-        Own tables come from one unbind, so that backward writes every table's gradient once; slicing per layer
+        Own tables come from one split, so that backward writes every table's gradient once; slicing per layer
         would zero-fill and add the whole pool each time.
         """
         copies = None if self.values_copy is None else (self.pre_values_copy, self.values_copy)
         if whole or self.sharing != "none":
             return [Tables(self.pre_values, self.values, copies)] * self.n_layers
-        pre_values, values = self._unbind(self.pre_values), self._unbind(self.values)
-        reads: list[tuple[Tensor | None, Tensor] | None] = [None] * self.n_layers
+        n = self.n_layers
+        pre_values: list[Any] = [None] * n
+        pre_value_parts: list[Part | None] = [None] * n
+        values, value_parts = table_parts(self.values, n)
+        if self.pre_values is not None:
+            pre_values, pre_value_parts = table_parts(self.pre_values, n)
+        reads: list[tuple[Tensor | None, Tensor] | None] = [None] * n
         if copies is not None:
             reads = list(zip(self._unbind(copies[0]), self._unbind(copies[1]), strict=True))
-        return [Tables(*tables) for tables in zip(pre_values, values, reads, strict=True)]
+        parts = zip(pre_value_parts, value_parts, strict=True)
+        return [Tables(*tables) for tables in zip(pre_values, values, reads, parts, strict=True)]
 
     def _unbind(self, table: Tensor | None) -> Any:
         return [None] * self.n_layers if table is None else table.unflatten(0, (self.n_layers, -1)).unbind(0)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from umscale_kernels.backends import resolve
-from umscale_kernels.lookup import reference
+from umscale_kernels.lookup import native, reference
+from umscale_kernels.lookup.parts import Part
 
 Activation = Literal["none", "gelu"]
 Backward = Literal["auto", "sorted", "atomic"]
@@ -36,6 +37,7 @@ def lookup(
     sparse_grad: bool = False,
     read: tuple[Tensor | None, Tensor] | None = None,
     backward: Backward = "auto",
+    parts: tuple[Part | None, Part] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """o [T, Dv], float32 (float64 for float64 tables).
@@ -50,6 +52,8 @@ def lookup(
     ascending. `torch.compile` runs such a call eagerly.
     `read`: copies of (pre_values, values), of another dtype if need be, which are gathered in their place; gradients
     still go to the tables.
+    `parts`, of `table_parts`: where the dense gradients of the two tables go, if the backend can write there. Only for
+    tables that nothing else reads.
     `backward`, of the triton backend: "sorted" sums the lookups of each row in a fixed order, "atomic" adds them as
     they come, "auto" chooses (`triton.table_mode`). The other backends always sort.
 
@@ -86,6 +90,13 @@ def lookup(
         return reference.lookup(p, s, rows, pre_values, values, activation, sparse_grad, source)
     if p is None or pre_values is None:
         p = s.new_empty(0)
+    floats = p.dtype == s.dtype == values.dtype == torch.float32 and not sparse_grad and backward != "atomic"
+    if floats and not torch.compiler.is_compiling() and _backend(backend, s, source[1]) == "native":
+        read_only = (None if source[0] is None else source[0].detach(), source[1].detach())
+        out: Tensor = native.Lookup.apply(
+            p, s, rows, pre_values, values, read_only, activation == "gelu", parts
+        )
+        return out
     run = _sparse_lookup if sparse_grad else _lookup
     copies = (None if x is None else x.detach() for x in source)
     return run(p, s, rows, pre_values, values, *copies, activation, sparse_grad, backward, backend)[0]

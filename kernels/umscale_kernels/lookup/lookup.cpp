@@ -8,20 +8,17 @@
 // radix sort), so a table gradient is one fixed sum whatever the number of threads.
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "../vector.h"
 
 namespace {
 
-constexpr int L = 8;  // lanes
-typedef float vf __attribute__((vector_size(4 * L)));
 typedef uint16_t vh __attribute__((vector_size(2 * L)));
 typedef uint32_t vu __attribute__((vector_size(4 * L)));
 
 struct bf16 { uint16_t bits; };
 
-inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 inline vf load(const bf16* p) {
   vh x;
   std::memcpy(&x, p, sizeof x);
@@ -34,8 +31,6 @@ inline float at(const bf16* p) {
   std::memcpy(&f, &x, 4);
   return f;
 }
-inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
-inline float sum_of(vf x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
 
 template <typename Row>
 inline float dot(const float* x, const Row* y, int n) {

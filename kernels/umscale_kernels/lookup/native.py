@@ -1,11 +1,13 @@
 """`lookup` in C++ (lookup.cpp) on CPU: float32 activations, float32 or bfloat16 tables."""
 
 from ctypes import c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from umscale_kernels import native
+from umscale_kernels.lookup.parts import Part
 
 _SIZES = (c_int, c_int64, c_int64, *[c_int] * 5)
 _FORWARD = (*_SIZES, *[c_void_p] * 5, c_int, *[c_void_p] * 2)
@@ -28,6 +30,41 @@ def lookup(
     return o, z
 
 
+class Lookup(torch.autograd.Function):
+    """Eager `lookup` on float32 operands, without the cost of a custom operator; table gradients into `parts`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        p: Tensor,
+        s: Tensor,
+        rows: Tensor,
+        pre_values: Tensor | None,
+        values: Tensor,
+        read: tuple[Tensor | None, Tensor],
+        gelu: bool,
+        parts: tuple[Part | None, Part] | None,
+    ) -> Tensor:
+        p, s, rows = p.contiguous(), s.contiguous(), rows.contiguous()
+        P, V = None if read[0] is None else read[0].contiguous(), read[1].contiguous()
+        o, z = lookup(p, s, rows, P, V, gelu)
+        ctx.save_for_backward(p, s, z, rows, P, V)
+        ctx.gelu, ctx.parts = gelu, parts
+        return o
+
+    @staticmethod
+    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
+        needed = any(ctx.needs_input_grad[3:5])
+        into = None
+        if needed and ctx.parts is not None:
+            into = (None if ctx.parts[0] is None else ctx.parts[0](), ctx.parts[1]())
+        tables = "dense" if needed else "none"
+        dp, ds, _, dP, dV = lookup_backward(d_o.contiguous(), *ctx.saved_tensors, ctx.gelu, tables, into)
+        has_pre_values = ctx.saved_tensors[4] is not None
+        d_tables = (dP if has_pre_values else None, dV) if needed else (None, None)
+        return (dp if has_pre_values else None, ds, None, *d_tables, None, None, None)
+
+
 def lookup_backward(
     d_o: Tensor,
     p: Tensor,
@@ -38,10 +75,12 @@ def lookup_backward(
     values: Tensor,
     gelu: bool,
     tables: str,
+    into: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dp, ds, distinct rows, dP, dV), float32; those that do not apply are empty.
 
-    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]) or "rows" (of the U distinct rows read, ascending).
+    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]) or "rows" (of the U distinct rows read, ascending). Dense
+    gradients overwrite `into`, if given, and are those tensors.
     """
     rows = rows.long()
     dp, ds, dP, dV = torch.empty_like(p), torch.empty_like(s), s.new_empty(0), s.new_empty(0)
@@ -49,9 +88,10 @@ def lookup_backward(
     if tables != "none":
         distinct, order, start = _segments(rows, values.shape[0])
         n_outputs = values.shape[0] if tables == "dense" else distinct.numel()
-        dV = s.new_empty(n_outputs, values.shape[1])
+        into_P, into_V = (None, None) if into is None else into
+        dV = s.new_empty(n_outputs, values.shape[1]) if into_V is None else into_V
         if pre_values is not None:
-            dP = s.new_empty(n_outputs, pre_values.shape[1])
+            dP = s.new_empty(n_outputs, pre_values.shape[1]) if into_P is None else into_P
     function = native.function("lookup", "umscale_lookup_backward", *_BACKWARD)
     function(
         *_sizes(s, pre_values, values, gelu),

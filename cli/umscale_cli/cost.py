@@ -9,6 +9,7 @@ import typer
 from umscale_cli.console import JsonFlag, SetOption, count, out, print_json
 
 if TYPE_CHECKING:
+    from umscale.hardware import Hardware
     from umscale.spec import ModelSpec, RunSpec
 
 
@@ -24,6 +25,13 @@ def cost(
         str, typer.Option(help="Tokens decoded together, for memory access.")
     ] = "1,16,64,256,1024,4096",
     seq_len: Annotated[int, typer.Option(min=1, help="Context length of the attention scores.")] = 2048,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="h100|h200|b200|FILE",
+            help="Also price decoding on it: time a token by batch, and what binds.",
+        ),
+    ] = None,
     set_: SetOption = None,
     rates: Annotated[
         bool, typer.Option("--rates", help="Show the learning rates a run would get, and why, instead.")
@@ -35,8 +43,9 @@ def cost(
     Total and active parameters leave the token embedding (and an untied head) out; the lines below add it.
     """
     from umscale.accounting import cost as count_cost
-    from umscale.accounting import memory_access_bytes
+    from umscale.accounting import memory_access_bytes, prefetchable_bytes
     from umscale.errors import UserError
+    from umscale.hardware import load_hardware
 
     try:
         batches = [int(b) for b in batch.split(",")]
@@ -50,6 +59,7 @@ def cost(
     if rates:
         _print_rates(models, set_ or [], json_)
         return
+    device = load_hardware(hardware) if hardware else None
     entries = []
     for model in models:
         spec, source, remark = load_model(model, set_ or [])
@@ -62,12 +72,63 @@ def cost(
                 "seq_len": seq_len,
                 "cost": count_cost(spec, seq_len).to_dict(),
                 "memory_access_bytes_per_step": {b: memory_access_bytes(spec, b) for b in batches},
+                "prefetchable_bytes_per_step": {b: prefetchable_bytes(spec, b) for b in batches},
             }
         )
+        if device is not None:
+            entries[-1]["decoding"] = _decoding(spec, device, batches, seq_len)
     if json_:
         print_json(entries[0] if len(entries) == 1 else entries)
         return
     _print(entries, seq_len)
+    if device is not None:
+        _print_decoding(entries, device)
+
+
+def _decoding(
+    spec: "ModelSpec", device: "Hardware", batches: list[int], context: int
+) -> list[dict[str, Any]]:
+    """Return decoding times by batch, token-addressed tables on the device and, where there are any, on the host."""
+    from umscale.hardware import decode_time
+
+    places = ("device", "host") if spec.ngram is not None else ("device",)
+    return [
+        decode_time(spec, device, b, context, place).to_dict() | {"hardware": device.name}
+        for place in places
+        for b in batches
+    ]
+
+
+def _print_decoding(entries: list[dict[str, Any]], device: "Hardware") -> None:
+    """Print a table of decoding times, a row a model, placement and batch."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in (
+        "decoding",
+        "tables on",
+        "batch",
+        "us a token",
+        "compute",
+        "device memory",
+        "host link",
+        "binds",
+    ):
+        table.add_column(title, justify="left" if title in ("decoding", "tables on", "binds") else "right")
+    for entry in entries:
+        for one in entry["decoding"]:
+            terms = [f"{one[t] / one['batch'] * 1e6:.3g}" for t in ("compute", "device_memory", "host_link")]
+            remark = one["binds"] + ("" if one["fits"] else ", does not fit")
+            table.add_row(
+                entry["model"],
+                one["tables"],
+                str(one["batch"]),
+                f"{one['seconds_per_token'] * 1e6:.3g}",
+                *terms,
+                remark,
+            )
+    out().print(table)
+    out().print(f"{device.name}: a roofline, not a measurement. {device.source}", soft_wrap=True)
 
 
 def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
@@ -112,6 +173,17 @@ def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
         if ratios:
             remark = f"{ratios} x {entries[-1]['model']}"
         row(f"weights read, batch {b}", [f"{a[b] / 1e6:.4g} MB" for a in access], remark)
+    known = [entry["prefetchable_bytes_per_step"] for entry in entries]
+    if any(k[b] for k in known for b in k):
+        for b in known[0]:
+            remark = (
+                "addresses follow from the tokens: may lie in host memory"
+                if b == next(iter(known[0]))
+                else ""
+            )
+            table.add_row(
+                f"  of it prefetchable, batch {b}", *[f"{k[b] / 1e6:.4g} MB" for k in known], remark
+            )
     out().print(table)
     for entry in entries:
         if entry["note"]:

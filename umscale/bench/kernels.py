@@ -14,8 +14,8 @@ from umscale.machine import keep_freed_memory, stamp
 from umscale.spec import apply_overrides, from_dict
 
 PARTS = {
-    "cpu": ("layer", "select", "lookup", "tables", "peers"),
-    "cuda": ("lookup", "backward", "select", "layer", "adamw", "peers"),
+    "cpu": ("layer", "select", "lookup", "shared", "blocks", "wide", "scores", "tables", "peers"),
+    "cuda": ("lookup", "backward", "select", "layer", "adamw", "shared", "blocks", "wide", "scores", "peers"),
 }
 
 

@@ -9,29 +9,31 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from umscale.bench.report import Part, Row, Target
-from umscale.bench.setting import Setting, lookup_operands, ultramem_v2_layer
+from umscale.bench.report import Part, Target
+from umscale.bench.setting import Setting, lookup_operands
 from umscale.bench.timing import TIME_COLUMNS, Clock, Step, interleaved, normal, passes, rows
 from umscale.layers.tables import Tables
 from umscale.model.decoder import Decoder
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
-from umscale_kernels import lookup, select
+from umscale_kernels import key_scores, lookup, rank1_vectors, select
 
 MOST_OF_OWN = 1.3
 """Shared tables, and virtual blocks, may cost this many times what own tables, and one block, do."""
-_LAYERS, _BLOCKS, _WIDE = 16, 4, 768
+_LAYERS, _BLOCKS = 16, 4
+_WIDE, _WIDE_KEYS = 768, 1024
 
 
 def shared_part(setting: Setting, rounds: int, clock: Clock, device: str) -> Part:
     """Forward and backward of 16 memory layers that share tables, beside as many with tables of their own."""
+    tokens = max(1, setting.tokens // 4)  # 16 layers of them
     kinds = {"own tables": ("none", 1), "ring of 2": ("ring", 2), "no_ring of 2": ("no_ring", 2)}
     kinds |= {"block of 2": ("block", 2), "ring of 4": ("ring", 4)}
     own = "own tables"
     variants: dict[str, dict[str, Step]] = {
-        name: {"train": _layers_step(setting, *kind, device)} for name, kind in kinds.items()
+        name: {"train": _layers_step(setting, tokens, *kind, device)} for name, kind in kinds.items()
     }
     before = "ring of 2, a gradient of all tables from each layer"
-    variants[before] = {"train": _layers_step(setting, *kinds["ring of 2"], device, chained=False)}
+    variants[before] = {"train": _layers_step(setting, tokens, *kinds["ring of 2"], device, chained=False)}
     found = rows(interleaved(variants, rounds, clock), own)
     for row in found:
         if row.name.endswith(" of 2"):
@@ -39,7 +41,8 @@ def shared_part(setting: Setting, rounds: int, clock: Clock, device: str) -> Par
     return Part(
         name="shared",
         title=f"{_LAYERS} layers with shared tables",
-        shape=setting.shape("tokens", "d_model", "n_keys", "top_m", "d_key", "d_pre_value", "d_value"),
+        shape={"tokens": tokens}
+        | setting.shape("d_model", "n_keys", "top_m", "d_key", "d_pre_value", "d_value"),
         columns={"train_seconds": "fwd+bwd", "train_spread": "spread", "train_ratio": "ratio"},
         rows=found,
         reference=own,
@@ -47,7 +50,9 @@ def shared_part(setting: Setting, rounds: int, clock: Clock, device: str) -> Par
     )
 
 
-def _layers_step(setting: Setting, sharing: str, window: int, device: str, chained: bool = True) -> Step:
+def _layers_step(
+    setting: Setting, tokens: int, sharing: str, window: int, device: str, chained: bool = True
+) -> Step:
     memory = MemorySpec(
         n_keys=setting.n_keys,
         top_m=setting.top_m,
@@ -66,7 +71,7 @@ def _layers_step(setting: Setting, sharing: str, window: int, device: str, chain
         memory=memory,
     )
     model = Decoder(spec, seed=0, max_seq_len=1).to(device)
-    pool, y = model.tables, normal((setting.tokens, setting.d_model), "input", device)
+    pool, y = model.tables, normal((tokens, setting.d_model), "input", device)
     assert pool is not None
     parameters = [p for m in (*model.memories, pool) for p in m.parameters()]
 
@@ -95,9 +100,7 @@ def blocks_part(setting: Setting, backends: Sequence[str], rounds: int, clock: C
 
     def apart(backend: str) -> Tensor:
         masks = [(blocks == e).unsqueeze(-1).to(s.dtype) for e in range(_BLOCKS)]
-        return torch.cat(
-            [lookup(None, s * mask, picked, None, values, backend=backend) for mask in masks], 1
-        )
+        return torch.cat([lookup(None, s * mask, picked, None, values, backend=backend) for mask in masks], 1)
 
     calls: dict[str, Callable[[str], Tensor]] = {
         "one block": one,
@@ -126,29 +129,54 @@ def blocks_part(setting: Setting, backends: Sequence[str], rounds: int, clock: C
 
 def wide_part(setting: Setting, backends: Sequence[str], rounds: int, clock: Clock, device: str) -> Part:
     """Selection at the paper's largest top_m: 128 candidates a side, and as many as are kept."""
-    wide = Setting(tokens=min(setting.tokens, 64), d_model=setting.d_model, n_keys=1024, top_m=_WIDE)
-    layer, memory = ultramem_v2_layer(wide, device)
-    raw = memory.scores(layer.y).detach().requires_grad_()
-    operands, capped = (raw, memory.u, memory.v, memory.cores, wide.top_m), memory.spec.candidates
+    wide = MemorySpec(n_keys=_WIDE_KEYS, top_m=_WIDE)
+    tokens, rank, candidates = min(setting.tokens, 64), wide.tucker_rank, wide.candidates
+    q = normal((2, rank, tokens, 64), "q", device)
+    raw = (q @ normal((2, rank, 64, _WIDE_KEYS), "keys", device)).requires_grad_()  # [2, r, T, n]
+    cores = normal((wide.n_cores, rank, rank), "cores", device).abs().requires_grad_()
+    u, v = rank1_vectors(cores)
 
-    def call(candidates: int, backend: str) -> Tensor:
-        return select(*operands, candidates, backend=backend).s
+    def call(m1: int, backend: str) -> Tensor:
+        return select(raw, u, v, cores, _WIDE, m1, backend=backend).s
 
     before = f"{_WIDE} candidates, aten"
-    sizes = {f"{m1} candidates": m1 for m1 in (_WIDE, capped)}
     variants = {
-        f"{name}, {backend}": passes(partial(call, m1, backend), [raw, memory.cores])
-        for name, m1 in sizes.items()
+        f"{m1} candidates, {backend}": passes(partial(call, m1, backend), [raw, cores])
+        for m1 in (_WIDE, candidates)
         for backend in backends
-        if m1 == capped or backend != "triton"
+        if m1 == candidates or backend != "triton"
     }
-    found: list[Row] = rows(interleaved(variants, rounds, clock), before)
     return Part(
         name="wide",
         title=f"Selection at top_m {_WIDE}",
-        shape=wide.shape("tokens", "n_keys", "top_m", "d_key"),
+        shape={"tokens": tokens, "n_keys": _WIDE_KEYS, "top_m": _WIDE},
         columns=TIME_COLUMNS,
-        rows=found,
+        rows=rows(interleaved(variants, rounds, clock), before),
         reference=before,
-        notes=[f"before there was a cap, a GPU ran {before}, one token at a time"],
+        notes=[f"{before}: what a GPU ran, a token at a time, before candidates were capped"],
+    )
+
+
+def scores_part(setting: Setting, rounds: int, clock: Clock, device: str) -> Part:
+    """Query-key scores under bf16 autocast: results in bf16, as autocast makes them, and in fp32."""
+    q = normal((4, setting.tokens, setting.d_key), "q", device).requires_grad_()
+    keys = normal((4, setting.n_keys, setting.d_key), "keys", device).requires_grad_()
+
+    def in_autocast(product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return product(q, keys)
+
+    def rounded(q: Tensor, keys: Tensor) -> Tensor:
+        return torch.matmul(q, keys.transpose(-1, -2)).float()
+
+    before = "bf16 result"
+    calls = {before: rounded, "fp32 result": key_scores}
+    variants = {name: passes(partial(in_autocast, call), [q, keys]) for name, call in calls.items()}
+    return Part(
+        name="scores",
+        title="Query-key scores of bf16 operands",
+        shape=setting.shape("tokens", "n_keys", "d_key"),
+        columns=TIME_COLUMNS,
+        rows=rows(interleaved(variants, rounds, clock), before),
+        reference=before,
     )

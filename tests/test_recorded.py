@@ -7,6 +7,7 @@ import pytest
 import umscale_studies
 from umscale.questions.architectures import compare_architectures
 from umscale.questions.laws import report
+from umscale.spec import read_run
 from umscale.store.store import Store
 
 # Made while the tree held uncommitted work; runs repeated from the commit gave the same bits.
@@ -24,6 +25,14 @@ def test_recorded_stores_are_whole(name):
     assert set(columns["status"]) == {"finished"}
     dirty = any(revision.endswith("+dirty") for revision in columns["git_revision"])
     assert dirty == (name in UNCOMMITTED), "made from a commit"
+
+
+@pytest.mark.parametrize("name", sorted(umscale_studies.recorded()))
+def test_recorded_runs_keep_their_ids(name):
+    table = Store.open(umscale_studies.recorded()[name]).read("runs").select(["run_id", "spec"])
+    specs = {row["run_id"]: row["spec"] for row in table.to_pylist() if row["spec"]}
+    assert specs
+    assert [run_id for run_id, spec in specs.items() if read_run(spec).run_id != run_id] == []
 
 
 def test_the_readme_quotes_the_recorded_density_study():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from umscale.errors import UserError
 from umscale.spec import (
+    BEFORE_3,
     DataSpec,
     FfnSpec,
     MemorySpec,
@@ -101,12 +102,19 @@ def test_dense_and_default_memory_differ():
         ({"model": {"memory": {"topm": 8}}}, "model.memory.topm.*did you mean 'top_m'"),
         ({"model": {"memory": {"top_m": "many"}}}, "is not a number"),
         ({"model": {"memory": {"top_m": 2.5}}}, "whole number"),
-        ({"model": {"memory": {"init": "paperish"}}}, "must be one of 'paper', 'official'"),
+        ({"model": {"memory": {"init": "paperish"}}}, "must be one of 'paper', 'matched', 'official'"),
         ({"model": {"memory": {"d_value": 33}}}, "not divisible by n_cores"),
         ({"model": {"memory": {"layers": [0, 9]}}}, "distinct blocks"),
         ({"train": {"budgets": [2, 1]}}, "strictly ascending"),
         ({"train": {"budgets": [10]}}, "fewer than 5 steps|warmup"),
         ({"train": {"lr": float("nan")}}, "finite"),
+        (
+            {"train": {"budgets": [100_000, 100_200], "batch_size": 16}, "data": {"seq_len": 256}},
+            "100000 and 100200 tokens both round to 24 steps",
+        ),
+        ({"train": {"table_weight_decay": -0.1}}, "at least 0 and below 1"),
+        ({"train": {"table_weight_decay": "some"}}, "is not a number.*'coupled'"),
+        ({"data": {"validation_documents": -1}}, "between 0 and validation_tokens"),
         ({"train": {"lr": -1}}, "positive"),
         ({"model": 3}, "expected a table"),
         ({"seed": -1}, "seed"),
@@ -116,6 +124,32 @@ def test_invalid_specs_say_what_is_wrong(tree, message):
     with pytest.raises(UserError, match=message) as caught:
         from_dict(RunSpec, tree)
     assert "\n" not in str(caught.value)
+
+
+def test_what_an_earlier_version_could_say_keeps_its_id_and_its_version():
+    """``tests/test_recorded.py`` holds the ids of all recorded runs; here is what decides the version."""
+    new = run()
+    assert new.spec_version == 3
+    old = dataclasses.replace(
+        new,
+        data=DataSpec(validation_documents=0),
+        train=TrainSpec(table_weight_decay="coupled", score_energy="nominal"),
+    )
+    assert old.spec_version == 2
+    first = dataclasses.replace(old, train=dataclasses.replace(old.train, rate_scaling="none"))
+    assert first.spec_version == 1
+    matched = dataclasses.replace(old, model=ModelSpec(memory=MemorySpec(init="matched")))
+    assert matched.spec_version == 3
+    tree = to_dict(old)
+    for table, fields in BEFORE_3.items():
+        for name in fields:
+            del tree[table][name]
+    assert read_run(json.dumps(tree)) == old, "a record without the new fields means the old defaults"
+    ids = [r.run_id for r in (new, old, first, matched)]
+    ids += [
+        dataclasses.replace(new, train=TrainSpec(table_weight_decay=decay)).run_id for decay in (0.0, 1.6e-4)
+    ]
+    assert len(set(ids)) == len(ids)
 
 
 def test_overrides():

@@ -190,6 +190,14 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Only say how many intervals of a seal (`umscale predict --seal FILE`) have held.",
+            show_default=False,
+        ),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Fit scaling laws to a study's results or to any table; answer a study's question.
@@ -206,6 +214,9 @@ def fit(
     from umscale.results.source import choose_rows, is_table
     from umscale.spec import quantity
 
+    if check is not None:
+        _check(source, check, json_)
+        return
     if law is not None and compare is not None:
         raise UserError("--law or --compare: --compare names its laws itself")
     mapping = mapping_of(map_) | weights_of(weight, error)
@@ -280,7 +291,17 @@ def fit(
         _noise(table, stage, json_)
     else:
         _fit_study(job, table, details, plane, asked)
+    if not json_:
+        print_basis(store, table, details[0])
     warn_damaged(store)
+
+
+def print_basis(store: "Store", table: "Table", loss: str = "loss") -> None:
+    """Say what the results of ``table`` rest on."""
+    from umscale.say.basis import basis
+
+    for sentence in basis(store, table, loss):
+        out().print(f"\n{sentence}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,7 +346,7 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if job.json:
-        inputs = {"table": job.source, "where": job.where, "map": job.mapping}
+        inputs = {"table": job.source, "where": job.where, "map": job.mapping, "group": job.settings.group}
         print_json(to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept}))
         return
     console = out()
@@ -357,7 +378,8 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
     if question == "laws":
         found = replace(found, verdicts=())
     if job.json:
-        print_json(to_json(found, input={"study": job.source, "where": job.where, "map": job.mapping}))
+        inputs = {"study": job.source, "where": job.where, "map": job.mapping, "group": job.settings.group}
+        print_json(to_json(found, input=inputs))
     elif job.compare:
         print_comparison(found, out())
     else:
@@ -368,6 +390,17 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
         for one in found.verdicts if plane else ():
             if one.loss in details:
                 print_map(table, one.stage, one.compensation, one.loss, out())
+
+
+def _check(source: str, path: Path, json_: bool) -> None:
+    from umscale_cli.predicted import print_check
+    from umscale_cli.rows import check_seal
+
+    found = check_seal(path, source)
+    if json_:
+        print_json(found.to_dict())
+    else:
+        print_check(found, out())
 
 
 def _question(given: str | None, store: "Store", job: _Job) -> str:

@@ -337,7 +337,7 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
 def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
-    from umscale_cli.fit import compare_store, fit_store, print_architectures, print_fit
+    from umscale_cli.fit import compare_store, fit_store, print_architectures, print_basis, print_fit
     from umscale_cli.plot import plot_store
 
     console = out()
@@ -346,6 +346,7 @@ def _report(store: "Store", study: "Study", source: str) -> None:
             print_architectures(compare_store(store), "loss", console)
         else:
             print_fit(fit_store(store), console)
+        print_basis(store, store.columns())
     except UserError as error:
         console.print(f"\nNo fit yet: {error}")
         return

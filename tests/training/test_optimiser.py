@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.numerics import assert_close, seeded
 from umscale.data.corpus import open_corpus
 from umscale.model.decoder import Decoder, mean_loss
+from umscale.model.scaling import BASE, learning_rates, table_decay
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.training import checkpoint
 from umscale.training.optimiser import (
@@ -110,13 +111,78 @@ def test_row_gradients_leave_unread_rows_and_their_moments_alone() -> None:
             assert state[name].view(40, -1).any(1).nonzero().squeeze(1).tolist() == changed.tolist()
 
 
+def shrinkage(train: TrainSpec, table_decay: float, steps: int) -> Tensor:
+    """What is left of the last rows of a table, which no step reads, relative to where they began."""
+    model = Toy(sparse=train.table_gradient == "rows")
+    before = model.tables[0].weight.detach().clone()
+    optimizer = make_optimizer(model, train, table_decay)
+    for step in range(steps):
+        set_rates(optimizer, (1e-2, 3e-2))
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(reads(step)).backward()
+        optimizer.step()
+    return model.tables[0].weight.detach()[-4:] / before[-4:]
+
+
+@pytest.mark.parametrize("table_gradient", ["dense", "rows"])
+@pytest.mark.parametrize("second_moment", ["full", "row"])
+@pytest.mark.parametrize("decay", [0.0, 1.6e-4, 5e-3])
+def test_tables_decay_by_their_own_share_a_step(
+    table_gradient: str, second_moment: str, decay: float
+) -> None:
+    """Rows that nothing reads too: eight steps are two of the whole-table decays of row-sparse gradients."""
+    train = dataclasses.replace(
+        ROWS, table_weight_decay=decay, table_gradient=table_gradient, table_second_moment=second_moment
+    )
+    left = shrinkage(train, decay / 3e-2, 8)
+    torch.testing.assert_close(left, torch.full_like(left, (1 - decay) ** 8), rtol=1e-5, atol=0)
+    assert (decay == 0) == bool((left == 1).all())
+
+
+def test_row_sparse_decay_agrees_with_dense_where_it_is_due() -> None:
+    """Rows that are read too: with a gradient of zero, dense and row-sparse tables are the same after four steps."""
+    left = {}
+    for gradient in ("dense", "rows"):
+        train = dataclasses.replace(ROWS, table_weight_decay=5e-3, table_gradient=gradient)
+        model = Toy(sparse=gradient == "rows")
+        optimizer = make_optimizer(model, train, 5e-3 / 3e-2)
+        for step in range(4):
+            set_rates(optimizer, (1e-2, 3e-2))
+            optimizer.zero_grad(set_to_none=True)
+            (0 * model.loss(reads(step))).backward()
+            optimizer.step()
+        left[gradient] = [table.weight.detach() for table in model.tables]
+    for dense, rows in zip(*left.values(), strict=True):
+        torch.testing.assert_close(rows, dense, rtol=1e-6, atol=0)
+
+
+def test_coupled_decay_is_as_before_version_3() -> None:
+    """AdamW's own: the tables' rate times ``weight_decay``, and of row-sparse gradients only the rows read."""
+    coupled = dataclasses.replace(ROWS, table_weight_decay="coupled")
+    assert (shrinkage(coupled, coupled.weight_decay, 4) == 1).all()
+    dense = dataclasses.replace(coupled, table_gradient="dense")
+    left = shrinkage(dense, dense.weight_decay, 4)
+    torch.testing.assert_close(left, torch.full_like(left, (1 - 3e-2 * 0.1) ** 4), rtol=1e-6, atol=0)
+
+
+def test_the_decay_of_a_run_does_not_move_with_its_shape() -> None:
+    for top_m in (8, 96):
+        model = dataclasses.replace(BASE, memory=dataclasses.replace(BASE.memory, top_m=top_m))
+        own = RunSpec(model=model, train=TrainSpec(table_weight_decay=1.6e-4))
+        assert table_decay(own) * learning_rates(own)[1] == pytest.approx(1.6e-4)
+        coupled = RunSpec(model=model, train=TrainSpec(table_weight_decay="coupled"))
+        assert table_decay(coupled) == coupled.train.weight_decay
+
+
 # -- resuming -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("second_moment", ["full", "row"])
 @pytest.mark.parametrize("table_gradient", ["dense", "rows"])
 def test_a_checkpoint_continues_bitwise(tmp_path: Path, table_gradient: str, second_moment: str) -> None:
-    spec = dataclasses.replace(ROWS, table_gradient=table_gradient, table_second_moment=second_moment)
+    spec = dataclasses.replace(
+        ROWS, table_gradient=table_gradient, table_second_moment=second_moment, table_weight_decay=1e-2
+    )
     sparse = table_gradient == "rows"
     whole, first, second = (Toy(sparse) for _ in range(3))
     train(whole, make_optimizer(whole, spec), range(7))

@@ -164,10 +164,30 @@ def test_weight_average_has_the_profile_it_claims(width):
         for t in range(1, T + 1):
             model.weight.fill_(t / T)
             squares.weight.fill_((t / T) ** 2)
-            first.update(model)
-            second.update(squares)
+            first.update(model, t)
+            second.update(squares, t)
     mean, mean_square = float(first.average["weight"]), float(second.average["weight"])
     assert math.sqrt(mean_square - mean**2) == pytest.approx(width, rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_branch_too_short_for_a_regular_update_is_averaged_all_the_same(spec, corpus, tmp_path, steps):
+    """Its record must not hold the trunk's average: weights that the branch never had."""
+    budget = 15 * 256
+    train = dataclasses.replace(spec.train, budgets=(budget,), decay_fraction=steps / 15)
+    run = Run(dataclasses.replace(spec, train=train), corpus, tmp_path, CPU)
+    assert run.schedule.ends[0] - run.schedule.branches[0] == steps
+    averages = {}
+
+    def remember(outcome):
+        average = run.average.average["embedding.weight"].clone()
+        averages.setdefault(outcome.records[-1]["stage"], average)
+
+    run.execute(remember)
+    assert run.average.steps == 15
+    last = dict(run.model.named_parameters())["embedding.weight"].detach()
+    trunk, branch = averages["stable"], averages["annealed"]
+    assert float((branch - last).norm()) < float((trunk - last).norm()), "nearer to where the branch ends"
 
 
 def test_bfloat16_matrix_products_train(spec, corpus, tmp_path):

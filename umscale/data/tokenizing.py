@@ -363,6 +363,14 @@ def _pieces(text: str) -> Iterator[str]:
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
+def text_bytes(tokenizer: Tokenizer, parts: Sequence[np.ndarray]) -> list[int]:
+    """Return the bytes of text of each of ``parts``, ids without end-of-text; half a character counts as 3."""
+    if not tokenizer.json:
+        return [len(part) for part in parts]
+    model = build(tokenizer.json)
+    return [len(model.decode(part.tolist(), skip_special_tokens=False).encode()) for part in parts]
+
+
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> bytes:
     """Return the text of ``tokens`` without end-of-text, as bytes."""
     ids = [int(i) for i in tokens if i != tokenizer.eot]

@@ -3,6 +3,7 @@
 name = "density"
 question = "density-over-size"
 compensation = ["none"]             # or iso_flops, iso_active; each is a copy of the grid
+d_ffn_multiple = 8                  # of the widths that compensation chooses, where its 1% allows; up to 64
 [axes]
 architecture = ["dense", "moe"]     # names of [architectures.NAME] tables, each laid over the reference
 top_m = [8, 16, 32]                 # see umscale.design.axes; dotted spec paths (train.lr) work too
@@ -33,8 +34,10 @@ from typing import Any
 
 from umscale.data.corpus import Corpus, is_name, open_corpus
 from umscale.data.probes_mixture import check_corpus as check_probes
+from umscale.design.allocation import SHARES
 from umscale.design.axes import (
     COMPENSATIONS,
+    D_FFN_MULTIPLE,
     FRACTIONS,
     MODEL_AXES,
     RUN_AXES,
@@ -62,10 +65,11 @@ from umscale.spec import (
 
 QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates", "noise", "laws")
 KEYS = (
-    "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "search",
-    "model", "data", "train",
+    "name", "question", "description", "compensation", "tolerance", "d_ffn_multiple", "axes", "cells",
+    "architectures", "search", "model", "data", "train",
 )  # fmt: skip
 MAX_CELLS = 100_000
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -78,6 +82,8 @@ class Study:
     description: str = ""
     compensation: tuple[str, ...] = ("none",)
     tolerance: float = 0.01
+    d_ffn_multiple: int = D_FFN_MULTIPLE
+    """What divides the FFN widths that compensation chooses, where ``tolerance`` allows; 1 before version 3."""
     axes: Mapping[str, tuple[Any, ...]]
     cells: tuple[Mapping[str, tuple[Any, ...]], ...] = ()
     """Explicit points, each crossed with the axes: one value an axis, and perhaps seeds of its own."""
@@ -92,7 +98,9 @@ class Study:
         """Return the study as a TOML tree that ``parse`` reads back."""
         spec = to_dict(self.reference)
         spec.pop("seed")
-        head = {k: getattr(self, k) for k in ("name", "question", "description", "tolerance")}
+        head = {
+            k: getattr(self, k) for k in ("name", "question", "description", "tolerance", "d_ffn_multiple")
+        }
         axes = {k: list(v) for k, v in self.axes.items()}
         named: dict[str, Any] = {}
         if self.cells:
@@ -223,6 +231,11 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
     for mode in modes:
         if mode not in COMPENSATIONS:
             raise UserError(f"{where}: unknown compensation {mode!r}{nearest(str(mode), COMPENSATIONS)}")
+    multiple = tree.get("d_ffn_multiple", D_FFN_MULTIPLE)
+    if isinstance(multiple, bool) or multiple not in MULTIPLES:
+        raise UserError(
+            f"{where}: d_ffn_multiple = {multiple!r} must be one of {', '.join(map(str, MULTIPLES))}"
+        )
     search = tree.get("search", {})
     if not isinstance(search, Mapping):
         raise UserError(f"{where}: search must be a table: [search]")
@@ -250,6 +263,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         description=str(tree.get("description", "")),
         compensation=tuple(dict.fromkeys(modes)),
         tolerance=quantity(tree.get("tolerance", 0.01), f"{where}: tolerance"),
+        d_ffn_multiple=multiple,
         axes=axes,
         cells=cells,
         architectures=architectures,
@@ -298,7 +312,9 @@ def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
             raise UserError(f"{where}: axes.{name} = {items} must be names in quotes")
         if name in (*MODEL_AXES, *RUN_AXES) and name not in TEXT_AXES:
             items = [quantity(v, f"{where}: axes.{name}") for v in items]
-            if any(v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts")) for v in items):
+            if any(
+                v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts", *SHARES)) for v in items
+            ):
                 raise UserError(f"{where}: axes.{name} = {items} must be positive")
             if name not in FRACTIONS and any(v != int(v) for v in items):
                 raise UserError(f"{where}: axes.{name} = {items} must be whole numbers")
@@ -440,7 +456,9 @@ def _cells(study: Study, targets: dict[str, Any], mode: str, seeds: Sequence[int
     model, reference, data, train = base.model, base.reference, base.data, base.train
     model_targets = {k: v for k, v in targets.items() if "." not in k and k != "architecture"}
     try:
-        solved = solve(model, model_targets, mode, data.seq_len, study.tolerance, reference)
+        solved = solve(
+            model, model_targets, mode, data.seq_len, study.tolerance, reference, study.d_ffn_multiple
+        )
     except Infeasible as error:
         return [
             Cell(

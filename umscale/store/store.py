@@ -32,7 +32,7 @@ from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
 from umscale.labels import label_parts
 from umscale.model.scaling import learning_rates
-from umscale.spec import LONGEST_TOML, RunSpec, read_run, to_dict
+from umscale.spec import LONGEST_TOML, RunSpec, read_run, to_dict, with_old_meanings
 from umscale.store.cache import Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
@@ -226,18 +226,19 @@ class Store:
         self.write_rows("cells", digest, rows)
 
     def study_tree(self) -> dict[str, Any]:
-        """Return the study that was last run here as a TOML tree.
+        """Return the study that was last run here as a TOML tree, one of an earlier version with what it meant then.
 
         Raises:
             UserError: it is missing or damaged.
         """
         where = self.files.describe("study.toml")
         try:
-            return parse_toml(self.files.read("study.toml", LONGEST_TOML).decode())
+            tree = parse_toml(self.files.read("study.toml", LONGEST_TOML).decode())
         except FileNotFoundError:
             raise UserError(f"{where}: no such file; this store was not made by a sweep") from None
         except (ValueError, Unusable) as error:
             raise UserError(f"{where}: not valid TOML: {error}") from None
+        return {"d_ffn_multiple": 1} | with_old_meanings(tree)
 
     def question(self) -> str:
         """Return the question of the study that was last run here; the default one when that is not known."""

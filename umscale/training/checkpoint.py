@@ -143,7 +143,7 @@ def save(
             tensors[name] = from_columns(parts, n_groups) if parts else tensor
     if path is None:
         return
-    text = json.dumps(state | {"average_updates": average.updates})
+    text = json.dumps(state | {"average_steps": average.steps})
     try:
         save_file(tensors, path, metadata={"state": text, "checksum": _checksum(tensors, text)})
     except SafetensorError as error:  # a full disk, say, which is no fault of the run
@@ -217,7 +217,8 @@ def restore(
         }
         load_optimizer_tensors(model, optimizer, optimizer_device)
         average.average = {name: groups["average"][name].to(device) for name in average.average}
-        average.updates = int(state["average_updates"])
+        steps = state.get("average_steps")  # version 0.2 counted updates
+        average.steps = int(state["average_updates"]) * average.EVERY if steps is None else int(steps)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DamagedCheckpoint(" ".join(str(error).split())) from None
     refresh = getattr(model, "refresh", None)

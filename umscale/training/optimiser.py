@@ -13,15 +13,20 @@ from umscale.spec import RunSpec, TrainSpec
 from umscale_kernels import table_adamw
 
 
-def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, train: TrainSpec, table_decay: float | None = None
+) -> torch.optim.Optimizer:
     """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
 
-    It is torch's fused AdamW unless ``train`` asks for more of the tables, see ``TableAdamW``.
+    It is torch's fused AdamW unless ``train`` asks for more of the tables, see ``TableAdamW``. ``table_decay`` is
+    AdamW's coefficient for the tables (``umscale.model.scaling.table_decay``); None is ``train.weight_decay``.
     """
+    table_decay = train.weight_decay if table_decay is None else table_decay
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     betas = (train.beta1, train.beta2)
-    plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
+    dense_rows = train.table_gradient != "rows"
+    plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
     if tables and not plain:
         pool = getattr(model, "tables", None)
         return TableAdamW(
@@ -31,11 +36,13 @@ def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
             betas=betas,
             eps=train.eps,
             weight_decay=train.weight_decay,
+            table_decay=table_decay,
+            decay_unread=train.table_weight_decay != "coupled",
             row_second_moment=train.table_second_moment == "row",
             copies=pool.copies() if isinstance(pool, ValueTables) else {},
         )
     return torch.optim.AdamW(
-        [{"params": dense}] + ([{"params": tables}] if tables else []),
+        [{"params": dense}] + ([{"params": tables, "weight_decay": table_decay}] if tables else []),
         lr=train.lr,
         betas=betas,
         eps=train.eps,
@@ -47,9 +54,13 @@ def make_optimizer(model: nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
 class TableAdamW(torch.optim.Optimizer):
     """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
 
-    A table whose gradient is row-sparse is updated on those rows only (lazy AdamW: moments and weight decay of the
-    others stand still). ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
+    A table whose gradient is row-sparse is updated on those rows only (lazy AdamW: the moments of the others stand
+    still). With ``decay_unread`` the whole table still decays: every ``DECAY_EVERY`` steps by what those steps add up
+    to, because a pass over a large table would cost as much as the update of its rows; else the rows read decay alone.
+    ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
     """
+
+    DECAY_EVERY = 4
 
     def __init__(
         self,
@@ -60,11 +71,14 @@ class TableAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        table_decay: float,
+        decay_unread: bool,
         row_second_moment: bool,
         copies: dict[nn.Parameter, Tensor],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__([{"params": dense}, {"params": tables}], defaults)
+        super().__init__([{"params": dense}, {"params": tables, "weight_decay": table_decay}], defaults)
+        self.decay_unread = decay_unread
         self.row_second_moment = row_second_moment
         self.copies = copies
 
@@ -93,6 +107,9 @@ class TableAdamW(torch.optim.Optimizer):
                 continue
             state = self._state(p, self.row_second_moment)
             step = state["step"] = state["step"].cpu() + 1  # kept on the host, which reads it
+            apart = self.decay_unread and p.grad.is_sparse
+            if apart:
+                self._decay_whole(p, state, int(step), group["lr"] * group["weight_decay"])
             table_adamw(
                 p,
                 distinct_rows(p.grad) if p.grad.is_sparse else p.grad,
@@ -103,9 +120,21 @@ class TableAdamW(torch.optim.Optimizer):
                 beta1=beta1,
                 beta2=beta2,
                 eps=group["eps"],
-                weight_decay=group["weight_decay"],
+                weight_decay=0.0 if apart else group["weight_decay"],
                 shadow=self.copies.get(p),
             )
+
+    def _decay_whole(self, p: Tensor, state: dict[str, Tensor], step: int, share: float) -> None:
+        """Count ``share`` into what ``p`` still has to lose, and take that off when it is due."""
+        if "kept" not in state:  # of an entry, by the decay since it was last applied
+            state["kept"] = torch.ones((), dtype=torch.float64)
+        state["kept"] = state["kept"].cpu() * (1 - share)
+        if step % self.DECAY_EVERY:
+            return
+        p.mul_(float(state["kept"]))
+        state["kept"] = torch.ones((), dtype=torch.float64)
+        if (copy := self.copies.get(p)) is not None:  # type: ignore[call-overload]
+            copy.copy_(p)
 
     def _state(self, p: Tensor, row_second_moment: bool) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
@@ -188,7 +217,7 @@ class Schedule:
         self.train = train
         self.lr, self.value_lr = learning_rates(spec)
         self.warmup = round(train.warmup_tokens / per_step)
-        self.ends = [max(2, round(budget / per_step)) for budget in train.budgets]
+        self.ends = spec.budget_steps
         """Last step (exclusive) of each budget's branch."""
         self.branches = [min(max(1, round(end * (1 - train.decay_fraction))), end - 1) for end in self.ends]
         """First step of each budget's decay; the trunk runs to the last of them."""
@@ -222,23 +251,25 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> N
 class WeightAverage:
     """A power-function average of the weights: its profile keeps a fixed width relative to training length.
 
-    Update t uses decay ``(1 - 1/t)^(gamma + 1)``, so that no time constant has to be tuned to a budget
-    (arXiv 2312.02696, section 3.1); ``width`` is the profile's standard deviation relative to t.
+    An update at step t, the first since step s, uses decay ``(s / t)^(gamma + 1)``, so that no time constant has to be
+    tuned to a budget (arXiv 2312.02696, section 3.1); ``width`` is the profile's standard deviation relative to t.
     """
 
     EVERY = 4
-    """Steps between updates: the average moves slowly, so most updates would be wasted memory traffic."""
+    """Steps between updates: the average moves slowly, so most updates would be wasted memory traffic. A branch of
+    fewer steps is averaged at each of them, or its record would hold the trunk's average."""
 
     def __init__(self, model: nn.Module, width: float) -> None:
         self.gamma = _gamma(width)
-        self.updates = 0
+        self.steps = 0
+        """Of the run, up to the last update."""
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take the model's current weights into the average."""
-        self.updates += 1
-        weight = 1 - (1 - 1 / self.updates) ** (self.gamma + 1)
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take the model's weights after ``step`` steps into the average."""
+        weight = 1 - (1 - (step - self.steps) / step) ** (self.gamma + 1)
+        self.steps = step
         parameters = dict(model.named_parameters())
         average = list(self.average.values())
         torch._foreach_lerp_(average, [parameters[name] for name in self.average], weight)

@@ -34,6 +34,7 @@ from umscale.data.synthetic_corpus import validation_floor
 from umscale.files import LocalFiles
 from umscale.machine import peak_memory_bytes
 from umscale.model.decoder import Decoder
+from umscale.model.scaling import table_decay
 from umscale.spec import RunSpec
 from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
@@ -49,7 +50,7 @@ from umscale.training.optimiser import (
     skip_unless_finite,
 )
 from umscale.training.process_group import ALONE, PeerLost, World
-from umscale.training.shards import sharded_parameters, split
+from umscale.training.shards import connect, sharded_parameters, table_part
 from umscale_kernels import kernels_in_use
 
 Row = dict[str, Any]
@@ -132,7 +133,7 @@ class Run:
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
         self.validation: ValidationSet = validation_windows(
-            corpus, spec.data.seq_len, spec.data.validation_tokens
+            corpus, spec.data.seq_len, spec.data.validation_tokens, spec.data.validation_documents
         )
         known = corpus.manifest.generated is not None
         self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
@@ -155,14 +156,15 @@ class Run:
         self.checkpointed = self.logged = time.monotonic()
 
     def _build(self) -> None:
-        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len)
+        part = table_part(self.world)
+        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len, part)
         if self.world.size > 1:
-            split(model, self.world)
+            connect(model, self.world)
         self.model = model.to(self.device)
         self.shards = sharded_parameters(self.model, self.world)
         self.model.configure_tables(self.spec.train)
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
-        self.optimizer = make_optimizer(self.model, self.spec.train)
+        self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
 
     # -- one step -----------------------------------------------------------------------------------------
@@ -195,8 +197,8 @@ class Run:
         skip_unless_finite(self.optimizer, norm)
         self.optimizer.step()
         self.model.refresh(tables=False)
-        if (self.step + 1) % WeightAverage.EVERY == 0:
-            self.average.update(self.model)
+        if (self.step + 1) % (1 if self._short_branch else WeightAverage.EVERY) == 0:
+            self.average.update(self.model, self.step + 1)
         self.on_device.append((loss, norm))
         self.step += 1
         self.steps_done += 1
@@ -306,6 +308,15 @@ class Run:
                 self._log(on_progress)
             if due == 2 and self.step < end:
                 self._save(self._phase)
+
+    @property
+    def _short_branch(self) -> bool:
+        """Whether the run is on a branch that may end before the weights are averaged as usual."""
+        index = self.branch
+        return (
+            index is not None
+            and self.schedule.ends[index] - self.schedule.branches[index] < WeightAverage.EVERY
+        )
 
     @property
     def _phase(self) -> str:

@@ -31,7 +31,9 @@ def table(tmp_path: Path) -> str:
 MAP = "N=params,D=seen,loss=10*(1-miou),C=6*N*D"
 
 
-def test_predictions_of_a_formula_a_loss_of_its_own_and_a_saved_fit_agree(cli: Cli, table: str, tmp_path: Path) -> None:
+def test_predictions_of_a_formula_a_loss_of_its_own_and_a_saved_fit_agree(
+    cli: Cli, table: str, tmp_path: Path
+) -> None:
     at = ("--at", "N=1B,10B,D=20B")
     (direct,) = cli.json("predict", table, "--law", "chinchilla", "--map", MAP, "--draws", "50", *at)
     assert [p["at"] for p in direct["points"]] == [{"N": 1e9, "D": 2e10}, {"N": 1e10, "D": 2e10}]
@@ -68,7 +70,9 @@ def test_a_seal_is_checked_against_what_came_later(cli: Cli, tmp_path: Path) -> 
     early = frame[frame.tokens < 3e6]
     early.to_csv(path, index=False)
     options = ("--law", "trend", "--stage", "annealed", "--map", "m=top_m,N_s=sparse_params,D=tokens")
-    out, err, code = cli("predict", str(path), *options, "--at", "tokens=4M", "--draws", "300", "--seal", str(seal))
+    out, err, code = cli(
+        "predict", str(path), *options, "--at", "tokens=4M", "--draws", "300", "--seal", str(seal)
+    )
     assert code == 0, err
     assert "sealed 12 predictions" in err
     out, _, _ = cli("fit", str(path), "--check", str(seal))
@@ -88,7 +92,9 @@ def test_a_seal_is_checked_against_what_came_later(cli: Cli, tmp_path: Path) -> 
 
 def test_optimal_prints_both_ways(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "iso.csv"
-    pd.DataFrame(iso_table(noise=0.002)).rename(columns={"active_params": "N", "tokens": "D"}).to_csv(path, index=False)
+    pd.DataFrame(iso_table(noise=0.002)).rename(columns={"active_params": "N", "tokens": "D"}).to_csv(
+        path, index=False
+    )
     out, err, code = cli("optimal", str(path), "--compute", "1e20,1e22", "--draws", "50")
     assert (code, err) == (0, "")
     assert "parabolas: N* ∝ C^" in out
@@ -118,4 +124,6 @@ def test_options_of_the_fit_for_odd_tables(cli: Cli, tmp_path: Path) -> None:
     assert (objective["error"], objective["above"]) == ("se", 0.5)
     assert "no column 'foo'" in cli.refusal("fit", str(path), "--law", "E + A*foo**-a")
     assert "RMSE nats" not in cli("fit", str(path), "--law", law, "--draws", "0")[0]
-    assert "RMSE nats" in cli("fit", str(path), "--law", law, "--draws", "0", "--unit", "loss=nats per token")[0]
+    assert (
+        "RMSE nats" in cli("fit", str(path), "--law", law, "--draws", "0", "--unit", "loss=nats per token")[0]
+    )

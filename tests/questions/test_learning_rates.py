@@ -155,7 +155,9 @@ def test_runs_of_before_rate_scaling_keep_their_ids():
 def test_two_values_of_a_rate_give_no_optimum():
     report = rates_reports(table(np.random.default_rng(0), noise=1e-9, values=(1e-2, 3e-2)))[0]
     for cell in report.cells:
-        assert cell.lr.value == pytest.approx(6e-3, rel=0.2)  # the two values lie off the best one: the cross term
+        assert cell.lr.value == pytest.approx(
+            6e-3, rel=0.2
+        )  # the two values lie off the best one: the cross term
         assert np.isnan(cell.value_lr.value)
         assert np.isnan(cell.excess.value)
     assert "value_lr" not in report.exponents

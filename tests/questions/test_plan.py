@@ -211,7 +211,9 @@ def test_a_dense_law_plans_dense_models_and_says_what_its_n_is() -> None:
         float(fit.predict({"N": np.array([best.cost.active_params]), "D": np.array([2e10])})[0])
     )
     assert "the rows say: with embeddings" in found.statements[0]
-    counted = plan(dict(fit_table(fit)), DENSE, limits, law=fit, tokens=2e10, means={"N": "total_params_with_embedding"})
+    counted = plan(
+        dict(fit_table(fit)), DENSE, limits, law=fit, tokens=2e10, means={"N": "total_params_with_embedding"}
+    )
     assert counted.reads["N"] == "total_params_with_embedding"
     assert counted.recommended.loss.value < best.loss.value
     assert to_json(counted)["reads"] == {"N": "total_params_with_embedding", "D": "tokens"}
@@ -241,8 +243,9 @@ def test_what_the_rows_cannot_speak_of_is_refused(fit: Any, base: ModelSpec, mes
 
 
 def test_rows_with_memory_layers_plan_no_dense_model() -> None:
+    truth = Truth(delta_m=0.03, delta_n=0.02, run_sd=0.005)
+    table = draw(study_design(parse(TREE, "tree")), truth, np.random.default_rng(0))
     with pytest.raises(UserError, match="a dense model has none"):
-        table = draw(study_design(parse(TREE, "tree")), Truth(delta_m=0.03, delta_n=0.02, run_sd=0.005), np.random.default_rng(0))
         plan(table, DENSE, Limits(active_flops=1e9), law="additive")
 
 
@@ -255,11 +258,16 @@ def test_every_missing_option_is_named_at_once(tmp_path: Path) -> None:
     columns = scaling_table(0, noise=0.002)
     path.write_text(
         "N,D,loss\n"
-        + "".join(f"{n},{d},{x}\n" for n, d, x in zip(*(columns[k] for k in ("active_params", "tokens", "loss")), strict=True))
+        + "".join(
+            f"{n},{d},{x}\n"
+            for n, d, x in zip(*(columns[k] for k in ("active_params", "tokens", "loss")), strict=True)
+        )
     )
     runner = CliRunner()
     saved = tmp_path / "fit.json"
-    saved.write_text(runner.invoke(app, ["fit", str(path), "--law", "chinchilla", "--draws", "0", "--json"]).stdout)
+    saved.write_text(
+        runner.invoke(app, ["fit", str(path), "--law", "chinchilla", "--draws", "0", "--json"]).stdout
+    )
     refused = runner.invoke(app, ["plan", str(saved)])
     assert isinstance(refused.exception, UserError)
     for option in ("--model", "--max-total-params", "--max-active-flops or --max-memory-access"):

@@ -337,8 +337,11 @@ def _solve(
         [HUBER_DELTA * 10.0**-k for k in range(4)] if objective == "least_absolute" else [posed.delta]
     )
     problem = replace(posed, delta=continuation[0]).on(rows.values)
-    search = generic_search if isinstance(problem, ExpressionProblem) else engine.search
-    solution = search(problem, rows.loss)
+    solution = (
+        generic_search(problem, rows.loss)
+        if isinstance(problem, ExpressionProblem)
+        else engine.search(problem, rows.loss)
+    )
     for smaller in continuation[1:]:
         # Cold starts at a tiny δ land in wrong basins; the previous optimum does not.
         problem = problem.with_delta(smaller)

@@ -17,6 +17,7 @@ from umscale_cli.answers import (
     print_rates,
     print_ratio,
     print_suggestion,
+    print_trainer_choices,
 )
 from umscale_cli.console import JsonFlag, note, out, print_json
 from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
@@ -163,8 +164,8 @@ def fit(
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, or laws alone; default the "
-            "study's.",
+            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, trainer-choice, or "
+            "laws alone; default the study's.",
             show_default=False,
         ),
     ] = None,
@@ -203,8 +204,8 @@ def fit(
     """Fit scaling laws to a study's results or to any table; answer a study's question.
 
     A study's question is whether density beats size, which of several architectures, which memory-to-FFN ratio or
-    which learning rates are best, or how far runs of one cell lie apart. A table needs --law and, unless its columns
-    have the usual names, --map.
+    which learning rates are best, how far runs of one cell lie apart, or what a choice of the trainer decides. A table
+    needs --law and, unless its columns have the usual names, --map.
     """
     from umscale.errors import UserError, nearest
     from umscale.laws.compare import Recipe
@@ -289,6 +290,8 @@ def fit(
         _rates(table, details, stage, json_)
     elif asked == "noise":
         _noise(table, stage, json_)
+    elif asked == "trainer-choice":
+        print_choice(store, table, details, stage, json_)
     else:
         _fit_study(job, table, details, plane, asked)
     if not json_:
@@ -479,6 +482,21 @@ def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool
         return
     for one in found:
         print_rates(one, out())
+
+
+def print_choice(
+    store: "Store", table: "Table", losses: Sequence[str], stage: str | None, json_: bool = False
+) -> None:
+    """Print what a choice of the trainer decides in a store's runs."""
+    from umscale.questions.trainer_choice import recommendation, trainer_choices
+
+    documents = store.read("documents")
+    found = {loss: trainer_choices(table, loss=loss, stage=stage, documents=documents) for loss in losses}
+    if json_:
+        print_json([asdict(one) for each in found.values() for one in each])
+        return
+    for each in found.values():
+        print_trainer_choices(each, recommendation(each), out())
 
 
 def _noise(table: "Table", stage: str | None, json_: bool) -> None:

@@ -337,13 +337,22 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
 def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
-    from umscale_cli.fit import compare_store, fit_store, print_architectures, print_basis, print_fit
+    from umscale_cli.fit import (
+        compare_store,
+        fit_store,
+        print_architectures,
+        print_basis,
+        print_choice,
+        print_fit,
+    )
     from umscale_cli.plot import plot_store
 
     console = out()
     try:
         if study.question == "architectures":
             print_architectures(compare_store(store), "loss", console)
+        elif study.question == "trainer-choice":
+            print_choice(store, store.columns(), ("loss",), None)
         else:
             print_fit(fit_store(store), console)
         print_basis(store, store.columns())

@@ -17,7 +17,7 @@ from umscale.model.initialise import initialise
 from umscale.model.scaling import effective_width, value_std
 from umscale.rng import generator
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, TrainSpec
-from umscale_kernels import key_scores, select
+from umscale_kernels import available_backends, key_scores, select
 
 SPECS = [
     MemorySpec(n_keys=9, top_m=5, d_key=6, d_pre_value=8, d_value=12),
@@ -382,6 +382,28 @@ def test_shared_layers_read_their_window_and_nothing_else():
         block.memory(torch.randn(1, 200, 16), *model.tables.per_layer()[i]).square().sum().backward()
         touched = model.tables.values.grad.view(4, -1).abs().sum(1) > 0
         assert touched.tolist() == [table in (i, (i + 1) % 4) for table in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["ultramem_v2", "pkm"])
+def test_compact_gradients_are_the_dense_ones(kind):
+    memory = MemorySpec(
+        kind=kind,
+        n_keys=8,
+        top_m=3,
+        d_key=4,
+        d_value=4,
+        **({"d_pre_value": 4} if kind == "ultramem_v2" else {}),
+    )
+    spec = ModelSpec(d_model=16, n_layers=3, n_heads=2, vocab_size=11, memory=memory)
+    tokens, grads = torch.randint(11, (2, 9), generator=seeded(3)), []
+    for compact in (False, True):
+        model = Decoder(spec, seed=0, max_seq_len=8)
+        model.configure_tables(TrainSpec(), compact=compact)
+        mean_loss(model(tokens[:, :-1]), tokens[:, 1:]).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    found = {name: grad.to_dense() if grad.is_sparse else grad for name, grad in grads[1].items()}
+    assert all(torch.equal(found[name], grad) for name, grad in grads[0].items())
+    assert model.tables.values.grad.is_sparse == ("native" in available_backends("lookup"))
 
 
 def test_skipped_memory_is_added_later():

@@ -166,3 +166,28 @@ def test_runs_of_before_rate_scaling_keep_their_ids():
     scaled = dataclasses.replace(run, train=dataclasses.replace(run.train, rate_scaling="shape"))
     assert scaled.run_id != run.run_id
     assert dataclasses.replace(run, train=dataclasses.replace(run.train, lr=6e-3)).run_id != run.run_id
+
+
+def test_two_values_of_a_rate_give_no_optimum():
+    report = rates_reports(table(np.random.default_rng(0), noise=1e-9, values=(1e-2, 3e-2)))[0]
+    for cell in report.cells:
+        assert cell.lr.value == pytest.approx(
+            6e-3, rel=0.2
+        )  # the two values lie off the best one: the cross term
+        assert np.isnan(cell.value_lr.value)
+        assert np.isnan(cell.excess.value)
+    assert "value_lr" not in report.exponents
+    assert report.worst is None
+    assert any("two give no optimum" in line for line in report.warnings)
+    with pytest.raises(UserError, match="two give none"):
+        rates_reports(table(np.random.default_rng(0), rates=(3e-3, 6e-3), values=(1e-2, 3e-2)))
+
+
+def test_nothing_outside_the_values_measured_is_placed_or_priced():
+    """The best value_lr of these cells lies above all of theirs."""
+    report = rates_reports(table(np.random.default_rng(0), noise=1e-4, values=(1e-3, 2e-3, 4e-3)))[0]
+    for cell in report.cells:
+        assert np.isnan(cell.value_lr.value)
+        assert np.isnan(cell.excess.value)
+    assert sum("at or beyond the ends" in line for line in report.warnings) == 4
+    assert sum("not priced" in line for line in report.warnings) == 4

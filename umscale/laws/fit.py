@@ -181,7 +181,8 @@ def fit_rows(
     for symbol in constant:
         if symbol not in law.symbols:
             warnings.append(
-                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in the law"
+                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in "
+                "the law"
                 if columns.get(symbol, symbol)[:1].isalpha()
                 else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
             )

@@ -6,9 +6,10 @@ In every cell c of a design, with x = ln lr and y = ln value_lr,
 
 one curvature for all cells, an optimum (x*, y*) = −H⁻¹ (g_c, k_c) for each. A rate that was measured at two values in
 every cell has no optimum: then each of its values has an intercept of its own, and the other rate alone is placed. An
-optimum outside the values of its cell, and a price of rates outside them, are not said: nothing was measured there. This is linear in its coefficients, so
-intervals come from draws of their posterior under a flat prior (Student's t). Cells far from their optimum bend more
-than a parabola does: rows more than ``WINDOW`` nats above their cell's best are left out.
+optimum outside the values of its cell, and a price of rates outside them, are not said: nothing was measured there.
+This is linear in its coefficients, so intervals come from draws of their posterior under a flat prior (Student's t).
+Cells far from their optimum bend more than a parabola does: rows more than ``WINDOW`` nats above their cell's best are
+left out.
 """
 
 from collections.abc import Mapping
@@ -226,7 +227,8 @@ def _outside(
 ) -> list[str]:
     """What is not said of a cell because nothing was measured there."""
     said = [
-        f"{name}: the best {rate} lies at or beyond the ends of its values, or they are fewer than three; measure further ones"
+        f"{name}: the best {rate} lies at or beyond the ends of its values, or they are fewer than three; measure "
+        "further ones"
         for rate, there, one in zip(_RATES, inside, placed, strict=True)
         if one and not there and bowl
     ]
@@ -260,7 +262,9 @@ class _Draws:
 
 
 class _Surface:
-    """Least squares of the module's equation, of the rates that are placed; of the other, an intercept for each value."""
+    """Least squares of the module's equation, of the rates that are placed; of the other, an intercept for each
+    value.
+    """
 
     def __init__(
         self,

@@ -251,7 +251,8 @@ def _read(path: Path) -> "pa.Table":
 
 
 def _separators(path: Path) -> tuple[str, str]:
-    """What separates the cells of a CSV and the digits of its numbers: a semicolon or a tab where the header has no comma.
+    """What separates the cells of a CSV and the digits of its numbers: a semicolon or a tab where the header has no
+    comma.
 
     Beside semicolons, numbers such as 4,12 have a decimal comma, unless others have a point.
     """

@@ -73,7 +73,8 @@ def _console(stderr: bool) -> Any:
         def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
             return super().render_str(plain_lines(text), **options)
 
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else UNWATCHED_WIDTH
+    watched = (sys.stderr if stderr else sys.stdout).isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    width = None if watched else UNWATCHED_WIDTH
     return PlainConsole(
         stderr=stderr, soft_wrap=False, width=width, highlight=False, markup=False, emoji=False
     )

@@ -56,6 +56,8 @@ app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
+for _command in app.registered_commands:  # whole, where typer would cut what it takes from the docstring
+    _command.short_help = (_command.callback.__doc__ or "").strip().partition("\n")[0]
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(selftest.app, name="selftest")

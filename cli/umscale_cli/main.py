@@ -28,7 +28,7 @@ from umscale_cli import (
     train,
     worker,
 )
-from umscale_cli.console import EXIT_FAILED, close_stdout, note, prepare_streams
+from umscale_cli.console import EXIT_FAILED, Stdout, close_stdout, note, prepare_streams
 
 INTERRUPTED = 130
 
@@ -108,7 +108,7 @@ def _run(received: signals.Received) -> int:
         close_stdout()
         return EXIT_FAILED
     except OSError as error:
-        if not _stdout_fails():
+        if not (isinstance(sys.stdout, Stdout) and error is sys.stdout.lost):
             raise
         close_stdout()
         note(f"umscale: the output cannot be written ({error.strerror})")
@@ -119,15 +119,6 @@ def _run(received: signals.Received) -> int:
             raise
         note(f"umscale: {message()} (see umscale --help)")
         return 2
-
-
-def _stdout_fails() -> bool:
-    """Whether stdout holds something that it cannot write, on a full disk say."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 if __name__ == "__main__":

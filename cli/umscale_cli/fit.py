@@ -20,7 +20,17 @@ from umscale_cli.answers import (
 )
 from umscale_cli.completion import sources
 from umscale_cli.console import JsonFlag, note, out, print_json
-from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
+from umscale_cli.law_options import (
+    choice,
+    ends,
+    mapping_of,
+    pairs,
+    read_laws,
+    split,
+    weighted,
+    weights_of,
+    with_own_coefficients,
+)
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
@@ -71,6 +81,14 @@ def fit(
         str | None,
         typer.Option(
             metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
+    ] = None,
+    each: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="With --by: one fit in which only these coefficients are each group's own, as in --each E.",
+            show_default=False,
         ),
     ] = None,
     group: Annotated[
@@ -252,6 +270,7 @@ def fit(
         stage=stage,
         seed=seed,
         settings=settings,
+        each=tuple(split(each)) if each else (),
         json=json_,
     )
     study_only = {
@@ -320,6 +339,8 @@ class _Job:
     stage: str | None
     seed: int
     settings: "Settings"
+    each: tuple[str, ...]
+    """Coefficients of which every group of --by has its own, all others shared."""
     json: bool
 
 
@@ -343,6 +364,9 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
         drop_invalid=drop_invalid,
     )
     laws = read_laws(job.laws, kept, columns, job.mapping, job.settings.recipe.names, job.where)
+    if job.each:
+        laws = with_own_coefficients(laws, job.each, settings.by, kept, columns)
+        settings = replace(settings, by=())
     for line in second_choices(whole, job.mapping):
         note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
@@ -358,10 +382,13 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
 
 
 def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, question: str) -> None:
+    from umscale.errors import UserError
     from umscale.questions.floor import floor_answers
     from umscale.questions.laws import STUDY_UNITS, question_laws, report, to_json
     from umscale.results.source import map_columns
 
+    if job.each:
+        raise UserError("--each is for tables, whose rows are no runs of one study")
     mapped, columns = map_columns(table, job.mapping)
     if job.measured:
         details = (columns.pop("loss"),)

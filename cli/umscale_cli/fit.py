@@ -19,6 +19,7 @@ from umscale_cli.answers import (
     print_suggestion,
     print_trainer_choices,
 )
+from umscale_cli.completion import sources
 from umscale_cli.console import JsonFlag, note, out, print_json
 from umscale_cli.law_options import (
     choice,
@@ -45,7 +46,8 @@ def fit(
     source: Annotated[
         str,
         typer.Argument(
-            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz.",
+            autocompletion=sources,
         ),
     ],
     law: Annotated[
@@ -536,12 +538,20 @@ def _noise(table: "Table", stage: str | None, json_: bool) -> None:
     print_noise(pooled, each, out())
 
 
-def laws() -> None:
+def laws(json_: JsonFlag = False) -> None:
     """List the laws that `umscale fit --law` knows, with formula and source."""
     from rich.table import Table
 
     from umscale.laws.forms import LAWS
 
+    if json_:
+        print_json(
+            [
+                {"name": law.name, "formula": law.formula, "source": law.source, "symbols": list(law.symbols)}
+                for law in LAWS.values()
+            ]
+        )
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("law", "loss in nats", "source"):
         table.add_column(name, no_wrap=name == "law")

@@ -49,6 +49,22 @@ def test_known_optima_and_powers_are_recovered():
         assert cell.excess.value == pytest.approx(d @ H @ d / 2, abs=1e-6)
 
 
+def test_models_without_value_tables_get_the_best_of_the_rate_they_have():
+    both = table(np.random.default_rng(0), noise=1e-9)
+    dense = table(np.random.default_rng(0), noise=1e-9, values=(3e-2,))
+    dense["label"] = np.array([label.replace("top_m=", "dense=") for label in dense["label"]], object)
+    joined = {name: np.concatenate([both[name], dense[name], dense[name]]) for name in both}
+    varied, held = rates_reports(joined)
+    assert [cell.name for cell in varied.cells] == [cell.name for cell in rates_reports(both)[0].cells]
+    assert all(cell.name.startswith("dense=") for cell in held.cells)
+    for cell in held.cells:
+        # Along lr alone the least is where h_xx dx + h_xy dy = 0, off the optimum in value_lr.
+        dy = np.log(3e-2) - np.log(3e-2 * (float(cell.name.removeprefix("dense=")) / 22) ** -0.5)
+        assert np.log(cell.lr.value / 6e-3) == pytest.approx(-H[0, 1] / H[0, 0] * dy, abs=1e-4)
+        assert np.isnan(cell.value_lr.value)
+    assert not held.warnings
+
+
 def test_intervals_cover():
     covered = []
     for seed in range(40):

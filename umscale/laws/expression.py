@@ -1,7 +1,8 @@
 """Laws that users write: ``E + A*N**-alpha + B*D**-beta``.
 
-A sum of products of powers is recognised, by expanding it, and becomes a ``PowerLaw`` with its closed-form engine;
-its scales are then positive. Everything else stays an expression.
+A sum of products of powers is recognised, by expanding it, and becomes a ``PowerLaw`` with its closed-form engine. Its
+scales are positive there; a fit also looks at what the formula does with negative ones. Everything else stays an
+expression.
 """
 
 from collections.abc import Collection
@@ -49,7 +50,7 @@ def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: 
     name = name or formula
     if terms is None:
         return ExpressionLaw(name=name, source="written by the user", formula=formula, root=root)
-    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
+    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms, root=root)
 
 
 def must_be_columns(root: tree.Node) -> tuple[str, ...]:

@@ -301,6 +301,7 @@ def _statements(found: Uncertainty, points: Sequence[Prediction]) -> Iterator[st
             "a local law is a tangent: so far outside its grid read its differences as a first guess, its losses "
             "not at all"
         )
+    yield from fit.warnings
     if not len(found.draws):
         yield from found.warnings or ("no intervals: nothing was resampled",)
     if fit.unidentified:

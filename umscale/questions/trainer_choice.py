@@ -153,7 +153,7 @@ def _hangs(one: ChoiceTable, axis: str) -> str:
     return f"The verdict on density over size{mode} {verdict} over all {axis}: {words}."
 
 
-def _axis(labels: Array) -> tuple[str, Array]:
+def _axis(labels: np.ndarray) -> tuple[str, np.ndarray]:
     """Return the name of the choice and its level in every row."""
     parts = [dict(p.partition("=")[::2] for p in cell_parts(label) if "=" in p) for label in labels.tolist()]
     varied = [

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from umscale.layers.split import is_split, own_part
 from umscale.layers.tables import ValueTables
 from umscale.model.scaling import learning_rates
 from umscale.spec import RunSpec, TrainSpec
@@ -177,8 +178,8 @@ def clip_gradients(
 ) -> Tensor:
     """Scale all gradients so that their common norm is at most ``max_norm``; return the norm before.
 
-    ``shards`` are those of ``parameters`` of which this process holds a part; ``sum_over_shards`` adds up a scalar over
-    the processes that hold the others.
+    ``shards`` are those of ``parameters`` of which this process holds a part, as do tensors that are split;
+    ``sum_over_shards`` adds up a scalar over the processes that hold the others.
 
     Row-sparse gradients count as the dense ones they stand for, and are coalesced in passing. Equals
     ``torch.nn.utils.clip_grad_norm_``, which takes over when all are dense.
@@ -188,6 +189,7 @@ def clip_gradients(
         if p.grad is not None and p.grad.is_sparse:
             p.grad = distinct_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
+    shards = [*shards, *(p for p in parameters if is_split(p))]
     if not shards and not any(grad.is_sparse for grad in grads):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     values = _values(parameters)
@@ -205,7 +207,7 @@ def clip_gradients(
 def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Return the gradients that there are, of row-sparse ones the rows."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return [grad.values() if grad.is_sparse else grad for grad in grads]
+    return [grad.values() if grad.is_sparse else own_part(grad) for grad in grads]
 
 
 class Schedule:
@@ -270,13 +272,20 @@ class WeightAverage:
         weight = 1 - (1 - (step - self.steps) / step) ** (self.gamma + 1)
         self.steps = step
         parameters = dict(model.named_parameters())
-        average = list(self.average.values())
-        torch._foreach_lerp_(average, [parameters[name] for name in self.average], weight)
+        average = [own_part(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(average, [own_part(parameters[name]) for name in self.average], weight)
 
+    @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights and the average, in place; a second call undoes the first."""
         for name, parameter in model.named_parameters():
-            parameter.data, self.average[name] = self.average[name], parameter.data
+            if is_split(parameter):  # FSDP gathers from the memory it knows
+                weights, average = own_part(parameter), own_part(self.average[name])
+                kept = weights.clone()
+                weights.copy_(average)
+                average.copy_(kept)
+            else:
+                parameter.data, self.average[name] = self.average[name], parameter.data
 
 
 def _gamma(width: float) -> float:

@@ -49,7 +49,7 @@ from umscale.training.optimiser import (
     set_rates,
     skip_unless_finite,
 )
-from umscale.training.process_group import ALONE, PeerLost, World
+from umscale.training.process_group import ALONE, PeerLost, World, is_loss
 from umscale.training.shards import connect, sharded_parameters, table_part
 from umscale_kernels import kernels_in_use
 
@@ -161,6 +161,10 @@ class Run:
         if self.world.size > 1:
             connect(model, self.world)
         self.model = model.to(self.device)
+        if self.world.shard_dense:
+            from umscale.training.fsdp import shard_dense
+
+            shard_dense(self.model, self.world)
         self.shards = sharded_parameters(self.model, self.world)
         self.model.configure_tables(self.spec.train)
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
@@ -258,6 +262,10 @@ class Run:
             on_record(self.outcome)
         except (ClaimLost, PeerLost) as error:
             raise Interrupted(str(error)) from error
+        except RuntimeError as error:
+            if self.world.shard_dense and is_loss(error):
+                raise Interrupted(" ".join(str(error).split())) from error
+            raise
         return self.outcome
 
     def _execute(

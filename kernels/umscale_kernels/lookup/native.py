@@ -59,8 +59,9 @@ class Lookup(torch.autograd.Function):
         if needed and ctx.parts is not None:
             into = (None if ctx.parts[0] is None else ctx.parts[0](), ctx.parts[1]())
         tables = "dense" if needed else "none"
-        dp, ds, _, dP, dV = lookup_backward(d_o.contiguous(), *ctx.saved_tensors, ctx.gelu, tables, into)
-        has_pre_values = ctx.saved_tensors[4] is not None
+        saved = ctx.saved_tensors  # once: where activations are recomputed a second time is refused
+        dp, ds, _, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables, into)
+        has_pre_values = saved[4] is not None
         d_tables = (dP if has_pre_values else None, dV) if needed else (None, None)
         return (dp if has_pre_values else None, ds, None, *d_tables, None, None, None)
 

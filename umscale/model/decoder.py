@@ -121,9 +121,12 @@ class Decoder(nn.Module):
                 )
         return parts
 
-    def configure_tables(self, train: TrainSpec) -> None:
-        """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for."""
-        self.row_gradients = train.table_gradient == "rows"
+    def configure_tables(self, train: TrainSpec, by_rows: bool = False) -> None:
+        """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for.
+
+        ``by_rows`` makes dense ones row-sparse too, which are then the same gradient without its zeros.
+        """
+        self.row_gradients = by_rows or train.table_gradient == "rows"
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
         if self.tables is not None:

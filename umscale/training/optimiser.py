@@ -27,7 +27,7 @@ def make_optimizer(
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     betas = (train.beta1, train.beta2)
     plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
-    if tables and not plain:
+    if tables and (not plain or getattr(model, "row_gradients", False)):
         pool = getattr(model, "tables", None)
         return TableAdamW(
             dense,
@@ -37,6 +37,7 @@ def make_optimizer(
             eps=train.eps,
             weight_decay=train.weight_decay,
             table_decay=table_decay,
+            lazy=train.table_gradient == "rows",
             decay_unread=train.table_weight_decay != "coupled",
             row_second_moment=train.table_second_moment == "row",
             copies=pool.copies() if isinstance(pool, ValueTables) else {},
@@ -51,6 +52,12 @@ def make_optimizer(
     )
 
 
+ROW_GRADIENT_BYTES = 2 * 2**30
+"""Of the dense gradients of a process's tables, in fp32: above it they are held as rows, see ``gradient_by_rows``."""
+PIECE_NUMBERS = 2**24
+"""Of a table that are updated at once from a gradient that is held as rows."""
+
+
 class TableAdamW(torch.optim.Optimizer):
     """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
 
@@ -58,6 +65,8 @@ class TableAdamW(torch.optim.Optimizer):
     still). With ``decay_unread`` the whole table still decays: every ``DECAY_EVERY`` steps by what those steps add up
     to, because a pass over a large table would cost as much as the update of its rows; else the rows read decay alone.
     ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
+
+    Not ``lazy``, a row-sparse gradient is taken for the dense one it stands for, whose zeros need not be held.
     """
 
     DECAY_EVERY = 4
@@ -72,12 +81,14 @@ class TableAdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         table_decay: float,
+        lazy: bool,
         decay_unread: bool,
         row_second_moment: bool,
         copies: dict[nn.Parameter, Tensor],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([{"params": dense}, {"params": tables, "weight_decay": table_decay}], defaults)
+        self.lazy = lazy
         self.decay_unread = decay_unread
         self.row_second_moment = row_second_moment
         self.copies = copies
@@ -107,6 +118,9 @@ class TableAdamW(torch.optim.Optimizer):
                 continue
             state = self._state(p, self.row_second_moment)
             step = state["step"] = state["step"].cpu() + 1  # kept on the host, which reads it
+            if p.grad.is_sparse and not self.lazy:
+                self._step_whole(p, distinct_rows(p.grad), state, group)
+                continue
             apart = self.decay_unread and p.grad.is_sparse
             if apart:
                 self._decay_whole(p, state, int(step), group["lr"] * group["weight_decay"])
@@ -123,6 +137,25 @@ class TableAdamW(torch.optim.Optimizer):
                 weight_decay=0.0 if apart else group["weight_decay"],
                 shadow=self.copies.get(p),
             )
+
+    def _step_whole(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Do the step of the dense gradient that ``grad`` stands for, holding no more than a piece of its size."""
+        (beta1, beta2), step = group["betas"], int(state["step"])
+        rows, values = grad.indices()[0], grad.values()
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        squares = values.square() if v.dim() == 2 else values.square().mean(1)
+        m.mul_(beta1).index_add_(0, rows, values, alpha=1 - beta1)
+        v.mul_(beta2).index_add_(0, rows, squares, alpha=1 - beta2)
+        copy = self.copies.get(p)  # type: ignore[call-overload]
+        size = max(1, PIECE_NUMBERS // p.shape[1])
+        for start in range(0, p.shape[0], size):
+            piece = slice(start, start + size)
+            root = v[piece].div(1 - beta2**step).sqrt_().add_(group["eps"])
+            root = root if v.dim() == 2 else root.unsqueeze(1)
+            p[piece].mul_(1 - group["lr"] * group["weight_decay"])
+            p[piece].addcdiv_(m[piece], root, value=-group["lr"] / (1 - beta1**step))
+            if copy is not None:
+                copy[piece].copy_(p[piece])
 
     def _decay_whole(self, p: Tensor, state: dict[str, Tensor], step: int, share: float) -> None:
         """Count ``share`` into what ``p`` still has to lose, and take that off when it is due."""
@@ -143,6 +176,21 @@ class TableAdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = p.new_zeros(p.shape[0]) if row_second_moment else torch.zeros_like(p)
         return state
+
+
+def gradient_by_rows(run: RunSpec, n_processes: int, shard_tables: bool) -> bool:
+    """Return whether gradients of tables are held as the rows read: by choice, or as the dense ones are too large.
+
+    They are when a process's exceed ``ROW_GRADIENT_BYTES`` and a batch reads less than half of the rows. The steps are
+    those of dense gradients either way, up to rounding, unless ``table_gradient`` is ``rows``.
+    """
+    memory, layers = run.model.memory, len(run.model.memory_layers)
+    if memory is None or run.train.table_gradient == "rows":
+        return memory is not None
+    n_rows = memory.n_tables(layers) * memory.n_values
+    split = n_processes if shard_tables else 1
+    read = run.tokens_per_step // n_processes * split * memory.heads * memory.top_m * layers
+    return 4 * n_rows * memory.row_width // split > ROW_GRADIENT_BYTES and 2 * read < n_rows
 
 
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:

@@ -25,6 +25,7 @@ from umscale_cli.console import (
 )
 from umscale_cli.executors import DeviceOption, ThreadsOption, check_device, stopping_noted
 from umscale_cli.runs import DEFAULT_ROOT
+from umscale_cli.splits import DenseOption, TablesOption, check_split
 from umscale_cli.sweep import View, planned, ready
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from umscale.store.store import Store
     from umscale.training.process_group import World
 
-SPLITS = ("replicated", "sharded")
 SHOWN = 8
 """Labels that a message lists."""
 
@@ -60,20 +60,8 @@ def train(
         typer.Option(metavar="ID", help="Which run, by the beginning of its id.", show_default=False),
     ] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1,
-    tables: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="replicated: every process holds whole value tables; sharded: 1/N of their columns.",
-        ),
-    ] = "replicated",
-    dense: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="replicated: every process holds all other parameters; sharded: 1/N of each, gathered for use (FSDP).",
-        ),
-    ] = "replicated",
+    tables: TablesOption = "replicated",
+    dense: DenseOption = "replicated",
     store: StoreOption = None,
     set_: SetOption = None,
     threads: ThreadsOption = 1,
@@ -87,19 +75,16 @@ def train(
     command continues, also with another number of processes.
     """
     from umscale.design.study import load_study
-    from umscale.errors import UserError, nearest
     from umscale.store.store import FINAL
     from umscale.training.shards import check
 
-    for option, value in (("--tables", tables), ("--dense", dense)):
-        if value not in SPLITS:
-            raise UserError(f"{option} {value!r} must be {' or '.join(SPLITS)}{nearest(value, SPLITS)}")
     check_device(device)
     size = _torchrun_size(nproc) or nproc
+    split = check_split(size, tables, dense)
     how = How(
         size=size,
-        shard_tables=tables == "sharded",
-        shard_dense=dense == "sharded",
+        shard_tables=split.shard_tables,
+        shard_dense=split.shard_dense,
         device=device,
         threads=threads,
     )

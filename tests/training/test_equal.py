@@ -21,7 +21,9 @@ from umscale.training.shards import from_columns
 
 CPU = torch.device("cpu")
 STEPS = 3
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch without torch.distributed"
+)
 
 HOW = {
     "replicated": {},
@@ -60,7 +62,12 @@ def found_by(world: World, name: str, cut: bool, folder: Path) -> tuple[list[flo
 
 
 def process(rank: int, size: int, folder: str, data: str) -> None:
-    os.environ |= {"UMSCALE_DATA": data, "RANK": str(rank), "WORLD_SIZE": str(size), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {
+        "UMSCALE_DATA": data,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     torch.set_num_threads(1)
     found = {}
     with joined(f"file://{folder}/rendezvous", shard_tables=False, device=CPU) as world:

@@ -183,7 +183,7 @@ def test_broken_tables_break_nothing_else(table_gradient: str, tmp_path) -> None
     run.model.refresh()
     for _ in range(3):
         run.launch_step()
-    with pytest.raises(Diverged, match="at step 1$"):
+    with pytest.raises(Diverged, match=r"at step 1$"):
         run.settle()
 
 
@@ -231,13 +231,17 @@ def test_a_loss_in_parts_holds_no_whole_logits(monkeypatch: pytest.MonkeyPatch) 
 def test_gradients_too_large_to_be_dense_are_rows_and_the_steps_are_the_same(
     name: str, options: dict[str, str], tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    exact = "table_copy" not in options  # which makes results fp32
+
     def steps(limit: int) -> tuple[list[float], dict[str, torch.Tensor], bool]:
         monkeypatch.setattr(optimiser, "ROW_GRADIENT_BYTES", limit)
         monkeypatch.setattr(optimiser, "PIECE_NUMBERS", 500)
         spec = run_spec(name, batch_size=1, budgets=(2_000,), warmup_tokens=0, **options)
         memory = dataclasses.replace(spec.model.memory, n_keys=24, top_m=2)
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, memory=memory))
-        torch.set_default_dtype(torch.float64)  # Adam makes much of what rounding leaves of a gradient near 0
+        torch.set_default_dtype(
+            torch.float64 if exact else torch.float32
+        )  # Adam makes much of what rounding leaves of a gradient near 0
         try:
             run = Run(spec, open_corpus("kjv"), tmp_path, CPU)
             losses = [run.train_step() for _ in range(6)]
@@ -248,6 +252,8 @@ def test_gradients_too_large_to_be_dense_are_rows_and_the_steps_are_the_same(
 
     dense, rows = steps(2**40), steps(0)
     assert (dense[2], rows[2]) == (False, True)
-    assert rows[0] == pytest.approx(dense[0], rel=1e-12)
+    assert rows[0] == pytest.approx(dense[0], rel=1e-12 if exact else 1e-6)
     for key, weight in dense[1].items():
-        torch.testing.assert_close(rows[1][key], weight, rtol=0, atol=1e-10 * float(weight.abs().max()))
+        torch.testing.assert_close(
+            rows[1][key], weight, rtol=0, atol=(1e-10 if exact else 1e-3) * float(weight.abs().max())
+        )

@@ -18,7 +18,9 @@ class Prefetch:
             compete with it.
     """
 
-    def __init__(self, read: Callable[[int], np.ndarray], device: torch.device, ahead: bool | None = None) -> None:
+    def __init__(
+        self, read: Callable[[int], np.ndarray], device: torch.device, ahead: bool | None = None
+    ) -> None:
         self._read, self._device = read, device
         ahead = device.type == "cuda" if ahead is None else ahead
         self._pool = ThreadPoolExecutor(1, "umscale-input") if ahead else None

@@ -81,9 +81,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(spec, i, seed) for i in range(spec.n_layers))
         self.final_norm = RmsNorm(spec.d_model)
         self.head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
-        self.tables = (
-            None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers), part)
-        )
+        self.tables = None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers), part)
         self.row_gradients = False
         rotary = rotary_table(max_seq_len, spec.d_model // spec.n_heads, spec.rope_theta)
         self.register_buffer("rotary", rotary, persistent=False)

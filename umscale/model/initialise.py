@@ -30,7 +30,9 @@ _DRAWN_AT_ONCE = 2**22
 """Numbers; a table is drawn by rows, so that beside the columns that a process holds there is never the whole."""
 
 
-def _normal_columns(table: Tensor, seed: int, name: str, std: float, groups: int, part: tuple[int, int]) -> None:
+def _normal_columns(
+    table: Tensor, seed: int, name: str, std: float, groups: int, part: tuple[int, int]
+) -> None:
     """Fill ``table [N, D / W]``, columns of one of width D, with the numbers that ``_normal`` gives the whole.
 
     Torch draws normal numbers by sixteens, so pieces of a multiple of 16 numbers are those of the whole; what remains

@@ -1,8 +1,8 @@
 """Everything but value tables split over processes, with its gradients, moments and average: torch's FSDP2.
 
-``fully_shard`` keeps 1/W of every parameter of a block on each process, gathers a block's parameters when it is computed,
-while the block before is, and scatters the sum of its gradients while the next is differentiated. Value tables are left
-to ``umscale.training.shards``: gathering them is what must not happen.
+``fully_shard`` keeps 1/W of every parameter of a block on each process, gathers a block's parameters while the block
+before is computed, and scatters the sum of its gradients while the next is differentiated. Value tables are left to
+``umscale.training.shards``: gathering them is what must not happen.
 """
 
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ def shard_dense(model: Decoder, world: World) -> None:
         return Shard(next(even, 0))  # only the first axis may be split unevenly
 
     for module in (*model.blocks, model):
-        # The outermost too is split again after its forward pass: an evaluation is followed by another, of other weights.
+        # The outermost too is split again after its forward pass: one of other weights may follow in an evaluation.
         fully_shard(
             module, mesh=mesh, ignored_params=tables, shard_placement_fn=placement, reshard_after_forward=True
         )

@@ -1,14 +1,17 @@
 """What a process's memory will hold at its fullest, before anything of that size is made.
 
-Weights, gradients, moments and the average follow from the spec. What a block keeps for the backward pass is measured on
-one block of the model's widths, a few tokens and small tables, and grows with tokens alone: attention keeps no scores.
+Weights, gradients, moments and the average follow from the spec. What a block keeps for the backward pass is measured
+on one block of the model's widths, a few tokens and small tables, and grows with tokens alone: attention keeps no
+scores.
 
 A step is fullest when the backward pass has begun: activations of all blocks are there, and gradients of tables come in
-whole; or at its end, when all gradients are. Parts that are not there at the fullest moment are not counted.
+whole; or at its end, when all gradients are. Parts that are not there at the fullest moment count nothing.
 """
 
 import contextlib
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,8 +69,10 @@ def predict_memory(run: RunSpec, split: Split = Split()) -> dict[str, int]:
     parts = -(-logits // PART_BYTES)
     head = model.vocab_size * model.d_model * FLOAT
     loss = 2 * logits if parts == 1 else 2 * PART_BYTES + head
-    early = activations + max(loss, work) + FLOAT * table_gradient
-    late = work + FLOAT * (table_gradient + dense)
+    several = (
+        at_once < train.batch_size // split.size
+    )  # then gradients of the parts before are there throughout
+    late = not several and work + FLOAT * dense > activations + max(loss, work)
     out = {
         "value tables": FLOAT * tables,
         "other weights": FLOAT * dense,
@@ -75,9 +80,9 @@ def predict_memory(run: RunSpec, split: Split = Split()) -> dict[str, int]:
         "weight average": FLOAT * (tables + dense),
         "copies of tables": 2 * tables if train.table_copy == "bfloat16" else 0,
         "gradients of tables": FLOAT * table_gradient,
-        "other gradients": FLOAT * dense if late > early else 0,
-        "activations": 0 if late > early else activations,
-        "loss or a block's work": work if late > early else max(loss, work),
+        "other gradients": FLOAT * dense if late or several else 0,
+        "activations": 0 if late else activations,
+        "loss or a block's work": work if late else max(loss, work),
         "gathered weights": 2 * FLOAT * _dense_params(model) // model.n_layers if split.shard_dense else 0,
         "libraries": 0 if torch.cuda.is_available() else resident_bytes(),
     }
@@ -111,7 +116,9 @@ def _activations(run: RunSpec, tokens: int) -> tuple[int, int]:
     """Return what all blocks keep for the backward pass, and what one needs beyond that, in bytes."""
     model = run.model
     n_memory = len(model.memory_layers)
-    kinds = [(with_memory, n) for with_memory, n in ((True, n_memory), (False, model.n_layers - n_memory)) if n]
+    kinds = [
+        (with_memory, n) for with_memory, n in ((True, n_memory), (False, model.n_layers - n_memory)) if n
+    ]
     found = [(measure_block(run, with_memory), n) for with_memory, n in kinds]
     work = max(block.work for block, _ in found)
     ends = 3 * model.d_model * FLOAT  # embedding, and before and after the last norm
@@ -132,7 +139,9 @@ def measure_block(run: RunSpec, with_memory: bool) -> BlockMemory:
         torch.nn.init.normal_(parameter, std=0.02)
     for buffer in block.buffers():
         torch.nn.init.normal_(buffer)
-    tables = [_small_tables(model.memory)] * max(1, len(model.memory_layers)) if model.memory is not None else []
+    tables = (
+        [_small_tables(model.memory)] * max(1, len(model.memory_layers)) if model.memory is not None else []
+    )
     rotary = rotary_table(length, model.d_model // model.n_heads, model.rope_theta)
     x = torch.randn(1, length, model.d_model, requires_grad=True)
     own = {p.untyped_storage().data_ptr() for p in (*block.parameters(), *block.buffers(), rotary)}
@@ -175,7 +184,7 @@ def peak_allocated(work: Callable[[], None]) -> int:
     """Return the most bytes of tensors on the CPU that ``work`` holds at once."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     assert profiler.profiler is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -184,3 +193,17 @@ def peak_allocated(work: Callable[[], None]) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the profiler's library, which no setting silences, from writing to stderr."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

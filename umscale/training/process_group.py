@@ -146,7 +146,10 @@ def joined(
     """
     size = int(os.environ["WORLD_SIZE"])
     world = World(
-        rank=int(os.environ["RANK"]), size=size, shard_tables=shard_tables, shard_dense=shard_dense and size > 1
+        rank=int(os.environ["RANK"]),
+        size=size,
+        shard_tables=shard_tables,
+        shard_dense=shard_dense and size > 1,
     )
     if world.size == 1:
         yield world

@@ -409,9 +409,7 @@ class Run:
             self.model, windows, batch, self.precision(), self.workspace.beat, self.world
         )
         n_params = cost(self.spec.model, self.spec.data.seq_len).total_params
-        return score(
-            self.probes, nats, right, self.mixture, self.step * self.spec.train.batch_size, n_params
-        )
+        return score(self.probes, nats, right, self.mixture, self.step * self.spec.train.batch_size, n_params)
 
     def _record(self, index: int, stage: str) -> None:
         """Evaluate raw and averaged weights and append the record of (budget, stage)."""

@@ -19,7 +19,17 @@ from umscale_cli.answers import (
     print_suggestion,
 )
 from umscale_cli.console import JsonFlag, note, out, print_json
-from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
+from umscale_cli.law_options import (
+    choice,
+    ends,
+    mapping_of,
+    pairs,
+    read_laws,
+    split,
+    weighted,
+    weights_of,
+    with_own_coefficients,
+)
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
@@ -69,6 +79,14 @@ def fit(
         str | None,
         typer.Option(
             metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
+    ] = None,
+    each: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="With --by: one fit in which only these coefficients are each group's own, as in --each E.",
+            show_default=False,
         ),
     ] = None,
     group: Annotated[
@@ -190,6 +208,14 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Only say how many intervals of a seal (`umscale predict --seal FILE`) have held.",
+            show_default=False,
+        ),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Fit scaling laws to a study's results or to any table; answer a study's question.
@@ -206,6 +232,9 @@ def fit(
     from umscale.results.source import choose_rows, is_table
     from umscale.spec import quantity
 
+    if check is not None:
+        _check(source, check, json_)
+        return
     if law is not None and compare is not None:
         raise UserError("--law or --compare: --compare names its laws itself")
     mapping = mapping_of(map_) | weights_of(weight, error)
@@ -239,6 +268,7 @@ def fit(
         stage=stage,
         seed=seed,
         settings=settings,
+        each=tuple(split(each)) if each else (),
         json=json_,
     )
     study_only = {
@@ -280,7 +310,17 @@ def fit(
         _noise(table, stage, json_)
     else:
         _fit_study(job, table, details, plane, asked)
+    if not json_:
+        print_basis(store, table, details[0])
     warn_damaged(store)
+
+
+def print_basis(store: "Store", table: "Table", loss: str = "loss") -> None:
+    """Say what the results of ``table`` rest on."""
+    from umscale.say.basis import basis
+
+    for sentence in basis(store, table, loss):
+        out().print(f"\n{sentence}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +337,8 @@ class _Job:
     stage: str | None
     seed: int
     settings: "Settings"
+    each: tuple[str, ...]
+    """Coefficients of which every group of --by has its own, all others shared."""
     json: bool
 
 
@@ -320,12 +362,15 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
         drop_invalid=drop_invalid,
     )
     laws = read_laws(job.laws, kept, columns, job.mapping, job.settings.recipe.names, job.where)
+    if job.each:
+        laws = with_own_coefficients(laws, job.each, settings.by, kept, columns)
+        settings = replace(settings, by=())
     for line in second_choices(whole, job.mapping):
         note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if job.json:
-        inputs = {"table": job.source, "where": job.where, "map": job.mapping}
+        inputs = {"table": job.source, "where": job.where, "map": job.mapping, "group": job.settings.group}
         print_json(to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept}))
         return
     console = out()
@@ -335,10 +380,13 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
 
 
 def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, question: str) -> None:
+    from umscale.errors import UserError
     from umscale.questions.floor import floor_answers
     from umscale.questions.laws import STUDY_UNITS, question_laws, report, to_json
     from umscale.results.source import map_columns
 
+    if job.each:
+        raise UserError("--each is for tables, whose rows are no runs of one study")
     mapped, columns = map_columns(table, job.mapping)
     if job.measured:
         details = (columns.pop("loss"),)
@@ -357,7 +405,8 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
     if question == "laws":
         found = replace(found, verdicts=())
     if job.json:
-        print_json(to_json(found, input={"study": job.source, "where": job.where, "map": job.mapping}))
+        inputs = {"study": job.source, "where": job.where, "map": job.mapping, "group": job.settings.group}
+        print_json(to_json(found, input=inputs))
     elif job.compare:
         print_comparison(found, out())
     else:
@@ -368,6 +417,17 @@ def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, q
         for one in found.verdicts if plane else ():
             if one.loss in details:
                 print_map(table, one.stage, one.compensation, one.loss, out())
+
+
+def _check(source: str, path: Path, json_: bool) -> None:
+    from umscale_cli.predicted import print_check
+    from umscale_cli.rows import check_seal
+
+    found = check_seal(path, source)
+    if json_:
+        print_json(found.to_dict())
+    else:
+        print_check(found, out())
 
 
 def _question(given: str | None, store: "Store", job: _Job) -> str:

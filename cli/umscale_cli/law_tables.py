@@ -104,7 +104,7 @@ def _print_sections(found: "Report", sections: "Sequence[Section]", console: Any
             )
 
 
-def _table(title: str, columns: Mapping[str, str]) -> Any:
+def plain_table(title: str, columns: Mapping[str, str]) -> Any:
     """Return a table without lines; ``columns`` maps names to ``left`` or ``right``."""
     from rich.table import Table
 
@@ -139,7 +139,7 @@ def _law_table(found: "Report", section: "Section") -> Any:
         **profiled,
         **dict.fromkeys(right, "right"),
     }
-    table = _table(_title(found, section), columns)
+    table = plain_table(_title(found, section), columns)
     for index, compared in enumerate(section.comparison.laws):
         fit = compared.fit
         estimates = section.uncertainty[index].coefficients()
@@ -166,7 +166,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
     tested = {edge: head for s, _ in pairs for edge, head in edges_tested(s).items()}
     right = ("rows", *names, _rmse(found), *tested.values())
     title = f"{law}: {_heading(found, sections[0])}"
-    table = _table(title, {**dict.fromkeys(found.settings.by, "left"), **dict.fromkeys(right, "right")})
+    table = plain_table(title, {**dict.fromkeys(found.settings.by, "left"), **dict.fromkeys(right, "right")})
     for section, index in pairs:
         compared = section.comparison.laws[index]
         estimates = section.uncertainty[index].coefficients()
@@ -189,7 +189,7 @@ def _group_table(found: "Report", sections: "Sequence[Section]", law: str) -> An
 def _comparison_table(found: "Report", section: "Section") -> Any:
     heads = edges_tested(section)
     right = ("free", _rmse(found), "%", "AICc", "BIC", *heads.values())
-    table = _table(_title(found, section), {"law": "left", **dict.fromkeys(right, "right")})
+    table = plain_table(_title(found, section), {"law": "left", **dict.fromkeys(right, "right")})
     for compared in section.comparison.laws:
         name = compared.fit.law.name
         table.add_row(
@@ -249,7 +249,7 @@ def _print_diagnostics(
         "right",
     )
     title = f"Residuals of {fit.law.name}{f', {group}' if group is not None else ''}"
-    table = _table(title, left | right)
+    table = plain_table(title, left | right)
     for axis in found.axes:
         for i, one in enumerate(axis.bins):
             table.add_row(

@@ -12,9 +12,9 @@ import pytest
 from umscale.design.study import expand, load_study
 from umscale.execute.executor import python_path, worker_command, worker_environment
 from umscale.execute.job import write_job
-from umscale.execute.plan import make_plan
+from umscale.execute.workload import make_plan
 from umscale.processes import python_command
-from umscale.store import Store
+from umscale.store.store import Store
 from umscale_cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -235,7 +235,6 @@ def test_gradients_too_large_to_be_dense_are_rows_and_the_steps_are_the_same(
 
     def steps(limit: int) -> tuple[list[float], dict[str, torch.Tensor], bool]:
         monkeypatch.setattr(optimiser, "ROW_GRADIENT_BYTES", limit)
-        monkeypatch.setattr(optimiser, "PIECE_NUMBERS", 500)
         spec = run_spec(name, batch_size=1, budgets=(2_000,), warmup_tokens=0, **options)
         memory = dataclasses.replace(spec.model.memory, n_keys=24, top_m=2)
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, memory=memory))

@@ -119,16 +119,20 @@ class Decoder(nn.Module):
                 )
         return parts
 
-    def configure_tables(self, train: TrainSpec, by_rows: bool = False) -> None:
+    def configure_tables(self, train: TrainSpec, compact: bool = False, by_rows: bool = False) -> None:
         """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for.
 
-        ``by_rows`` makes dense ones row-sparse too, which are then the same gradient without its zeros.
+        ``compact`` allows dense gradients to arrive as the rows that are not zero, where that is faster, and ``by_rows``
+        makes them, so that nothing of a table's size is held: the optimiser must then be ``make_optimizer``'s, made
+        after this call.
         """
         self.row_gradients = by_rows or train.table_gradient == "rows"
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
+            memory.atomic_gradients = train.table_gradient == "atomic"
         if self.tables is not None:
             self.tables.keep_copies(train.table_copy == "bfloat16")
+            self.tables.compact_gradients = compact and not self.row_gradients
 
     def recompute_blocks(self, enabled: bool) -> None:
         """Keep only what enters each block in training, and compute the rest again in the backward pass."""

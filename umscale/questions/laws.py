@@ -13,7 +13,7 @@ from umscale.errors import UserError, nearest
 from umscale.laws.compare import EXTRA_SYMBOLS, Compared, Comparison, Recipe, compare, fit_each, nulls_beside
 from umscale.laws.diagnostics import Diagnostics, diagnose, inseparable
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import FIRST_LAWS, Law, law_named
+from umscale.laws.forms import FIRST_LAWS, ExpressionLaw, Law, LocalLaw, PowerLaw, law_named
 from umscale.laws.uncertainty import Estimate, Interval, Uncertainty, bootstrap, profile_interval
 from umscale.questions.density_over_size import Verdict, verdicts
 from umscale.results.source import ROW
@@ -37,6 +37,9 @@ STUDY_UNITS: Mapping[str, str] = {
 """Symbol → unit and convention of a store's columns."""
 
 _MOST_GROUPS = 100  # fits of --by: more is a column that does not group
+
+
+_FORMS: Mapping[type[Law], str] = {PowerLaw: "power", LocalLaw: "local", ExpressionLaw: "expression"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,7 @@ def _sections(
     sections: list[Section] = []
     skipped: list[str] = []
     for loss in losses:
-        for by, group in _parts(table, settings.by):
+        for by, group in parts_of(table, settings.by):
             stages: Sequence[str | None] = [s for s in levels(group, "stage") if stage in (None, s)]
             if stage is not None and not stages:
                 there = ", ".join(levels(group, "stage")) or "none"
@@ -191,7 +194,7 @@ def _sections(
     return tuple(sections), tuple(skipped)
 
 
-def _parts(table: Table, by: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
+def parts_of(table: Table, by: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
     """The values of columns that occur together, ascending, each with its rows; the whole table for no column."""
     if not by:
         yield (), table
@@ -257,7 +260,7 @@ def _section(
         raise refused[0]
     part = part_of(table, stage=stage, compensation=compensation)
     comparison = compare(fits)
-    codes, unit = _groups(part, fits[0], settings)
+    codes, unit = resampling_groups(part, fits[0], settings)
     found = Section(
         stage=stage,
         compensation=compensation,
@@ -285,7 +288,7 @@ def _section(
     return found, refused
 
 
-def _groups(table: Table, fit: FitResult, settings: Settings) -> tuple[Codes | None, str]:
+def resampling_groups(table: Table, fit: FitResult, settings: Settings) -> tuple[Codes | None, str]:
     """Codes of the rows that are resampled together, [rows of the fit], and what they are called.
 
     None leaves a study to ``bootstrap``, which knows its runs and cells.
@@ -348,6 +351,7 @@ def _fit(section: Section, index: int, settings: Settings) -> dict[str, Any]:
     return {
         "law": fit.law.name,
         "formula": fit.law.formula,
+        "form": _FORMS[type(fit.law)],
         "source": fit.law.source,
         "stage": section.stage,
         "compensation": section.compensation,

@@ -424,13 +424,18 @@ def _rates(evidence: Evidence) -> list[Block]:
     for found in evidence.rates:
         place = f"{_when(found.stage)}, {count(found.budget)} tokens"
         place += "" if found.compensation in (None, "none") else f", {_held(found.compensation)}"
-        worst = max(found.cells, key=lambda cell: cell.excess.value)
+        worst = found.worst
         if found.loss == "loss":
+            verdict = "The default rates are not priced: they lie outside what was measured"
+            if worst is not None:
+                verdict = f"The default rates cost at most {both(worst.excess)} nats per token"
             blocks.append(
                 Answer(
-                    verdict=f"The default rates cost at most {both(worst.excess)} nats per token ({place})",
+                    verdict=f"{verdict} ({place})",
                     tone="open",
-                    text=f"Most at {worst.name}, of {counted(len(found.cells), 'cell')}.",
+                    text=f"Of {counted(len(found.cells), 'cell')}."
+                    if worst is None
+                    else f"Most at {worst.name}, of {counted(len(found.cells), 'cell')}.",
                 )
             )
         into = blocks if found.loss == "loss" else averaged

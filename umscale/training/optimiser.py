@@ -19,16 +19,19 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
 
-    It is torch's fused AdamW unless ``train`` asks for more of the tables, see ``TableAdamW``. ``table_decay`` is
+    It is torch's fused AdamW unless ``train`` asks for more of the tables or their dense gradients arrive as rows, see
+    ``TableAdamW``. ``table_decay`` is
     AdamW's coefficient for the tables (``umscale.model.scaling.table_decay``); None is ``train.weight_decay``.
     """
     table_decay = train.weight_decay if table_decay is None else table_decay
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     betas = (train.beta1, train.beta2)
-    plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
-    if tables and (not plain or getattr(model, "row_gradients", False)):
-        pool = getattr(model, "tables", None)
+    dense_rows = train.table_gradient != "rows"
+    plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
+    pool = getattr(model, "tables", None)
+    compact = isinstance(pool, ValueTables) and (pool.compact_gradients or getattr(model, "row_gradients", False))
+    if tables and (compact or not plain):
         return TableAdamW(
             dense,
             tables,
@@ -54,19 +57,16 @@ def make_optimizer(
 
 ROW_GRADIENT_BYTES = 2 * 2**30
 """Of the dense gradients of a process's tables, in fp32: above it they are held as rows, see ``gradient_by_rows``."""
-PIECE_NUMBERS = 2**24
-"""Of a table that are updated at once from a gradient that is held as rows."""
 
 
 class TableAdamW(torch.optim.Optimizer):
     """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
 
-    A table whose gradient is row-sparse is updated on those rows only (lazy AdamW: the moments of the others stand
-    still). With ``decay_unread`` the whole table still decays: every ``DECAY_EVERY`` steps by what those steps add up
-    to, because a pass over a large table would cost as much as the update of its rows; else the rows read decay alone.
-    ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
-
-    Not ``lazy``, a row-sparse gradient is taken for the dense one it stands for, whose zeros need not be held.
+    With ``lazy``, a table whose gradient is row-sparse is updated on those rows only (the moments of the others stand
+    still); without, such a gradient stands for the dense one. With ``decay_unread`` a lazy table still decays as a
+    whole: every ``DECAY_EVERY`` steps by what those steps add up to, because a pass over a large table would cost as
+    much as the update of its rows; else the rows read decay alone. ``row_second_moment`` keeps one second moment per
+    table row instead of one per parameter.
     """
 
     DECAY_EVERY = 4
@@ -88,8 +88,7 @@ class TableAdamW(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([{"params": dense}, {"params": tables, "weight_decay": table_decay}], defaults)
-        self.lazy = lazy
-        self.decay_unread = decay_unread
+        self.lazy, self.decay_unread = lazy, decay_unread
         self.row_second_moment = row_second_moment
         self.copies = copies
 
@@ -118,10 +117,7 @@ class TableAdamW(torch.optim.Optimizer):
                 continue
             state = self._state(p, self.row_second_moment)
             step = state["step"] = state["step"].cpu() + 1  # kept on the host, which reads it
-            if p.grad.is_sparse and not self.lazy:
-                self._step_whole(p, distinct_rows(p.grad), state, group)
-                continue
-            apart = self.decay_unread and p.grad.is_sparse
+            apart = self.lazy and self.decay_unread and p.grad.is_sparse
             if apart:
                 self._decay_whole(p, state, int(step), group["lr"] * group["weight_decay"])
             table_adamw(
@@ -136,26 +132,8 @@ class TableAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 weight_decay=0.0 if apart else group["weight_decay"],
                 shadow=self.copies.get(p),
+                lazy=self.lazy,
             )
-
-    def _step_whole(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """Do the step of the dense gradient that ``grad`` stands for, holding no more than a piece of its size."""
-        (beta1, beta2), step = group["betas"], int(state["step"])
-        rows, values = grad.indices()[0], grad.values()
-        m, v = state["exp_avg"], state["exp_avg_sq"]
-        squares = values.square() if v.dim() == 2 else values.square().mean(1)
-        m.mul_(beta1).index_add_(0, rows, values, alpha=1 - beta1)
-        v.mul_(beta2).index_add_(0, rows, squares, alpha=1 - beta2)
-        copy = self.copies.get(p)  # type: ignore[call-overload]
-        size = max(1, PIECE_NUMBERS // p.shape[1])
-        for start in range(0, p.shape[0], size):
-            piece = slice(start, start + size)
-            root = v[piece].div(1 - beta2**step).sqrt_().add_(group["eps"])
-            root = root if v.dim() == 2 else root.unsqueeze(1)
-            p[piece].mul_(1 - group["lr"] * group["weight_decay"])
-            p[piece].addcdiv_(m[piece], root, value=-group["lr"] / (1 - beta1**step))
-            if copy is not None:
-                copy[piece].copy_(p[piece])
 
     def _decay_whole(self, p: Tensor, state: dict[str, Tensor], step: int, share: float) -> None:
         """Count ``share`` into what ``p`` still has to lose, and take that off when it is due."""

@@ -176,8 +176,12 @@ class Run:
 
             shard_dense(self.model, self.world)
         self.shards = sharded_parameters(self.model, self.world)
-        by_rows = gradient_by_rows(self.spec, self.world.size, self.world.shard_tables)
-        self.model.configure_tables(self.spec.train, by_rows)
+        # Between processes, rows would have to be matched up: there they are only where dense gradients are too large.
+        self.model.configure_tables(
+            self.spec.train,
+            compact=self.world.size == 1 and self.device.type == "cpu",
+            by_rows=gradient_by_rows(self.spec, self.world.size, self.world.shard_tables),
+        )
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
         self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
         self.average = WeightAverage(self.model, self.spec.train.ema_width)

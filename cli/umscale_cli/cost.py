@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umscale_cli.console import JsonFlag, SetOption, count, out, print_json
+from umscale_cli.splits import DenseOption, TablesOption, check_split
 
 if TYPE_CHECKING:
     from umscale.hardware import Hardware
     from umscale.spec import ModelSpec, RunSpec
+    from umscale.training.memory import Split
 
 
 def cost(
@@ -25,6 +27,16 @@ def cost(
         str, typer.Option(help="Tokens decoded together, for memory access.")
     ] = "1,16,64,256,1024,4096",
     seq_len: Annotated[int, typer.Option(min=1, help="Context length of the attention scores.")] = 2048,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Memory that training takes on each process, by part: of the [train] and [data] tables of the file.",
+        ),
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes that train it, for --memory.")] = 1,
+    tables: TablesOption = "replicated",
+    dense: DenseOption = "replicated",
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +65,13 @@ def cost(
         batches = []
     if not batches or min(batches) < 1:
         raise UserError(f"--batch {batch!r} must be whole numbers such as 1,16,64")
+    if memory:
+        split = check_split(gpus, tables, dense)
+        found = {model: _memory(model, set_ or [], seq_len, split) for model in models or ()}
+        if not found:
+            raise UserError("--memory needs a model: a preset or a .toml file")
+        _print_memory(found, gpus, json_)
+        return
     if not models:
         _list_presets(json_)
         return
@@ -129,6 +148,38 @@ def _print_decoding(entries: list[dict[str, Any]], device: "Hardware") -> None:
             )
     out().print(table)
     out().print(f"{device.name}: a roofline, not a measurement. {device.source}", soft_wrap=True)
+
+
+def _memory(model: str, overrides: list[str], seq_len: int, split: "Split") -> dict[str, int]:
+    """Return the bytes of each part on one process; ``seq_len`` is that of a model without a [data] table."""
+    from umscale.spec import DataSpec, RunSpec, TrainSpec, apply_overrides, from_dict, read_toml
+    from umscale.training.memory import predict_memory
+    from umscale.training.shards import check
+
+    spec, _, _ = load_model(model, [item for item in overrides if item.startswith("model.")])
+    tree = apply_overrides(read_toml(Path(model)) if model.endswith(".toml") else {}, overrides)
+    data = from_dict(DataSpec, {"seq_len": seq_len} | tree.get("data", {}), "data")
+    train = from_dict(TrainSpec, {"budgets": [10**12]} | tree.get("train", {}), "train")
+    run = RunSpec(model=spec, data=data, train=train)
+    check(run, split.size, split.shard_tables)
+    return predict_memory(run, split)
+
+
+def _print_memory(found: dict[str, dict[str, int]], gpus: int, json_: bool) -> None:
+    from rich.table import Table
+
+    if json_:
+        print_json({name: parts | {"total": sum(parts.values())} for name, parts in found.items()})
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("MiB on each process")
+    for name in found:
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in next(iter(found.values())):
+        table.add_row(part, *(f"{parts[part] / 2**20:,.0f}" for parts in found.values()))
+    table.add_row("peak", *(f"{sum(parts.values()) / 2**20:,.0f}" for parts in found.values()))
+    out().print(table)
+    out().print(f"{gpus} processes; a GPU's own context and message buffers are not in it", soft_wrap=True)
 
 
 def _print(entries: list[dict[str, Any]], seq_len: int) -> None:

@@ -13,8 +13,8 @@ from umscale_cli.runs import open_store, warn_damaged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from umscale.spec import ModelSpec
     from umscale.questions.plan import Configuration, Plan
+    from umscale.spec import ModelSpec
 
 _RESOURCES = {
     "total_params": "total parameters",

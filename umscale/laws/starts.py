@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from umscale import formulas as tree
-from umscale.formulas import Apply, Coefficient, Node, Number
+from umscale.formulas import Apply, Coefficient, Node
 
 Array = tree.Array
 Kind = Literal["term", "base", "argument", "exponent"]

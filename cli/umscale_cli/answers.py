@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umscale.say.laws import LOSS_NAMES, by_chance, estimate_text, heading, spread_words
+from umscale.say.numbers import further_runs
 from umscale_cli.console import count, note, number
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def print_verdict(verdict: "Verdict", console: Any) -> None:
         bounds = f"[{rate.low:.3g}, {rate.high:.3g}]"
         console.print(f"  a doubling of top_m buys as much as N_s times {rate.value:.3g} {bounds}")
     if verdict.further_runs is not None:
-        console.print(f"  about {verdict.further_runs} more runs like these would settle it (80% power)")
+        console.print(f"  {further_runs(verdict.further_runs)}")
     for line in (*verdict.extrapolated, *verdict.warnings):
         console.print(f"  note: {line}")
 

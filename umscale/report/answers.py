@@ -17,7 +17,7 @@ from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
 from umscale.results.table import Table
 from umscale.say.estimates import both, counted, fixed, listed, pair, share, significant
 from umscale.say.laws import LOSS_NAMES, by_chance, estimate_text, spread_words
-from umscale.say.numbers import count
+from umscale.say.numbers import count, further_runs
 from umscale.store.store import STAGES
 
 _QUESTIONS = {
@@ -138,7 +138,7 @@ def _density_sentence(verdict: Verdict) -> str:
     if verdict.answer == "inconclusive":
         said += f" {_sentence(verdict.reason)}"
         if verdict.further_runs is not None:
-            said += f" About {verdict.further_runs} more runs like these would settle it (80% power)."
+            said += f" {_sentence(further_runs(verdict.further_runs))}"
     return said
 
 

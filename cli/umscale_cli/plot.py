@@ -121,8 +121,8 @@ def plot(
     """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
     from umscale.errors import UserError
     from umscale.files import write_text
+    from umscale.laws.sections import Settings
     from umscale.plots.kinds import KINDS, Gallery
-    from umscale.questions.laws import Settings
     from umscale.results.source import choose_rows, is_table, map_columns, read_table
 
     named = tuple(dict.fromkeys(kinds or ()))

@@ -15,8 +15,8 @@ from umscale.design.study import expand, parse
 from umscale.errors import UserError
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store import cache as scan
-from umscale.store.schema import STORE_VERSION, Damaged, verify
-from umscale.store.store import STAGES, Store, schema
+from umscale.store.schema import STAGES, STORE_VERSION, Damaged, verify
+from umscale.store.store import Store, schema
 
 RUN = RunSpec(
     model=ModelSpec(

@@ -29,7 +29,8 @@ from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
 from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
-from umscale.store.store import STAGES, Row, Store, schema
+from umscale.store.schema import STAGES
+from umscale.store.store import Row, Store, schema
 
 SAMPLES = 10
 """How often the parent's memory is read while it schedules."""

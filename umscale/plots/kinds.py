@@ -11,7 +11,8 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.compare import Compared
-from umscale.laws.forms import COLUMNS, Law
+from umscale.laws.forms import COLUMNS, FIRST_LAWS, Law
+from umscale.laws.sections import Section, Settings, table_report
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.architectures import architectures
 from umscale.plots.coefficients import coefficient_pairs
@@ -25,7 +26,7 @@ from umscale.plots.residuals import residuals
 from umscale.plots.training import curves
 from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
-from umscale.questions.laws import Section, Settings, question_laws, table_report
+from umscale.questions.laws import LAWS
 from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Gallery:
             raise UserError("this figure needs a law: name one with --law; `umscale laws` lists them")
         self.require_one_architecture()
         settings = replace(self.settings, diagnostics=True)
-        laws = self.laws or question_laws(self.question)
+        laws = self.laws or (LAWS if self.question == "laws" else FIRST_LAWS)
         found = table_report(self.table, laws, settings, loss=self.loss, seed=self.seed)
         self.skipped = found.skipped
         for section in found.sections:

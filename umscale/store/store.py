@@ -38,6 +38,7 @@ from umscale.store.cache import Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
     SPEC_COLUMNS,
+    STAGES,
     STORE_VERSION,
     TABLES,
     Damaged,
@@ -58,7 +59,6 @@ __all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema", "spec_row"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
 STATUSES = ("running", *FINAL, "pruned")
-STAGES = ("stable", "annealed")
 _OUTPUTS = ("figures", "report")
 """Folders that ``umscale plot`` and ``umscale report`` write where a store of that name would be."""
 RUN_TABLES = ("runs", "documents", "curves", "probes")

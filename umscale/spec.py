@@ -6,6 +6,7 @@ and numerics) train the same model on the same tokens. Its ``run_id`` addresses 
 Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,6 @@ import itertools
 import json
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from umscale.errors import UserError, nearest
+from umscale.files import read_bounded
+from umscale.trees import check_tree, parse_object, parse_toml
 
 SPEC_VERSION = 3
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
@@ -34,6 +36,8 @@ BEFORE_3: Mapping[str, Mapping[str, Any]] = {
 """Fields that came with version 3, by table, and the value that means what earlier versions did."""
 
 T = TypeVar("T")
+LONGEST_TOML = 16 << 20
+"""Bytes of a study file."""
 MOST = 2**31
 """Of any dimension: beyond it, what follows from several no longer fits a number."""
 
@@ -228,6 +232,94 @@ class MemorySpec:
         return 1 if self.sharing == "all" else n_memory_layers
 
 
+NgramKind = Literal["engram", "ngram_embedding", "over_encoding", "per_layer_embedding"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NgramSpec:
+    """Memory addressed by the tokens themselves: no router, no keys, addresses known before the forward pass.
+
+    ====================  ==================  ================================================================
+    kind                  source              what it adds
+    ====================  ==================  ================================================================
+    engram                arXiv 2601.07372    in a few blocks, before attention: hashed n-grams, gated by x
+    ngram_embedding       arXiv 2601.21204    at the input: hashed n-grams averaged with the embedding
+    over_encoding         arXiv 2501.16975    at the input: the same by tables tiled by modulo
+    per_layer_embedding   Gemma 3n            after every block's FFN: a row per token and block, gated by x
+    ====================  ==================  ================================================================
+
+    As in ``MemorySpec``, what a kind does not have is set to the only value it can take.
+    """
+
+    kind: NgramKind = "engram"
+    rows: int = 4096
+    """Rows asked for of every head's table; each gets the next prime (or size) not yet used."""
+    max_order: int = 3
+    """Longest n-gram; orders 2 to this one are read."""
+    heads: int = 8
+    """Hash heads an order; each has a table of its own."""
+    d_embedding: int = 0
+    """Width of what one order reads, all its heads together (Engram's d_e); of a token's row in one block for
+    ``per_layer_embedding``. 0 means d_model; input embeddings take d_model / (max_order - 1), and nothing else."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks that carry an Engram; None means the second block and the middle one, as its paper does."""
+    gate: Literal["signed_sqrt", "linear", "none"] = "signed_sqrt"
+    """Engram's gate: sigmoid(sign(a) sqrt|a|) as in its code, sigmoid(a) as in its paper, or no gate (an ablation)."""
+    conv_kernel: int = 4
+    """Taps of Engram's causal convolution, ``max_order`` tokens apart; 0 leaves it out."""
+    canonical: bool = True
+    """Hash canonical ids (text after case folding and the like) instead of token ids; Engram alone."""
+    amplify: Literal["sqrt", "none"] = "sqrt"
+    """Input embeddings: times sqrt(d_model), lest the sum be small beside the residual stream later on."""
+
+    def __post_init__(self) -> None:
+        for name, unset, kinds in (
+            ("max_order", 3, ("engram", "ngram_embedding", "over_encoding")),
+            ("heads", 8, ("engram", "ngram_embedding", "over_encoding")),
+            ("rows", 4096, ("engram", "ngram_embedding", "over_encoding")),
+            ("blocks", None, ("engram",)),
+            ("gate", "signed_sqrt", ("engram",)),
+            ("conv_kernel", 4, ("engram",)),
+            ("canonical", True, ("engram",)),
+            ("amplify", "sqrt", ("ngram_embedding", "over_encoding")),
+        ):
+            _require(
+                self.kind in kinds or getattr(self, name) == unset,
+                f"ngram.{name} = {getattr(self, name)} is not an option of kind {self.kind!r}; leave it out",
+            )
+        _dimension(self.rows, "ngram.rows", least=2)
+        _dimension(self.heads, "ngram.heads")
+        _dimension(self.max_order, "ngram.max_order", least=2)
+        _dimension(self.d_embedding, "ngram.d_embedding", least=0)
+        _dimension(self.conv_kernel, "ngram.conv_kernel", least=0)
+        _require(self.max_order <= 8, f"ngram.max_order must be at most 8, not {self.max_order}")
+
+    @property
+    def at_input(self) -> bool:
+        """Whether it changes the embedding, not blocks."""
+        return self.kind in ("ngram_embedding", "over_encoding")
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """The lengths of n-gram that are read."""
+        return (1,) if self.kind == "per_layer_embedding" else tuple(range(2, self.max_order + 1))
+
+    @property
+    def n_heads(self) -> int:
+        """Tables of one module, over all orders."""
+        return 1 if self.kind == "per_layer_embedding" else len(self.orders) * self.heads
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one row."""
+        return self.d_embedding if self.kind == "per_layer_embedding" else self.d_embedding // self.heads
+
+    @property
+    def read_width(self) -> int:
+        """Channels that one module reads for a token, all orders and heads."""
+        return self.n_heads * self.head_width
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FfnSpec:
     """The feed-forward layer of a block: dense SwiGLU, or a mixture of SwiGLU experts."""
@@ -282,6 +374,8 @@ class ModelSpec:
     ffn: FfnSpec = field(default_factory=FfnSpec)
     memory: MemorySpec | None = None
     """None is the dense model."""
+    ngram: NgramSpec | None = None
+    """Memory addressed by tokens; None is without. Goes with experts and with ``memory``."""
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
 
@@ -289,11 +383,11 @@ class ModelSpec:
         for name in ("d_model", "n_layers", "n_heads"):
             _dimension(getattr(self, name), f"model.{name}")
         _dimension(self.vocab_size, "model.vocab_size", least=0)
-        _require(
-            self.d_model % self.n_heads == 0,
-            f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
-            f"n_heads can be {_divisors(self.d_model)}",
-        )
+        if self.d_model % self.n_heads:
+            raise UserError(
+                f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
+                f"n_heads can be {_divisors(self.d_model)}"
+            )
         _require(
             (self.d_model // self.n_heads) % 2 == 0,
             f"model.d_model / n_heads = {self.d_model // self.n_heads} must be even (rotary embedding)",
@@ -301,6 +395,48 @@ class ModelSpec:
         _require(self.rope_theta > 1, "model.rope_theta must exceed 1")
         if self.memory is not None:
             self._check_memory(self.memory)
+        if self.ngram is not None:
+            self._check_ngram(self.ngram)
+
+    def _check_ngram(self, ngram: NgramSpec) -> None:
+        """Give ``d_embedding`` its value and check what depends on the model's shape."""
+        natural = self.d_model // (ngram.max_order - 1) if ngram.at_input else self.d_model
+        if ngram.at_input:
+            parts = (ngram.max_order - 1) * ngram.heads
+            _require(
+                self.d_model % parts == 0,
+                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times heads)",
+            )
+            _require(
+                ngram.d_embedding in (0, natural),
+                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up to "
+                f"d_model; leave it out",
+            )
+        width = ngram.d_embedding or natural
+        _require(
+            ngram.kind == "per_layer_embedding" or width % ngram.heads == 0,
+            f"ngram.d_embedding = {width} is not divisible by ngram.heads = {ngram.heads}",
+        )
+        blocks = ngram.blocks
+        if ngram.kind == "engram":
+            if blocks is None:  # the second block and the middle, of 30 blocks 1 and 15
+                blocks = tuple(sorted({min(1, self.n_layers - 1), self.n_layers // 2}))
+            last = self.n_layers - 1
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"ngram.blocks = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
+        object.__setattr__(self, "ngram", dataclasses.replace(ngram, d_embedding=width, blocks=blocks))
+
+    @property
+    def ngram_modules(self) -> int:
+        """Modules that read token-addressed tables: blocks, or one at the input."""
+        if self.ngram is None:
+            return 0
+        if self.ngram.kind == "engram":
+            assert self.ngram.blocks is not None
+            return len(self.ngram.blocks)
+        return self.n_layers if self.ngram.kind == "per_layer_embedding" else 1
 
     def _check_memory(self, memory: MemorySpec) -> None:
         if memory.kind == "peer":
@@ -314,13 +450,14 @@ class ModelSpec:
             object.__setattr__(self, "memory", rows)
         blocks = self.memory_layers
         last = self.n_layers - 1
+        if memory.layers is not None:
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
         _require(
-            len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
-            f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
-        )
-        _require(
-            max(blocks) + memory.skip <= last,
-            f"memory.skip = {memory.skip} puts the output of the memory that reads block {max(blocks)} after the last "
+            (deepest := last if memory.layers is None else max(blocks)) + memory.skip <= last,
+            f"memory.skip = {memory.skip} puts the output of the memory that reads block {deepest} after the last "
             f"block ({last}); list earlier blocks in memory.layers",
         )
         _require(
@@ -341,14 +478,16 @@ class ModelSpec:
             parts.append(f"moe-{ffn.top_k}of{ffn.n_experts}{shared}")
         if self.memory is not None:
             parts.append(self.memory.kind)
+        if self.ngram is not None:
+            parts.append(self.ngram.kind)
         return " & ".join(parts) or "dense"
 
     @property
-    def memory_layers(self) -> tuple[int, ...]:
-        """Indices of the blocks that carry a memory layer."""
+    def memory_layers(self) -> Sequence[int]:
+        """Indices of the blocks that carry a memory layer; counted, not listed, where all do."""
         if self.memory is None:
             return ()
-        return tuple(range(self.n_layers)) if self.memory.layers is None else self.memory.layers
+        return range(self.n_layers) if self.memory.layers is None else self.memory.layers
 
 
 Probe = Literal["recall", "multi_round", "in_context", "needle", "key_value", "multi_hop", "facts"]
@@ -439,15 +578,17 @@ class TrainSpec:
     eps: float = 1e-8
     weight_decay: float = 0.1
     """Of everything but value tables: a step takes off ``weight_decay`` times the learning rate (AdamW)."""
-    table_weight_decay: float | Literal["coupled"] = "coupled"
+    table_weight_decay: float | Literal["coupled"] = 5e-3
     """Of value tables: the share of every entry that a step at peak ``value_lr`` takes off, whatever that rate is; it
     follows the tables' schedule through warm-up and decay. Rows that were not read shrink too (with row-sparse
     gradients, see ``table_gradient``, at every fourth step by four steps' worth). ``coupled``, as before version 3:
     ``weight_decay`` times ``value_lr``, so that it moves with a model's shape, and of row-sparse gradients only the
     rows read."""
-    table_gradient: Literal["dense", "rows"] = "dense"
+    table_gradient: Literal["dense", "rows", "atomic"] = "dense"
     """``rows``: table gradients and updates touch only the rows read (lazy AdamW: the moments of the others stand
-    still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
+    still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise.
+    ``atomic``: dense, summed on a GPU as lookups come, which moves fewer bytes where hardly a row is read twice in a
+    batch but gives other bits on every run; on a processor as ``dense``."""
     table_second_moment: Literal["full", "row"] = "full"
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     table_copy: Literal["none", "bfloat16"] = "none"
@@ -573,13 +714,23 @@ _NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpoin
 """Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
+def _identity(part: T) -> T:
+    """Return data or training without what is no part of a run's identity."""
+    if isinstance(part, TrainSpec):
+        plain = TrainSpec()
+        return dataclasses.replace(part, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
+    if isinstance(part, DataSpec) and part.hash:
+        return dataclasses.replace(part, corpus="")
+    return part
+
+
+@functools.lru_cache(maxsize=1 << 17)  # all cells of the largest study
 def _run_id(run: RunSpec) -> str:
-    plain = TrainSpec()
-    train = dataclasses.replace(run.train, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
-    data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
-    run = dataclasses.replace(run, train=train, data=data)
-    version, tree = run.spec_version, sparse_dict(run)
+    train, data = _identity(run.train), _identity(run.data)
+    version = run.spec_version
+    tree = sparse_dict(run) | {"train": sparse_dict(train), "data": sparse_dict(data)}
+    tree = {k: v for k, v in tree.items() if v != {}}
     for table, fields in BEFORE_3.items():
         known = {k: v for k, v in tree.get(table, {}).items() if k not in fields}
         if version == 3:
@@ -606,7 +757,8 @@ def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
 
 
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0 and (n // d) % 2 == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(str(d) for d in sorted({*small, *(n // d for d in small)}) if (n // d) % 2 == 0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -625,26 +777,33 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    out = {}
-    for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        factory = f.default_factory
-        default = factory() if factory is not dataclasses.MISSING else f.default
-        if value != default:
-            out[f.name] = sparse_dict(value)
-    return out
+    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    return {name: sparse_dict(value) for name, value, default in values if value != default}
+
+
+@functools.cache
+def _defaults(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Return a spec's fields with their defaults."""
+    return tuple(
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    )
 
 
 def read_run(text: str) -> RunSpec:
     """Read a run's spec as records hold it: what it does not say has the meaning of its version.
 
-    One of version 1 has no ``rate_scaling`` and means none; those up to 2 lack the fields of ``BEFORE_3`` and the cap of
-    a memory's candidates.
+    One of version 1 has no ``rate_scaling`` and means none; those up to 2 lack the fields of ``BEFORE_3`` and the cap
+    of a memory's candidates.
 
     Raises:
         UserError: not a spec.
     """
-    return from_dict(RunSpec, with_old_meanings(json.loads(text)))
+    try:
+        tree = with_old_meanings(parse_object(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"the specification of a run cannot be read: {error}") from None
+    return from_dict(RunSpec, tree)
 
 
 def with_old_meanings(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -754,8 +913,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(read_bounded(path, LONGEST_TOML).decode())
+    except ValueError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -774,16 +933,20 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     Raises:
         UserError: an override without ``=`` or a path through something that is not a table.
     """
-    out = json.loads(json.dumps(tree))
+    out = copy.deepcopy(tree)
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as path.key=value, for instance train.lr=1e-3")
         try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except (tomllib.TOMLDecodeError, RecursionError):
+            value = parse_toml(f"x = {text}")["x"]
+        except ValueError:
             value = text.strip()
         set_path(out, path.strip(), value)
+        try:
+            check_tree(out)
+        except ValueError as error:
+            raise UserError(f"--set {path.strip()}: {error}") from None
     return out
 
 

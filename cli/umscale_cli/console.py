@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +33,7 @@ __all__ = [
     "number",
     "out",
     "percent",
+    "plain_table",
     "prepare_streams",
     "print_json",
     "show",
@@ -98,6 +99,17 @@ def show(blocks: "Sequence[Block]", *, folds: bool = True) -> None:
         console = out()
         text = to_text(blocks, console.width, bold=console.is_terminal and not console.no_color, folds=folds)
         print(f"\n{text}")
+
+
+def plain_table(title: str, columns: "Mapping[str, str]") -> Any:
+    """Return a table without lines; ``columns`` maps names to ``left`` or ``right``."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, side in columns.items():
+        justify: Any = side
+        table.add_column(name, justify=justify)
+    return table
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from umscale.laws.sections import Settings
     from umscale.questions.question import Answer
     from umscale.results.table import Table
+    from umscale.say.blocks import Block
     from umscale.store.store import Store
 
 
@@ -181,6 +182,14 @@ class FitOptions:
             show_default=False,
         ),
     ] = None
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Only say how many intervals of a seal (`umscale predict --seal FILE`) have held.",
+            show_default=False,
+        ),
+    ] = None
     json_: JsonFlag = False
 
 
@@ -195,6 +204,9 @@ def fit(asked: FitOptions) -> None:
     from umscale.errors import UserError
     from umscale.results.source import is_table
 
+    if asked.check is not None:
+        _check(asked.source, asked.check, asked.json_)
+        return
     if asked.law is not None and asked.compare is not None:
         raise UserError("--law or --compare: --compare names its laws itself")
     if is_table(asked.source):
@@ -209,7 +221,9 @@ def fit(asked: FitOptions) -> None:
     if asked.output is not None and asked.suggest is None:
         raise UserError("--output is where --suggest writes; add --suggest N")
     store = open_store(asked.source)
-    _fit_study(asked, store)
+    table = _fit_study(asked, store)
+    if not asked.json_:
+        show(basis_blocks(store, table, _losses(asked)[0]))
     warn_damaged(store)
 
 
@@ -276,7 +290,7 @@ def _fit_table(asked: FitOptions) -> None:
     found = table_report(kept, laws, settings, loss=loss, stage=asked.stage, seed=asked.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if asked.json_:
-        inputs = {"table": asked.source, "where": asked.where, "map": mapping}
+        inputs = {"table": asked.source, "where": asked.where, "map": mapping, "group": asked.group}
         print_json(to_json(found, input={**inputs, "rows": n_whole, "kept": n_kept}))
         return
     words = f"{n_kept} of {n_whole} rows, where {asked.where}" if asked.where else f"{n_whole} rows"
@@ -284,7 +298,8 @@ def _fit_table(asked: FitOptions) -> None:
     show(comparison_blocks(found) if asked.compare else table_blocks(found))
 
 
-def _fit_study(asked: FitOptions, store: "Store") -> None:
+def _fit_study(asked: FitOptions, store: "Store") -> "Table":
+    """Answer a study's question; returns the rows that were asked."""
     from umscale.errors import UserError, nearest
     from umscale.questions.question import LOSSES
     from umscale.results.source import choose_rows
@@ -300,14 +315,14 @@ def _fit_study(asked: FitOptions, store: "Store") -> None:
         table = choose_rows(table, asked.where)
     if asked.suggest is not None or asked.contrast is not None:
         _suggest_or_contrast(asked, store, table)
-        return
+        return table
     names = asked.law or asked.compare
     question = asked.question or ("density-over-size" if names else store.question())
     answer = _answer(asked, table, question)
     if asked.json_:
-        inputs = {"study": asked.source, "where": asked.where, "map": _mapping(asked)}
+        inputs = {"study": asked.source, "where": asked.where, "map": _mapping(asked), "group": asked.group}
         print_json(answer.to_json(input=inputs))
-        return
+        return table
     _show(asked, answer)
     if asked.plane and answer.laws:
         from umscale.questions.density_map import map_blocks
@@ -315,6 +330,26 @@ def _fit_study(asked: FitOptions, store: "Store") -> None:
         places = dict.fromkeys((s.stage, s.compensation, s.loss) for s in answer.laws.sections)
         shown = _losses(asked)
         show([block for place in places if place[2] in shown for block in map_blocks(table, *place)])
+    return table
+
+
+def _check(source: str, path: Path, json_: bool) -> None:
+    from umscale_cli.predicted import print_check
+    from umscale_cli.rows import check_seal
+
+    found = check_seal(path, source)
+    if json_:
+        print_json(found.to_dict())
+    else:
+        print_check(found, out())
+
+
+def basis_blocks(store: "Store", table: "Table", loss: str = "loss") -> "list[Block]":
+    """What the results of ``table`` rest on."""
+    from umscale.say.basis import basis
+    from umscale.say.blocks import Paragraph
+
+    return [Paragraph(text=sentence) for sentence in basis(store, table, loss)]
 
 
 def _losses(asked: FitOptions) -> tuple[str, ...]:

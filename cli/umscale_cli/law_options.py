@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from umscale.laws.forms import Law
     from umscale.results.table import Table
 
-_HOLD_OUT_AXES = ("N", "N_s", "D", "m", "rho", "experts")
-"""Symbols that may be mapped although no law reads them: rows are held out along them."""
+_HOLD_OUT_AXES = ("N", "N_s", "D", "m", "rho", "experts", "C", "r")
+"""Symbols that may be mapped although no law reads them: rows are held out along them, or a figure draws them."""
 
 _OPERATORS = frozenset("+-*/()")
 

@@ -14,8 +14,10 @@ from umscale_cli import (
     cost,
     data,
     fit,
+    optimal,
     plan,
     plot,
+    predict,
     report,
     runs,
     search,
@@ -49,6 +51,8 @@ app.command("plot")(plot.plot)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("predict")(predict.predict)
+app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)

@@ -10,7 +10,7 @@ import typer
 
 from umscale.store.schema import is_probe_column
 from umscale_cli.console import JsonFlag, note, print_json
-from umscale_cli.law_options import pairs, read_laws
+from umscale_cli.law_options import mapping_of, read_laws
 from umscale_cli.runs import open_store, results_folder, warn_damaged
 
 if TYPE_CHECKING:
@@ -123,14 +123,13 @@ def plot(
     from umscale.files import write_text
     from umscale.laws.sections import Settings
     from umscale.plots.kinds import KINDS, Gallery
-    from umscale.results.source import choose_rows, is_table, map_columns, read_table
+    from umscale.results.source import is_table, read_table, rows_and_columns
 
     named = tuple(dict.fromkeys(kinds or ()))
     _check(named, KINDS, "kind of figure")
     formats = format_.split(",")
     _check(formats, FORMATS, "format")
-    mapping = dict(pairs(",".join(map_ or ()).split(",") if map_ else (), "--map", "SYMBOL=COLUMN"))
-    measured = mapping.pop("loss", None)
+    mapping = mapping_of(map_)
     store: Store | None = None
     if is_table(source):
         if loss != "loss":
@@ -142,14 +141,15 @@ def plot(
         store = open_store(source)
         whole = store.columns()
         _check((loss,), ("loss", "loss_ema", *filter(is_probe_column, whole)), "loss")
-    table, columns = map_columns(choose_rows(whole, where) if where else whole, mapping)
-    of_laws = {symbol: column for symbol, column in mapping.items() if symbol not in _READ_BY_FIGURES}
+    table, columns = rows_and_columns(whole, where, mapping)
+    measured = columns.pop("loss", None)
+    extra = tuple(symbol for symbol in mapping if symbol in columns and symbol not in _READ_BY_FIGURES)
     settings = Settings(columns=columns, group=group)
     if store is None:
-        settings = replace(settings, is_study=False, extra=tuple(of_laws), drop_invalid=drop_invalid)
+        settings = replace(settings, is_study=False, extra=extra, drop_invalid=drop_invalid)
     gallery = Gallery(
         table,
-        laws=read_laws(law, table, columns, of_laws) if law else (),
+        laws=read_laws(law, table, columns, mapping, (), where) if law else (),
         question=store.question() if store else "",
         loss=measured or loss,
         stage=stage,

@@ -217,7 +217,7 @@ def show(
     if json_:
         for record in records:
             for name in ("spec", "versions"):
-                record[name] = json.loads(record[name]) if record[name] else None
+                record[name] = _held(record[name]) or None
         study_toml = as_study(first | {"spec": json.dumps(first["spec"])}) if first["spec"] else None
         print_json({"store": store.name, "cell": cell, "records": records, "study_toml": study_toml})
         return
@@ -233,9 +233,11 @@ def _print_run(
     )
     if first["reason"]:
         console.print(f"reason: {first['reason']}")
-    for name, target in json.loads(cell.get("wanted") or "{}").items():
-        got = json.loads(cell["achieved"])[name]
-        console.print(f"  {name}: target {target:.6g}, achieved {got:.6g} ({got / target - 1:+.2%})")
+    achieved = _held(cell.get("achieved"))
+    for name, target in _held(cell.get("wanted")).items():
+        got = achieved.get(name)
+        if isinstance(target, (int, float)) and target and isinstance(got, (int, float)):
+            console.print(f"  {name}: target {target:.6g}, achieved {got:.6g} ({got / target - 1:+.2%})")
     if first["spec"] is None:
         return
     console.print(
@@ -261,7 +263,7 @@ def _print_run(
             f"time: {duration(last['train_seconds'])} training, {duration(last['eval_seconds'])} evaluating, "
             f"{last['tokens_per_second']:,.0f} tokens/s, peak memory {last['peak_memory_bytes'] / 2**20:.0f} MiB"
         )
-    versions = ", ".join(f"{k} {v}" for k, v in json.loads(first["versions"] or "{}").items() if v)
+    versions = ", ".join(f"{k} {v}" for k, v in _held(first["versions"]).items() if v)
     console.print(
         f"made with: {versions}; revision {first['git_revision'] or 'not a git checkout'}; {first['precision']} matrix "
         f"products, {first['kernels']} kernels on {first['device']} ({first['machine']})"
@@ -271,10 +273,21 @@ def _print_run(
     console.print(as_study(first))
 
 
+def _held(text: str | None) -> dict[str, Any]:
+    """Return the object that a column holds as JSON, empty where there is none; raises UserError for anything else."""
+    from umscale.errors import UserError
+    from umscale.trees import parse_object
+
+    try:
+        return parse_object(text) if text else {}
+    except ValueError as error:
+        raise UserError(f"a record of this run cannot be read ({error})") from None
+
+
 def as_study(record: dict[str, Any]) -> str:
     """Return a record's run as the TOML text of a study with that run alone."""
     from umscale.spec import to_toml
 
-    tree = json.loads(record["spec"])
-    seed = tree.pop("seed")
+    tree = _held(record["spec"])
+    seed = tree.pop("seed", 0)
     return to_toml({"name": f"run-{record['run_id'][:8]}", "axes": {"seed": [seed]}, **tree})

@@ -84,6 +84,9 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the space and how much of it is feasible; write nothing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Dry run: time a few steps to say how long it takes; else only count.")
+    ] = True,
     json_: JsonFlag = False,
 ) -> None:
     """Search a study's space with Optuna; every trial is a run of the store.
@@ -126,13 +129,14 @@ def search(
         time=time_,
         slurm=slurm,
         address=address,
+        planning=dry_run or show,
     )
     known = Store.open_if_any(opened.address)
     precision = known.pinned_precision() if known else None
     precision = precision or resolve_precision(plan.reference.train.precision)
     bridge = Bridge(plan, settings, opened, precision)
     if dry_run:
-        _dry_run(bridge, seed, choice.workers, json_)
+        _dry_run(bridge, seed, choice.workers, threads if measure else 0, json_)
         return
     if storage:
         os.environ[STORAGE_VARIABLE] = storage
@@ -304,13 +308,13 @@ def _figures(found: "Found", folder: Path) -> list[Path]:
     return written
 
 
-def _dry_run(bridge: "Bridge", seed: int, n_workers: int, json_: bool) -> None:
+def _dry_run(bridge: "Bridge", seed: int, n_workers: int, threads: int, json_: bool) -> None:
     """Say what would be searched, and try random points of the space."""
     import numpy as np
     import optuna
 
     from umscale.errors import UserError
-    from umscale.execute.estimate import run_seconds, seconds_per_step
+    from umscale.execute.estimate import estimate
     from umscale.search.bridge import quiet
 
     with quiet():
@@ -331,8 +335,7 @@ def _dry_run(bridge: "Bridge", seed: int, n_workers: int, json_: bool) -> None:
             why["over budget"] += 1
         else:
             runs.append(run)
-    per_step = seconds_per_step(runs, lambda done, total: None) if runs else []
-    seconds = [run_seconds(run, step) for run, step in zip(runs, per_step, strict=True)]
+    seconds = estimate(runs, threads).runs if runs and threads else ()
     typical = float(np.median(seconds)) if seconds else float("nan")
     settings = bridge.settings
     total = typical * settings.n_trials / n_workers

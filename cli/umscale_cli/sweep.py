@@ -12,7 +12,6 @@ from umscale_cli.console import (
     JsonFlag,
     SetOption,
     StoreOption,
-    count,
     duration,
     err,
     note,
@@ -20,6 +19,7 @@ from umscale_cli.console import (
     print_json,
     show,
 )
+from umscale_cli.dry_run import show_plan
 from umscale_cli.executors import (
     WAITING,
     AddressOption,
@@ -65,6 +65,18 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and what they cost; write nothing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Dry run: time a few steps to say how long it takes; else only count.")
+    ] = True,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1.0,
+            help="Deviation from a target that a cell may have.",
+            show_default="the study's, 0.01",
+        ),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the study after overrides.")
     ] = False,
@@ -83,7 +95,7 @@ def sweep(
     """
     from umscale.design.study import load_study
 
-    plan_study = load_study(study, set_ or ())
+    plan_study = load_study(study, [*(set_ or ()), *([f"tolerance={tolerance!r}"] if tolerance else ())])
     if print_config:
         print(plan_study.to_toml(), end="")
         return
@@ -97,11 +109,12 @@ def sweep(
         time=time_,
         slurm=slurm,
         address=address,
+        planning=dry_run,
     )
     root = store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
     if dry_run:
-        _dry_run(plan_study, cells, choice.workers, json_)
+        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_)
         return
     opened = ready(root, precision)
     _clear(opened, cells, retry_failed, force)
@@ -153,128 +166,6 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
         status = statuses.get(run_id)
         if status is not None and (force or status in ("failed", "diverged")):
             store.forget(run_id)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Dry run
-
-
-def _dry_run(study: "Study", cells: "list[Cell]", n_workers: int, json_: bool) -> None:
-    from umscale.design.conditioning import condition
-    from umscale.design.study import design_columns
-    from umscale.execute.estimate import run_seconds, seconds_per_step
-
-    runs = {cell.run_id: cell.run for cell in cells if cell.run is not None}
-    note(f"measuring a few steps of up to 6 shapes ({len(runs)} runs) ...")
-    per_step = seconds_per_step(list(runs.values()), lambda done, total: None) if runs else []
-    seconds = {
-        run_id: run_seconds(run, step) for (run_id, run), step in zip(runs.items(), per_step, strict=True)
-    }
-    total = sum(seconds.values()) / n_workers
-    design = condition(design_columns(study, cells))
-    if json_:
-        print_json(
-            {
-                "study": study.name,
-                "cells": [_cell_row(cell) | {"seconds": seconds.get(cell.run_id)} for cell in cells],
-                "seconds": total,
-                "workers": n_workers,
-                "conditioning": {
-                    "condition": design.condition,
-                    "rank": design.rank,
-                    "correlations": {f"{a}~{b}": r for (a, b), r in design.correlations.items()},
-                    "statements": list(design.statements),
-                },
-            }
-        )
-        return
-    console = out()
-    console.print(_cell_table(study, cells, seconds))
-    for cell in cells:
-        if cell.run is None:
-            console.print(f"infeasible: {cell.label}: {cell.reason}")
-    console.print("\nDesign")
-    for statement in _held_equal(cells) if study.question == "architectures" else design.statements:
-        console.print(f"  {statement}")
-    console.print(
-        f"\n{len(runs)} runs, about {duration(total)} with {n_workers} workers "
-        f"({duration(sum(seconds.values()))} of one core). Nothing was written."
-    )
-
-
-def _held_equal(cells: "list[Cell]") -> list[str]:
-    """Say how nearly equal the architectures are in what a comparison should hold constant."""
-    costs = [cell.solved.cost for cell in cells if cell.solved is not None]
-    out = []
-    for name, words in (
-        ("flops_per_token", "forward FLOPs per token"),
-        ("active_params", "active parameters"),
-    ):
-        values = [getattr(c, name) for c in costs]
-        out.append(f"{words} differ by at most {max(values) / min(values) - 1:.1%}")
-    sparse = [c.total_params for c in costs if c.sparse_params]
-    if sparse:
-        out.append(f"total parameters, dense models apart, by at most {max(sparse) / min(sparse) - 1:.1%}")
-    return out
-
-
-def _cell_row(cell: "Cell") -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "run_id": cell.run_id,
-        "cell": cell.label,
-        "targets": dict(cell.targets),
-        "seed": cell.seed,
-        "compensation": cell.compensation,
-        "feasible": cell.run is not None,
-        "reason": cell.reason,
-    }
-    if cell.solved is not None:
-        row |= {"wanted": dict(cell.solved.targets), "achieved": dict(cell.solved.achieved)}
-        row |= {"cost": cell.solved.cost.to_dict()}
-    return row
-
-
-def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"{study.name}: {len(cells)} cells", title_justify="left", box=None, pad_edge=False)
-    for name in (
-        "cell",
-        "n_keys/experts",
-        "top_m/k",
-        "d_ffn",
-        "N_s",
-        "A_s",
-        "rho",
-        "MCP",
-        "total",
-        "active",
-        "FLOPs/token",
-        "time",
-    ):
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    for cell in cells:
-        if cell.solved is None:
-            table.add_row(cell.label, *["–"] * 10, "infeasible")
-            continue
-        cost, model = cell.solved.cost, cell.solved.model
-        memory, ffn = model.memory, model.ffn
-        experts = (str(ffn.n_experts), str(ffn.top_k)) if ffn.kind == "moe" else ("–", "–")
-        table.add_row(
-            cell.label,
-            str(memory.n_keys) if memory else experts[0],
-            str(memory.heads * memory.top_m) if memory else experts[1],
-            str(model.ffn.d_ffn),
-            count(cost.sparse_params),
-            count(cost.active_sparse_params),
-            f"{cost.density:.2e}" if cost.sparse_params else "–",
-            f"{cost.mcp:.1%}",
-            count(cost.total_params),
-            count(cost.active_params),
-            count(cost.flops_per_token),
-            duration(seconds[cell.run_id]),
-        )
-    return table
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -448,6 +339,7 @@ def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
     from umscale.questions.question import Asked, find
+    from umscale_cli.fit import basis_blocks
     from umscale_cli.plot import plot_store
 
     console = out()
@@ -455,6 +347,7 @@ def _report(store: "Store", study: "Study", source: str) -> None:
         answer = find(store.question()).answer(store.columns(), Asked(losses=("loss",)))
         show(answer.basis(), folds=False)
         show(answer.blocks())
+        show(basis_blocks(store, store.columns()))
     except UserError as error:
         console.print(f"\nNo fit yet: {error}")
         return

@@ -64,7 +64,9 @@ def run_spec(name: str) -> RunSpec:
         model=ModelSpec(
             d_model=16, n_layers=2, n_heads=2, vocab_size=corpus.vocab_size, ffn=ffn, memory=memory
         ),
-        data=DataSpec(corpus="kjv", hash=corpus.hash, seq_len=16, validation_tokens=800),
+        data=DataSpec(
+            corpus="kjv", hash=corpus.hash, seq_len=16, validation_tokens=800, validation_documents=0
+        ),
         train=TrainSpec(
             budgets=(640, 1280), batch_size=4, warmup_tokens=256, lr=5e-3, value_lr=5e-3, rate_scaling="none",
             grad_clip=0.5, precision="float32", checkpoint_seconds=1e9,

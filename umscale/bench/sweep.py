@@ -98,9 +98,9 @@ def _with_budget(run: RunSpec, steps: int) -> RunSpec:
 
 def _sized(run: RunSpec, seconds: float) -> RunSpec:
     """Return the run with as many tokens as take so long here."""
-    from umscale.execute.estimate import run_seconds, seconds_per_step
+    from umscale.execute.estimate import estimate, run_seconds
 
-    step = seconds_per_step([run], lambda done, total: None)[0]
+    step = estimate([run]).steps[0]
     short = _with_budget(run, 100)
     rest = run_seconds(short, step) - 100 * step
     return _with_budget(run, max(20, round((seconds - rest) / step)))

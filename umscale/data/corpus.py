@@ -25,7 +25,9 @@ from umscale.data.sources import SourceKind
 from umscale.data.synthetic import MarkovFacts
 from umscale.data.tokenizing import Tokenizer, TokenizerKind
 from umscale.errors import UserError, nearest
+from umscale.files import read_bounded
 from umscale.spec import from_dict, to_dict
+from umscale.trees import parse_json
 
 FORMAT = "umscale-corpus"
 VERSION = 1
@@ -287,10 +289,10 @@ def read_corpus(folder: Path) -> Corpus:
     """
     path = folder / MANIFEST
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(read_bounded(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{path}: damaged; prepare the corpus again with --force") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise UserError(f"{path}: not the manifest of a corpus")

@@ -9,11 +9,13 @@ searches them, reports what it achieved, and refuses a cell that it cannot bring
     density                                 solved by top_m (or by n_keys when top_m is an axis too), or by top_k
     granularity                             experts that many times narrower, and as many times more of them
     mcp, memory_to_ffn                      solved by d_key (the paper's own knob, Table 4)
+    memory_share, ngram_share               solved by n_experts, n_keys and n-gram rows, see ``allocation``
     compensation iso_flops / iso_active     solved by d_ffn, a multiple of 8 where that stays within tolerance
 
 ``sparse_params``, ``total_params`` and ``density`` say nothing about a dense model: its cells ignore them.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from umscale.accounting import Cost, cost, expert_params
+from umscale.design import allocation
+from umscale.design.allocation import SHARE_TOLERANCE, SHARES
 from umscale.errors import UserError, nearest
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
 
@@ -50,8 +54,8 @@ DIRECT_FFN = ("n_experts", "top_k", "n_shared_experts")
 DIRECT_MODEL = ("n_layers", "n_heads")
 SPARSE = ("sparse_params", "total_params", "density")
 SOLVED = (*SPARSE, "n_values", "mcp", "memory_to_ffn", "d_model", "d_ffn", "granularity")
-FRACTIONS = ("density", "mcp", "memory_to_ffn")
-MODEL_AXES = (*DIRECT_MEMORY, *DIRECT_FFN, *DIRECT_MODEL, *SOLVED, "architecture")
+FRACTIONS = ("density", "mcp", "memory_to_ffn", *SHARES)
+MODEL_AXES = (*DIRECT_MEMORY, *DIRECT_FFN, *DIRECT_MODEL, *SOLVED, *SHARES, "architecture")
 RUN_AXES = ("tokens", "seed")
 """Axes of the run: ``tokens`` become branches of one trunk; ``seed`` is a block of cells that share their draws."""
 
@@ -61,8 +65,21 @@ D_FFN_MULTIPLE = 8
 MAX_ROUNDS = 25
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missed:
+    """A target that whole-number dimensions come near to, but not near enough."""
+
+    name: str
+    target: float
+    nearest: float
+
+
 class Infeasible(Exception):
     """No whole-number dimensions bring this cell within tolerance; the message says what was nearest."""
+
+    def __init__(self, message: str, missed: Missed | None = None) -> None:
+        super().__init__(message)
+        self.missed = missed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,29 +165,62 @@ def solve(
     for k in targets:
         if model.memory is None and k in (*DIRECT_MEMORY, "n_values", "mcp", "memory_to_ffn"):
             raise UserError(f"axis {k!r} needs a memory layer: add a [model.memory] table")
+    if any(name in targets for name in SHARES):
+        allocation.check(model, targets)
+        model = allocation.without_empty_parts(model, targets)
     if "total_params" in targets and {"sparse_params", "n_keys", "n_values", "n_experts"} & set(targets):
         raise UserError(
             "axis 'total_params' sets the number of values or experts; leave the other size axes out"
         )
+    # A rounder width may put another target out of reach: then a less round one has to do.
+    multiple = d_ffn_multiple
+    while True:
+        try:
+            found, wanted, got = _balance(
+                model, targets, compensation, seq_len, tolerance, reference, multiple
+            )
+            break
+        except Infeasible:
+            if compensation == "none" or multiple == 1:
+                raise
+            multiple //= 2
+    if compensation != "none":
+        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(found.ffn.d_ffn, d_ffn_multiple))
+    return Solved(model=found, cost=cost(found, seq_len), targets=wanted, achieved=got)
+
+
+def _balance(
+    model: ModelSpec,
+    targets: Mapping[str, Any],
+    compensation: str,
+    seq_len: int,
+    tolerance: float,
+    reference: ModelSpec,
+    multiple: int,
+) -> tuple[ModelSpec, dict[str, float], dict[str, float]]:
+    """Return the model that meets sizes and compensation together, with what was wanted and what it has."""
     # Sizes change what a token costs and the FFN's width changes totals: repeat until neither moves.
     for _ in range(MAX_ROUNDS):
         before = model
-        if model.memory is not None:
+        if any(name in targets for name in SHARES):
+            model = allocation.allocate(model, targets)
+        elif model.memory is not None:
             model = dataclasses.replace(model, memory=_solve_table(model, model.memory, targets))
         elif model.ffn.kind == "moe":
             model = dataclasses.replace(model, ffn=_solve_experts(model, model.ffn, targets))
-        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, d_ffn_multiple)
+        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, multiple)
         if model == before:
             break
     wanted, got = _deviations(reference, model, targets, compensation, seq_len)
     for name, target in wanted.items():
-        if abs(got[name] / target - 1) > tolerance:
+        off = abs(got[name] - target) / (SHARE_TOLERANCE if name in SHARES else target * tolerance)
+        if off > 1:
+            within = f"{SHARE_TOLERANCE:g}" if name in SHARES else f"{tolerance:.3g} of it"
             raise Infeasible(
-                f"{name} {target:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
+                f"{name} {target:.10g} cannot be reached within {within}: nearest is {got[name]:.10g}",
+                Missed(name=name, target=target, nearest=got[name]),
             )
-    if compensation != "none":
-        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(model.ffn.d_ffn, d_ffn_multiple))
-    return Solved(model=model, cost=cost(model, seq_len), targets=wanted, achieved=got)
+    return model, wanted, got
 
 
 def _halvings(d_ffn: int, multiple: int) -> int:
@@ -294,9 +344,22 @@ def _solve_compute(
     if "d_key" in targets:
         raise UserError("axis 'd_key' and a memory share both set the key width; keep one")
     assert model.memory is not None
+    memory = model.memory
+
+    def short(d_key: int) -> bool:
+        """Whether the share stays far below its target with keys so wide: it grows with them."""
+        try:
+            keyed = dataclasses.replace(model, memory=dataclasses.replace(memory, d_key=d_key))
+            found = _compensate(reference, keyed, compensation, seq_len)
+        except Infeasible:
+            return False
+        return cost(found, seq_len).mcp < mcp * (1 - 4 * tolerance)
+
     best: tuple[tuple[float, int, float], ModelSpec] | None = None
     reason = ""
-    for d_key in range(1, 4 * model.d_model + 1):
+    widest = 4 * model.d_model
+    first = max(1, bisect.bisect_left(range(1, widest + 1), True, key=lambda d_key: not short(d_key)))
+    for d_key in range(first, widest + 1):
         keyed = dataclasses.replace(model, memory=dataclasses.replace(model.memory, d_key=d_key))
         try:
             candidates = _near(
@@ -402,6 +465,7 @@ def _deviations(
         "density": found.density,
         "mcp": found.mcp,
         "memory_to_ffn": found.memory_to_ffn,
+        **allocation.shares_of(model),
     }
     wanted = {name: float(targets[name]) for name in achieved if name in targets}
     got = {name: achieved[name] for name in wanted}

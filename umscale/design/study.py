@@ -34,6 +34,7 @@ from typing import Any
 
 from umscale.data.corpus import Corpus, is_name, open_corpus
 from umscale.data.probes_mixture import check_corpus as check_probes
+from umscale.design.allocation import SHARES
 from umscale.design.axes import (
     COMPENSATIONS,
     D_FFN_MULTIPLE,
@@ -42,6 +43,7 @@ from umscale.design.axes import (
     RUN_AXES,
     TEXT_AXES,
     Infeasible,
+    Missed,
     Solved,
     check_axis,
     solve,
@@ -128,6 +130,8 @@ class Cell:
     run: RunSpec | None
     solved: Solved | None
     reason: str = ""
+    missed: Missed | None = None
+    """The target that was not reached, where that is the reason."""
     varied: tuple[str, ...] = ()
     """What differs between the study's cells, ``seed`` left out; these make the label."""
 
@@ -308,7 +312,9 @@ def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
             raise UserError(f"{where}: axes.{name} = {items} must be names in quotes")
         if name in (*MODEL_AXES, *RUN_AXES) and name not in TEXT_AXES:
             items = [quantity(v, f"{where}: axes.{name}") for v in items]
-            if any(v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts")) for v in items):
+            if any(
+                v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts", *SHARES)) for v in items
+            ):
                 raise UserError(f"{where}: axes.{name} = {items} must be positive")
             if name not in FRACTIONS and any(v != int(v) for v in items):
                 raise UserError(f"{where}: axes.{name} = {items} must be whole numbers")
@@ -356,10 +362,11 @@ def expand(study: Study, precision: str, corpus: Corpus | None = None) -> list[C
         UserError: an axis value that no model can have, or a corpus too short for the largest budget.
     """
     chosen = points(study)
+    bases = _Bases(study, precision, corpus)
     cells: list[Cell] = []
     for mode in study.compensation:
         for targets, seeds in chosen:
-            cells += _cells(study, targets, mode, seeds, precision, corpus)
+            cells += _cells(study, targets, mode, seeds, bases.of(targets))
     order = {s: i for i, s in enumerate(dict.fromkeys(s for _, seeds in chosen for s in seeds))}
     varied = [name for name in chosen[0][0] if len({json.dumps(t[name]) for t, _ in chosen}) > 1]
     if len(study.compensation) > 1:
@@ -388,38 +395,65 @@ def points(study: Study) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
     return found
 
 
-def _cells(
-    study: Study,
-    targets: dict[str, Any],
-    mode: str,
-    seeds: Sequence[int],
-    precision: str,
-    corpus: Corpus | None,
-) -> list[Cell]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Base:
+    """What all points have in common that name the same architecture and set the same paths."""
+
+    model: ModelSpec
+    reference: ModelSpec
+    data: DataSpec
+    train: TrainSpec
+
+
+class _Bases:
+    """The bases of a study's points, each made once: a grid of ten thousand has few."""
+
+    def __init__(self, study: Study, precision: str, corpus: Corpus | None) -> None:
+        self.study, self.precision = study, precision
+        self.corpora = {} if corpus is None else {study.reference.data.corpus: corpus}
+        self.made: dict[str, _Base] = {}
+
+    def of(self, targets: Mapping[str, Any]) -> _Base:
+        """Return the base of a point."""
+        told = {k: v for k, v in targets.items() if "." in k or k == "architecture"}
+        key = json.dumps(told)
+        if key not in self.made:
+            self.made[key] = self._make(told)
+        return self.made[key]
+
+    def _make(self, told: Mapping[str, Any]) -> _Base:
+        study = self.study
+        tree = to_dict(study.reference)
+        if "architecture" in told:
+            changes = study.architectures[told["architecture"]]
+            tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
+        for name, value in told.items():
+            if "." in name:
+                set_path(tree, name, value)
+        base = from_dict(RunSpec, tree)
+        corpus = self.corpora.get(base.data.corpus)
+        if corpus is None:
+            corpus = self.corpora[base.data.corpus] = open_corpus(base.data.corpus)
+        if base.data.hash not in ("", corpus.hash):
+            raise UserError(
+                f"corpus {corpus.name!r} has hash {corpus.hash[:12]}, the study wants {base.data.hash[:12]}; prepare "
+                "the corpus it was made with, or leave data.hash out"
+            )
+        data = dataclasses.replace(base.data, hash=corpus.hash)
+        train = base.train
+        if train.precision == "auto":
+            resolved = from_dict(TrainSpec, {"precision": self.precision}).precision
+            train = dataclasses.replace(train, precision=resolved)
+        model = _with_vocabulary(base.model, corpus)
+        reference = _with_vocabulary(study.reference.model, corpus) if "architecture" in told else model
+        _check_length(data, train, corpus)
+        check_probes(data, corpus)
+        return _Base(model=model, reference=reference, data=data, train=train)
+
+
+def _cells(study: Study, targets: dict[str, Any], mode: str, seeds: Sequence[int], base: _Base) -> list[Cell]:
     """Return one grid point's cells, a cell a seed."""
-    tree = to_dict(study.reference)
-    if "architecture" in targets:
-        changes = study.architectures[targets["architecture"]]
-        tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
-    for name, value in targets.items():
-        if "." in name:
-            set_path(tree, name, value)
-    base = from_dict(RunSpec, tree)
-    corpus = corpus if corpus is not None and base.data.corpus == study.reference.data.corpus else None
-    corpus = corpus or open_corpus(base.data.corpus)
-    if base.data.hash not in ("", corpus.hash):
-        raise UserError(
-            f"corpus {corpus.name!r} has hash {corpus.hash[:12]}, the study wants {base.data.hash[:12]}; prepare the "
-            "corpus it was made with, or leave data.hash out"
-        )
-    data = dataclasses.replace(base.data, hash=corpus.hash)
-    train = base.train
-    if train.precision == "auto":
-        train = dataclasses.replace(train, precision=from_dict(TrainSpec, {"precision": precision}).precision)
-    model = _with_vocabulary(base.model, corpus)
-    reference = _with_vocabulary(study.reference.model, corpus) if "architecture" in targets else model
-    _check_length(data, train, corpus)
-    check_probes(data, corpus)
+    model, reference, data, train = base.model, base.reference, base.data, base.train
     model_targets = {k: v for k, v in targets.items() if "." not in k and k != "architecture"}
     try:
         solved = solve(
@@ -427,7 +461,15 @@ def _cells(
         )
     except Infeasible as error:
         return [
-            Cell(targets=targets, seed=s, compensation=mode, run=None, solved=None, reason=str(error))
+            Cell(
+                targets=targets,
+                seed=s,
+                compensation=mode,
+                run=None,
+                solved=None,
+                reason=str(error),
+                missed=error.missed,
+            )
             for s in seeds
         ]
     return [

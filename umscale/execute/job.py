@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from umscale.errors import UserError
 from umscale.execute.running import Reporter
+from umscale.files import SHORTEST
 from umscale.store.store import Store
+from umscale.trees import parse_object
 
 NEWEST = "work/jobs/newest"
 _NAME = re.compile("[0-9a-f]{16}")
@@ -48,7 +50,7 @@ def write_job(store: Store, job: Job) -> str:
 def newest_job(store: Store) -> str | None:
     """Return the name of the job that was last written; None if there is none."""
     try:
-        return store.files.read(NEWEST).decode(errors="replace").strip()
+        return store.files.read(NEWEST, SHORTEST).decode(errors="replace").strip()
     except FileNotFoundError:
         return None
 
@@ -64,8 +66,8 @@ def read_job(store: Store, name: str) -> Job:
             f"job {name!r}: a job's name has 16 hexadecimal digits; work/jobs in the store lists them"
         )
     try:
-        return _from_tree(json.loads(store.files.read(_path(name))))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _from_tree(parse_object(store.files.read(_path(name))))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, UserError) as error:
         where = store.files.describe(_path(name))
         raise UserError(f"{where}: no readable job ({error}); run the same command again") from None
 

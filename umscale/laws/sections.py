@@ -159,7 +159,7 @@ def _sections(
     sections: list[Section] = []
     skipped: list[str] = []
     for loss in losses:
-        for by, group in _parts(table, settings.by):
+        for by, group in parts_of(table, settings.by):
             stages: Sequence[str | None] = [s for s in levels(group, "stage") if stage in (None, s)]
             if stage is not None and not stages:
                 there = ", ".join(levels(group, "stage")) or "none"
@@ -181,7 +181,7 @@ def _sections(
     return tuple(sections), tuple(skipped)
 
 
-def _parts(table: Table, by: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
+def parts_of(table: Table, by: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
     """The values of columns that occur together, ascending, each with its rows; the whole table for no column."""
     if not by:
         yield (), table
@@ -247,7 +247,7 @@ def _section(
         raise refused[0]
     part = part_of(table, stage=stage, compensation=compensation)
     comparison = compare(fits)
-    codes, unit = _groups(part, fits[0], settings)
+    codes, unit = resampling_groups(part, fits[0], settings)
     found = Section(
         stage=stage,
         compensation=compensation,
@@ -275,7 +275,7 @@ def _section(
     return found, refused
 
 
-def _groups(table: Table, fit: FitResult, settings: Settings) -> tuple[Codes | None, str]:
+def resampling_groups(table: Table, fit: FitResult, settings: Settings) -> tuple[Codes | None, str]:
     """Codes of the rows that are resampled together, [rows of the fit], and what they are called.
 
     None leaves a study to ``bootstrap``, which knows its runs and cells.

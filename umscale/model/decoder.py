@@ -68,19 +68,20 @@ class SparsePart:
 class Decoder(nn.Module):
     """A language model: tokens ``[B, S]`` to logits ``[B, S, vocab_size]``, initialised from ``seed``.
 
-    Given targets ``[B, S]`` too, it returns their mean loss in nats per token, and holds few logits at a time.
+    Given targets ``[B, S]`` too, it returns their mean loss in nats per token, and holds few logits at a time. Of value
+    tables it holds ``part = (r, W)``, the r-th 1/W of the columns.
     """
 
     rotary: Tensor
 
-    def __init__(self, spec: ModelSpec, seed: int, max_seq_len: int) -> None:
+    def __init__(self, spec: ModelSpec, seed: int, max_seq_len: int, part: tuple[int, int] = (0, 1)) -> None:
         super().__init__()
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
         self.blocks = nn.ModuleList(Block(spec, i, seed) for i in range(spec.n_layers))
         self.final_norm = RmsNorm(spec.d_model)
         self.head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
-        self.tables = None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers))
+        self.tables = None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers), part)
         self.row_gradients = False
         rotary = rotary_table(max_seq_len, spec.d_model // spec.n_heads, spec.rope_theta)
         self.register_buffer("rotary", rotary, persistent=False)
@@ -123,6 +124,7 @@ class Decoder(nn.Module):
         self.row_gradients = train.table_gradient == "rows"
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
+            memory.atomic_gradients = train.table_gradient == "atomic"
         if self.tables is not None:
             self.tables.keep_copies(train.table_copy == "bfloat16")
 

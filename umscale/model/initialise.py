@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from umscale.layers.memory import Memory
 from umscale.layers.product_key import ProductKeyMemory
-from umscale.layers.tables import ValueTables
+from umscale.layers.tables import ValueTables, column_groups, columns
 from umscale.layers.tucker import TuckerMemory
 from umscale.model.scaling import value_std
 from umscale.rng import generator
@@ -24,6 +24,27 @@ _RESIDUAL_OUTPUTS = ("attention.out.weight", "ffn.out.weight", "ffn.out", "ffn.s
 
 def _normal(tensor: Tensor, seed: int, name: str, std: float) -> None:
     tensor.copy_(torch.randn(tensor.shape, generator=generator(seed, name)).mul_(std))
+
+
+_DRAWN_AT_ONCE = 2**22
+"""Numbers; a table is drawn by rows, so that beside the columns that a process holds there is never the whole."""
+
+
+def _normal_columns(
+    table: Tensor, seed: int, name: str, std: float, groups: int, part: tuple[int, int]
+) -> None:
+    """Fill ``table [N, D / W]``, columns of one of width D, with the numbers that ``_normal`` gives the whole.
+
+    Torch draws normal numbers by sixteens, so pieces of a multiple of 16 numbers are those of the whole; what remains
+    at the end goes with the last piece.
+    """
+    source = generator(seed, name)
+    n, width = table.shape[0], table.shape[1] * part[1]
+    rows = 16 * max(1, _DRAWN_AT_ONCE // (16 * width))
+    starts = list(range(0, max(1, n - 15), rows))
+    for start, end in zip(starts, [*starts[1:], n], strict=True):
+        drawn = torch.randn(end - start, width, generator=source).mul_(std)
+        table[start:end].copy_(columns(drawn, groups, part))
 
 
 def _draw(
@@ -104,6 +125,6 @@ def initialise(model: nn.Module, spec: ModelSpec, seed: int) -> None:
     tables = getattr(model, "tables", None)
     if isinstance(tables, ValueTables) and memory is not None:
         sigmas = value_std(spec, memory, sum(energies) / max(1, len(energies)))
-        if tables.pre_values is not None:
-            _normal(tables.pre_values, seed, "tables.pre_values", sigmas[0])
-        _normal(tables.values, seed, "tables.values", sigmas[1])
+        for (name, groups), sigma in zip(column_groups(memory).items(), sigmas, strict=True):
+            if (table := getattr(tables, name)) is not None:
+                _normal_columns(table, seed, f"tables.{name}", sigma, groups, tables.part)

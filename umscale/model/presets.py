@@ -1,13 +1,13 @@
 """Published model shapes, to check the accounting against and to cost new ones beside.
 
-Source: UltraMemV2, arXiv 2508.18756, Tables 4 and 10. Where a table cannot be reproduced as printed, or leaves a
+Sources: UltraMemV2, arXiv 2508.18756, Tables 4 and 10; Engram, arXiv 2601.07372; LongCat-Flash-Lite, arXiv 2601.21204. Where a table cannot be reproduced as printed, or leaves a
 dimension out, ``note`` says what was changed or solved for and why.
 """
 
 from dataclasses import dataclass
 
 from umscale.errors import UserError, nearest
-from umscale.spec import FfnSpec, MemorySpec, ModelSpec
+from umscale.spec import FfnSpec, MemorySpec, ModelSpec, NgramSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +34,20 @@ def _model(
         ffn=ffn if isinstance(ffn, FfnSpec) else FfnSpec(d_ffn=ffn),
         memory=memory,
         tie_embeddings=tied,
+    )
+
+
+def _token_addressed(
+    d_model: int, n_layers: int, vocab_size: int, ffn: FfnSpec, ngram: NgramSpec
+) -> ModelSpec:
+    return ModelSpec(
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=d_model // 128,
+        vocab_size=vocab_size,
+        ffn=ffn,
+        ngram=ngram,
+        tie_embeddings=False,
     )
 
 
@@ -114,6 +128,30 @@ PRESETS = {
         model=_table_4(256, 3603), source="Table 4, MCP 17%, the paper's choice", note=_TABLE_4
     ),
     "table4-mcp-27.5": Preset(model=_table_4(442, 3147), source="Table 4, MCP 27.5%", note=_TABLE_4),
+    "engram-27b": Preset(
+        model=_token_addressed(
+            d_model=2560,
+            n_layers=30,
+            vocab_size=129_280,
+            ffn=FfnSpec(kind="moe", d_ffn=1536, n_experts=55, top_k=6, n_shared_experts=2),
+            ngram=NgramSpec(rows=1_131_200, max_order=3, heads=8, d_embedding=1280, blocks=(1, 14)),
+        ),
+        source="Engram, arXiv 2601.07372, Engram-27B",
+        note="5.7B parameters in tables, in the 2nd and 15th block, are published; the backbone's attention (MLA), its "
+        "first dense block, its four residual streams and the inner width of its experts are not what is counted here",
+    ),
+    "longcat-flash-lite": Preset(
+        model=_token_addressed(
+            d_model=3072,
+            n_layers=14,
+            vocab_size=131_072,
+            ffn=FfnSpec(kind="moe", d_ffn=1024, n_experts=256, top_k=12),
+            ngram=NgramSpec(kind="ngram_embedding", rows=78 * 131_072, max_order=4, heads=4),
+        ),
+        source="LongCat-Flash-Lite, arXiv 2601.21204",
+        note="31.4B parameters in n-gram tables of 68.5B are published; zero experts, MLA and the pairs of attention and "
+        "FFN a block are not what is counted here",
+    ),
     "dense-227m": Preset(
         model=_model(768, 20, 2496, None, tied=True),
         source="the backbone of UltraMemV2-227M without its memory layers",

@@ -90,8 +90,9 @@ def row_step(model: ModelSpec, measured: bool = True) -> RowStep:
 
     Args:
         model: with a memory layer.
-        measured: take the energy that freshly initialised scores have (``umscale.model.initialise.score_energy``) instead of the
-            nominal one of version 2: Tucker scores average 1 over the top_m kept, a softmax's concentrate on one row.
+        measured: take the energy that freshly initialised scores have (``umscale.model.initialise.score_energy``)
+            instead of the nominal one of version 2: Tucker scores average 1 over the top_m kept, a softmax's
+            concentrate on one row.
     """
     memory = model.memory
     assert memory is not None

@@ -23,9 +23,11 @@ from umscale.plots.predictions import predicted
 from umscale.plots.rates import learning_rates
 from umscale.plots.ratio import memory_ratio
 from umscale.plots.residuals import residuals
+from umscale.plots.scaling import Along, scaling
 from umscale.plots.training import curves
 from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
+from umscale.questions.iso_flops import training_flops
 from umscale.questions.laws import LAWS
 from umscale.results.table import Table, levels, numeric, where
 
@@ -251,6 +253,24 @@ def _iso_flop(gallery: Gallery) -> Figures:
     return out
 
 
+def _scaling(along: Along) -> Callable[[Gallery], Figures]:
+    def figures(gallery: Gallery) -> Figures:
+        if not gallery.laws:
+            raise UserError("this figure needs a law of N and D: name one with --law, as in --law chinchilla")
+        out: Figures = {}
+        for suffix, section, i in gallery.fits():
+            found, compared = section.uncertainty[i], section.comparison.laws[i]
+            compute, source = None, ""
+            if along == "C":
+                rows = where(gallery.table, stage=section.stage, compensation=section.compensation)
+                every, source = training_flops(rows, gallery.columns)
+                compute = every[found.fit.rows.index]
+            out[suffix] = scaling(found, compared, along, compute=compute, source=source)
+        return out
+
+    return figures
+
+
 def _curves(gallery: Gallery) -> Figures:
     if gallery.training is None:
         raise UserError("training curves are recorded by sweeps: name a study, not a table")
@@ -323,6 +343,21 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             shows="loss against size at constant compute, with parabolas and the best size",
             needs="four sizes N or more at one compute",
             draw=_iso_flop,
+        ),
+        "loss-n": Kind(
+            shows="loss against size N by tokens, with a law's curves, bands and hold-out",
+            needs="a law of N, and of D or nothing else",
+            draw=_scaling("N"),
+        ),
+        "loss-d": Kind(
+            shows="loss against tokens D by size, with a law's curves, bands and hold-out",
+            needs="a law of D, and of N or nothing else",
+            draw=_scaling("D"),
+        ),
+        "loss-c": Kind(
+            shows="loss against compute C by size, with a law's curves and its least loss at each compute",
+            needs="a law of N and D",
+            draw=_scaling("C"),
         ),
         "curves": Kind(
             shows="training loss by run along trunk and branches",

@@ -60,6 +60,13 @@ def predicted(found: Mapping[str, Compared]) -> "Figure":
 
 def held_out(fit: FitResult, one: HoldOut) -> tuple[NDArray[np.bool_], Array]:
     """Which rows a hold-out left out [rows], and the losses the law fitted to all others predicts there."""
+    chosen = rows_held_out(fit, one)
+    there = {symbol: v[chosen] for symbol, v in fit.rows.values.items()}
+    return chosen, evaluate(fit.law, coefficients_without(fit, chosen), there, fit.reference)
+
+
+def rows_held_out(fit: FitResult, one: HoldOut) -> NDArray[np.bool_]:
+    """Which rows a hold-out left out, [rows]."""
     values = fit.rows.values
     if one.axis == "rho":
         axis = 1 / values["rho"] if "rho" in values else values["N_s"] / values["m"]
@@ -67,12 +74,14 @@ def held_out(fit: FitResult, one: HoldOut) -> tuple[NDArray[np.bool_], Array]:
         axis = values[one.axis]
     chosen = np.zeros(fit.n_rows, dtype=bool)
     chosen[np.argsort(axis, kind="stable")[fit.n_rows - one.n_test :]] = True
+    return chosen
+
+
+def coefficients_without(fit: FitResult, chosen: NDArray[np.bool_]) -> Array:
+    """Coefficients fitted to all rows but those ``chosen``."""
     if isinstance(fit.law, LocalLaw):
-        coefficients = without_each(fit, chosen.astype(np.int64))[1]
-    else:
-        coefficients = refit(fit, (~chosen).astype(np.float64)[None])[0]
-    there = {symbol: v[chosen] for symbol, v in values.items()}
-    return chosen, evaluate(fit.law, coefficients, there, fit.reference)
+        return without_each(fit, chosen.astype(np.int64))[1]
+    return refit(fit, (~chosen).astype(np.float64)[None])[0]
 
 
 def _column(above: "Axes", below: "Axes", compared: Compared, colours: Mapping[Edge, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import numpy as np
 from umscale.report.design import statuses
 from umscale.report.evidence import Evidence
 from umscale.results.table import levels, numeric, text
+from umscale.say.basis import basis
 from umscale.say.estimates import listed
 from umscale.say.numbers import count
 from umscale.spec import read_run
@@ -22,6 +23,7 @@ def limits(evidence: Evidence) -> list[str]:
         *_rates(evidence),
         *_seeds(evidence),
         *_gaps(evidence),
+        *basis(evidence.store, evidence.table),
     ]
 
 

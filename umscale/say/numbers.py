@@ -28,7 +28,10 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole < 100 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    days = whole / 86400
+    return f"{days:.0f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -101,7 +101,7 @@ class SearchJob:
     def from_tree(cls, tree: Mapping[str, Any]) -> "SearchJob":
         """Read what ``to_tree`` gave."""
         return cls(
-            study=tree["study"],
+            study=dict(tree["study"]),
             precision=str(tree["precision"]),
             n_trials=int(tree["n_trials"]),
             n_workers=int(tree["n_workers"]),

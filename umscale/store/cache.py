@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from umscale.errors import UserError
-from umscale.files import Entry, Files
+from umscale.files import Entry, Files, Unusable
 from umscale.store.schema import Damaged, from_parquet, schema, to_parquet
+from umscale.trees import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +86,7 @@ class Scanner:
         """Return a run's status, None when nothing (readable) is stored about it."""
         try:
             return _status(self.files.read(f"runs/{run_id}{SUFFIX}"))
-        except (OSError, Damaged):
+        except (OSError, Damaged, Unusable):
             return None
 
     def statuses(self) -> dict[str, str]:
@@ -161,6 +162,8 @@ class Scanner:
                 return parse(self.files.read(f"{table}/{name}{SUFFIX}"))
             except FileNotFoundError:
                 return None
+            except Unusable as error:
+                return Damaged(str(error))
             except Damaged as error:
                 return error
 
@@ -189,7 +192,7 @@ class Scanner:
         try:
             rows, notes = from_parquet(self.files.read(_copy_name(table)), wanted)
             sources, start = {}, 0
-            for name, version, count in json.loads(notes["sources"]):
+            for name, version, count in parse_json(notes["sources"]):
                 sources[name] = version, range(start, start + count)
                 start += count
         except (OSError, UserError, Damaged, KeyError, ValueError, TypeError):

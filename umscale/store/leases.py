@@ -28,8 +28,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from umscale.errors import UserError
-from umscale.files import Files
+from umscale.files import SHORTEST, Files, Unusable
 from umscale.processes import scope, start_time
+from umscale.trees import parse_object
 
 STALE_SECONDS = 300.0
 """Default; longer than the longest time without a training step or a batch of evaluation (a kernel's compilation)."""
@@ -177,7 +178,7 @@ class Claims:
     def _unchanged(self, name: str, token: str) -> bool:
         """Note a claim's beat, and return whether it has been the same for too long."""
         try:
-            beat = self.files.read(self._path(name, token, "beat")).decode(errors="replace")
+            beat = self._read(self._path(name, token, "beat")).decode(errors="replace")
         except FileNotFoundError:
             beat = ""
         now = time.monotonic()
@@ -195,10 +196,16 @@ class Claims:
             if kind != "claim" or (names is not None and name not in names):
                 continue
             with contextlib.suppress(FileNotFoundError):  # released meanwhile
-                content = self.files.read(f"{self.folder}/{entry.name}")
-                found.append(_parse(name, token, content))
+                found.append(_parse(name, token, self._read(f"{self.folder}/{entry.name}")))
         self._seen = {token: seen for token, seen in self._seen.items() if token in tokens}
         return found
+
+    def _read(self, name: str) -> bytes:
+        """Return a file's content, nothing of what is no file; raises ``FileNotFoundError``."""
+        try:
+            return self.files.read(name, SHORTEST)
+        except Unusable:
+            return b""
 
     def _remove(self, name: str, token: str) -> None:
         for kind in ("claim", "beat"):
@@ -211,7 +218,7 @@ class Claims:
 def _parse(name: str, token: str, content: bytes) -> Claim:
     """Read a claim; one that cannot be read is judged by its beat alone."""
     try:
-        tree = json.loads(content)
+        tree = parse_object(content)
         return Claim(
             name=name,
             token=token,
@@ -220,5 +227,5 @@ def _parse(name: str, token: str, content: bytes) -> Claim:
             pid=int(tree["pid"]),
             started=int(tree["started"]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return Claim(name=name, token=token, host="", machine="", pid=0, started=0)

@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 from umscale.accounting import cost
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
-from umscale.files import Files, LocalFiles, open_files, quarantine
+from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
 from umscale.labels import label_parts
 from umscale.model.scaling import learning_rates
-from umscale.spec import RunSpec, read_run, to_dict, with_old_meanings
+from umscale.spec import LONGEST_TOML, RunSpec, read_run, to_dict, with_old_meanings
 from umscale.store.cache import Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
@@ -48,6 +47,7 @@ from umscale.store.schema import (
     to_parquet,
     verify,
 )
+from umscale.trees import parse_object, parse_toml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,18 +153,19 @@ class Store:
     def _header(self) -> dict[str, Any]:
         where = self.files.describe("store.json")
         try:
-            header = json.loads(self.files.read("store.json"))
-            version = int(header["version"])
+            header = parse_object(self.files.read("store.json", SHORTEST))
+            version = header["version"]
+            if not isinstance(version, int):
+                raise ValueError(f"version = {version!r}")
         except FileNotFoundError:
             raise UserError(f"{self.name} is no results store; `umscale sweep STUDY` makes one") from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, Unusable) as error:
             raise UserError(f"{where} is damaged ({error}); restore it or choose another store") from None
         if version > STORE_VERSION:
             raise UserError(
                 f"{self.name} was made by a newer umscale (store version {version}, this one reads up to "
                 f"{STORE_VERSION}); upgrade umscale"
             )
-        assert isinstance(header, dict)
         return header
 
     def _write_header(self, header: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ class Store:
     def stale_seconds(self) -> float:
         """Return how long a worker may show no progress before others take its run over."""
         seconds = self._header().get("stale_seconds", STALE_SECONDS)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
             raise UserError(
                 f"{self.files.describe('store.json')}: stale_seconds = {seconds!r} must be positive"
             )
@@ -232,10 +233,10 @@ class Store:
         """
         where = self.files.describe("study.toml")
         try:
-            tree = tomllib.loads(self.files.read("study.toml").decode())
+            tree = parse_toml(self.files.read("study.toml", LONGEST_TOML).decode())
         except FileNotFoundError:
             raise UserError(f"{where}: no such file; this store was not made by a sweep") from None
-        except (ValueError, RecursionError) as error:
+        except (ValueError, Unusable) as error:
             raise UserError(f"{where}: not valid TOML: {error}") from None
         return {"d_ffn_multiple": 1} | with_old_meanings(tree)
 
@@ -313,7 +314,7 @@ class Store:
         """Return the annealed record at the largest budget of a finished run, None for any other."""
         try:
             rows = from_parquet(self.files.read(f"runs/{run_id}.parquet"), schema("runs"))[0].to_pylist()
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, Damaged, Unusable):
             return None
         kept = [r for r in rows if r["status"] == "finished" and r["stage"] == "annealed"]
         return max(kept, key=lambda r: int(r["budget"]), default=None)
@@ -434,7 +435,7 @@ class Store:
                     verify(self.files.read(path))
                 except FileNotFoundError:
                     continue
-                except Damaged as error:
+                except (Damaged, Unusable) as error:
                     if table in RUN_TABLES:
                         to, redone = self._set_aside(name)[table], "its run is trained again"
                     else:

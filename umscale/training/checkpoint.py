@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from umscale.files import Files, quarantine
+from umscale.files import Files, Unusable, quarantine
 from umscale.store.leases import Lease
 from umscale.training.optimiser import WeightAverage, load_optimizer_tensors, optimizer_tensors
 from umscale.training.process_group import ALONE, World
 from umscale.training.shards import columns, from_columns, groups_of, tensor_groups
+from umscale.trees import parse_object
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Workspace:
             if self.world.first:
                 with contextlib.suppress(FileNotFoundError), self.files.reading(self.path(phase)) as path:
                     found = read(path)
-        except DamagedCheckpoint as error:
+        except (DamagedCheckpoint, Unusable) as error:
             self._set_aside(phase, error)
         if not self.world.any(found is not None):
             return None
@@ -98,7 +99,7 @@ class Workspace:
                 self._set_aside(phase, error)
             return None
 
-    def _set_aside(self, phase: str, error: "DamagedCheckpoint") -> None:
+    def _set_aside(self, phase: str, error: Exception) -> None:
         name = self.path(phase)
         log.warning("%s is damaged (%s); moved to %s", name, error, quarantine(self.files, name))
 
@@ -205,7 +206,7 @@ def restore(
     """
     device = next(model.parameters()).device
     try:
-        state = json.loads(content.text)
+        state = parse_object(content.text)
         groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
         for key, value in content.tensors.items():
             group, _, name = key.partition("/")

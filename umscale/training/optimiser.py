@@ -25,7 +25,8 @@ def make_optimizer(
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     betas = (train.beta1, train.beta2)
-    plain = (train.table_gradient, train.table_second_moment, train.table_copy) == ("dense", "full", "none")
+    dense_rows = train.table_gradient != "rows"
+    plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
     if tables and not plain:
         pool = getattr(model, "tables", None)
         return TableAdamW(

@@ -50,7 +50,7 @@ from umscale.training.optimiser import (
     skip_unless_finite,
 )
 from umscale.training.process_group import ALONE, PeerLost, World
-from umscale.training.shards import sharded_parameters, split
+from umscale.training.shards import connect, sharded_parameters, table_part
 from umscale_kernels import kernels_in_use
 
 Row = dict[str, Any]
@@ -156,9 +156,10 @@ class Run:
         self.checkpointed = self.logged = time.monotonic()
 
     def _build(self) -> None:
-        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len)
+        part = table_part(self.world)
+        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len, part)
         if self.world.size > 1:
-            split(model, self.world)
+            connect(model, self.world)
         self.model = model.to(self.device)
         self.shards = sharded_parameters(self.model, self.world)
         self.model.configure_tables(self.spec.train)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from umscale.training.process_group import World
 from umscale_kernels import lookup, row_dots
-from umscale_kernels.lookup import Activation
+from umscale_kernels.lookup import Activation, Backward
 
 
 def sharded_lookup(
@@ -32,9 +32,12 @@ def sharded_lookup(
     pre_values: Tensor | None,
     values: Tensor,
     *,
+    blocks: Tensor | None = None,
+    n_blocks: int = 1,
     activation: Activation = "none",
     sparse_grad: bool = False,
     read: tuple[Tensor | None, Tensor] | None = None,
+    backward: Backward = "sorted",
     backend: str = "auto",
 ) -> Tensor:
     """``umscale_kernels.lookup`` on this process's columns ``[N, D / W]`` of the tables; all else is of whole width.
@@ -63,13 +66,16 @@ def sharded_lookup(
         everyones_rows,
         None,
         values,
+        blocks=None if blocks is None else world.gather(blocks).flatten(0, 1),
+        n_blocks=n_blocks,
         sparse_grad=sparse_grad,
         read=None if read_values is None else (None, read_values),
+        backward=backward,
         backend=backend,
-    )  # [W T, Dv / W]
-    blocks = _Exchange.apply(world, pooled.unflatten(0, (world.size, -1)))  # [W, T, Dv / W], by columns
-    by_core = blocks.unflatten(2, (s.shape[2], -1))  # [W, T, c, Dv / (c W)]
-    return by_core.permute(1, 2, 0, 3).flatten(1)
+    )  # [W T, E Dv / W], E = n_blocks
+    parts = _Exchange.apply(world, pooled.unflatten(0, (world.size, -1)))  # [W, T, E Dv / W], by columns
+    by_core = parts.unflatten(2, (n_blocks, s.shape[2], -1))  # [W, T, E, c, Dv / (c W)]
+    return by_core.permute(1, 2, 3, 0, 4).flatten(1)
 
 
 class _AllGather(torch.autograd.Function):

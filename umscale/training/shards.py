@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from umscale.errors import UserError
+from umscale.layers import tables
 from umscale.model.decoder import Decoder
-from umscale.spec import MemorySpec, RunSpec
+from umscale.spec import RunSpec
 from umscale.training.process_group import World
 from umscale.training.sharded_lookup import sharded_lookup
 
@@ -42,7 +43,7 @@ def check(run: RunSpec, size: int, shard_tables: bool) -> None:
         raise UserError(
             '--tables sharded: train.table_second_moment = "row" needs whole rows; use "full", or --tables replicated'
         )
-    for name, groups in _column_groups(memory).items():
+    for name, groups in tables.column_groups(memory).items():
         width = memory.d_value if name == "values" else memory.d_pre_value
         if width % (groups * size):
             cores = f" in {groups} cores" if groups > 1 else ""
@@ -55,26 +56,21 @@ def _divisors(n: int) -> str:
     return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
 
 
-def _column_groups(memory: MemorySpec) -> dict[str, int]:
-    """Return into how many equal groups of columns each table falls; every process holds a part of every group."""
-    return {"pre_values": 1, "values": memory.n_cores}
+def table_part(world: World) -> tuple[int, int]:
+    """Return which part of the columns of every table this process holds, of how many."""
+    return (world.rank, world.size) if world.shard_tables else (0, 1)
 
 
-def split(model: Decoder, world: World) -> None:
-    """Make a freshly initialised model one of ``world.size`` replicas, with its own columns of the tables.
+def connect(model: Decoder, world: World) -> None:
+    """Make a model with this process's part of the tables one of ``world.size`` replicas.
 
     Statistics of auxiliary losses are taken over the global batch from now on.
     """
     for part in model.sparse_parts:
         part.module.replica_mean = functools.partial(_mean, world)
-    if not world.shard_tables or model.tables is None or model.spec.memory is None:
-        return
-    for name, groups in _column_groups(model.spec.memory).items():
-        table = getattr(model.tables, name)
-        if table is not None:
-            setattr(model.tables, name, nn.Parameter(columns(table.detach(), groups, world)))
-    for memory in model.memories:
-        memory.lookup = functools.partial(sharded_lookup, world)
+    if world.shard_tables:
+        for memory in model.memories:
+            memory.lookup = functools.partial(sharded_lookup, world)
 
 
 def _mean(world: World, share: Tensor) -> Tensor:
@@ -83,14 +79,14 @@ def _mean(world: World, share: Tensor) -> Tensor:
 
 def sharded_parameters(model: nn.Module, world: World) -> list[nn.Parameter]:
     """Return the parameters of which each process holds a part."""
-    tables = getattr(model, "tables", None)
-    return list(tables.parameters()) if world.shard_tables and isinstance(tables, nn.Module) else []
+    pool = getattr(model, "tables", None)
+    return list(pool.parameters()) if world.shard_tables and isinstance(pool, nn.Module) else []
 
 
 def columns(table: Tensor, groups: int, world: World) -> Tensor:
     """Return this process's columns ``[N, D / W]`` of ``table [N, D]``, a copy."""
-    parts = table.unflatten(1, (groups, world.size, -1))
-    return parts[:, :, world.rank].flatten(1).clone(memory_format=torch.contiguous_format)
+    own = tables.columns(table, groups, (world.rank, world.size))
+    return own.clone(memory_format=torch.contiguous_format)
 
 
 def from_columns(parts: list[Tensor], groups: int) -> Tensor:
@@ -101,7 +97,7 @@ def from_columns(parts: list[Tensor], groups: int) -> Tensor:
 def tensor_groups(model: nn.Module, world: World) -> Mapping[str, int]:
     """Return, by name of a parameter of which each process holds a part, its groups of columns."""
     memory = model.spec.memory if world.shard_tables and isinstance(model, Decoder) else None
-    return {} if memory is None else {f"tables.{k}": g for k, g in _column_groups(memory).items()}
+    return {} if memory is None else {f"tables.{k}": g for k, g in tables.column_groups(memory).items()}
 
 
 def groups_of(name: str, tensor_dim: int, groups: Mapping[str, int]) -> int:

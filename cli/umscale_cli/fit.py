@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umscale_cli.console import JsonFlag, note, out, print_json, show
-from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
+from umscale_cli.law_options import (
+    choice,
+    ends,
+    mapping_of,
+    pairs,
+    read_laws,
+    split,
+    weighted,
+    weights_of,
+    with_own_coefficients,
+)
 from umscale_cli.options import takes_options
 from umscale_cli.runs import open_store, warn_damaged
 
@@ -61,6 +71,14 @@ class FitOptions:
         str | None,
         typer.Option(
             metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
+    ] = None
+    each: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="With --by: one fit in which only these coefficients are each group's own, as in --each E.",
+            show_default=False,
         ),
     ] = None
     group: Annotated[
@@ -218,6 +236,8 @@ def fit(asked: FitOptions) -> None:
         return
     if asked.drop_invalid:
         raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
+    if asked.each:
+        raise UserError("--each is for tables, whose rows are no runs of one study")
     if asked.output is not None and asked.suggest is None:
         raise UserError("--output is where --suggest writes; add --suggest N")
     store = open_store(asked.source)
@@ -285,6 +305,9 @@ def _fit_table(asked: FitOptions) -> None:
         is_study=False,
         drop_invalid=asked.drop_invalid,
     )
+    if asked.each:
+        laws = with_own_coefficients(laws, split(asked.each), settings.by, kept, columns)
+        settings = replace(settings, by=())
     for line in second_choices(whole, mapping):
         note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=asked.stage, seed=asked.seed)

@@ -89,6 +89,41 @@ def weighted(recipe: "Recipe", columns: "dict[str, str]") -> "Recipe":
     return replace(recipe, weight=columns.pop("--weight", None), error=columns.pop("--error", None))
 
 
+def with_own_coefficients(
+    laws: "Sequence[Law]",
+    names: Sequence[str],
+    by: Sequence[str],
+    table: "dict[str, Any]",
+    columns: "dict[str, str]",
+) -> "list[Law]":
+    """Laws with own values of ``names`` for each group of --by; ``table`` and ``columns`` get the groups' columns."""
+    from umscale.errors import UserError, nearest
+    from umscale.laws.sections import parts_of
+    from umscale.laws.shared import group_symbols, with_own
+    from umscale.results.source import satisfies
+    from umscale.results.table import text
+
+    if not by:
+        raise UserError("--each gives every group of --by its own coefficient: add --by COLUMN")
+    for name in by:
+        if name not in table:
+            raise UserError(f"the table has no column {name!r}{nearest(name, table)}")
+    conditions = {}
+    for labels, part in parts_of(table, tuple(by)):
+        quoted = (f"`{n}` == {_constant(table[n], str(text(part, n)[0]))}" for n in by)
+        conditions[", ".join(labels)] = " and ".join(quoted)
+    symbols = group_symbols(list(conditions))
+    for label, symbol in symbols.items():
+        table[conditions[label]] = satisfies(table, conditions[label]).astype(float)
+        columns[symbol] = conditions[label]
+    return [with_own(law, names, symbols) for law in laws]
+
+
+def _constant(column: Any, cell: str) -> str:
+    """A cell as a condition compares with it."""
+    return cell if column.dtype != object else repr(cell)
+
+
 def split(text: str) -> list[str]:
     """Split at commas outside brackets and quotes."""
     parts, depth, quote = [""], 0, ""

@@ -121,6 +121,9 @@ def predict(
         predictions = expect(uncertainty, where_to, reason=one.reason, by=one.by)
         found.append(predictions)
         parts.append((predictions, one))
+    if seal is not None:
+        _write_seal(seal, parts, rows.asked)
+        note(f"sealed {sum(len(p.points) for p in found)} predictions in {seal}")
     if json_:
         print_json([one.to_dict() for one in (found or scores)])
     elif rollout is not None:
@@ -129,9 +132,6 @@ def predict(
         print_rollouts(scores, out())
     else:
         print_predictions(found, out())
-    if seal is not None:
-        _write_seal(seal, parts, rows.asked)
-        note(f"sealed {sum(len(p.points) for p in found)} predictions in {seal}")
     if rows.store is not None:
         warn_damaged(rows.store)
 

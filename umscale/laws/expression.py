@@ -29,10 +29,11 @@ class _Product:
     logs: Logs
 
 
-def parse_law(text: str, symbols: Collection[str], name: str = "") -> Law:
+def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: bool = True) -> Law:
     """The law that ``text`` writes; ``symbols`` are the names that stand for columns, all others coefficients.
 
-    It is called ``name``, or else what it says. Raises ``UserError`` for what is not in the grammar of ``tree``, and
+    It is called ``name``, or else what it says. ``as_power=False`` keeps a sum of products of powers an expression, whose
+    scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of ``umscale.formulas``, and
     for a law without columns or coefficients.
     """
     formula = " ".join(text.split())
@@ -41,7 +42,7 @@ def parse_law(text: str, symbols: Collection[str], name: str = "") -> Law:
         raise UserError(f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}")
     if not tree.coefficient_names(root):
         raise UserError(f"the law {formula!r} has no coefficients to fit")
-    terms = _terms(root)
+    terms = _terms(root) if as_power else None
     name = name or formula
     if terms is None:
         return ExpressionLaw(name=name, source="written by the user", formula=formula, root=root)

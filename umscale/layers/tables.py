@@ -31,7 +31,7 @@ class Tables(NamedTuple):
     read: tuple[Tensor | None, Tensor] | None
     """Copies of both in another precision that are read in their place."""
     parts: tuple[Part | None, Part] | None = None
-    """Where the gradients of both go, for tables that only this layer reads."""
+    """Where the rows this layer reads and their gradients go, when the pool's gradients are made of rows."""
     chain: Chain | None = None
     """Of layers that share tables, one object for all of them."""
 
@@ -54,6 +54,8 @@ class ValueTables(nn.Module):
             nn.Parameter(torch.empty(n_rows, memory.d_pre_value // part[1])) if memory.d_pre_value else None
         )
         self.values = nn.Parameter(torch.empty(n_rows, memory.d_value // part[1]))
+        self.compact_gradients = False
+        """Whether gradients may be row-sparse where they would be dense; the optimiser takes one for the other."""
         self.keep_copies(False)
 
     def keep_copies(self, enabled: bool) -> None:
@@ -76,7 +78,7 @@ class ValueTables(nn.Module):
     def per_layer(self, whole: bool = False) -> list[Tables]:
         """Return what each memory layer reads: its own table, or the pool where layers share or ``whole`` asks so.
 
-        Own tables come from one split, so that backward writes every table's gradient once; slicing per layer
+        Own tables come from one unbind, so that backward writes every table's gradient once; slicing per layer
         would zero-fill and add the whole pool each time.
         """
         copies = None if self.values_copy is None else (self.pre_values_copy, self.values_copy)
@@ -85,14 +87,16 @@ class ValueTables(nn.Module):
             chain = Chain(self.pre_values, self.values) if windows and not whole else None
             return [Tables(self.pre_values, self.values, copies, chain=chain)] * self.n_layers
         n = self.n_layers
-        pre_values: list[Any] = [None] * n
-        pre_value_parts: list[Part | None] = [None] * n
-        values, value_parts = table_parts(self.values, n)
-        if self.pre_values is not None:
-            pre_values, pre_value_parts = table_parts(self.pre_values, n)
         reads: list[tuple[Tensor | None, Tensor] | None] = [None] * n
         if copies is not None:
             reads = list(zip(self._unbind(copies[0]), self._unbind(copies[1]), strict=True))
+        if not self.compact_gradients:
+            pairs = zip(self._unbind(self.pre_values), self._unbind(self.values), strict=True)
+            return [Tables(*pair, read) for pair, read in zip(pairs, reads, strict=True)]
+        values, value_parts = table_parts(self.values, n)
+        pre_values, pre_value_parts = (
+            ([None] * n, [None] * n) if self.pre_values is None else table_parts(self.pre_values, n)
+        )
         parts = zip(pre_value_parts, value_parts, strict=True)
         return [Tables(*tables) for tables in zip(pre_values, values, reads, parts, strict=True)]
 

@@ -20,7 +20,7 @@ from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
 from umscale.layers.precision import full_precision
 from umscale.spec import MemorySpec
-from umscale_kernels import rank1_vectors, select
+from umscale_kernels import key_scores, rank1_vectors, select
 
 PENALTY_FLOOR = 0.15
 """Singular values below this are not penalised (tau of the released code)."""
@@ -62,7 +62,7 @@ class TuckerMemory(Memory):
         if q.shape[0] < 2 * memory.tucker_rank:
             q = q.repeat_interleave(memory.tucker_rank, 0)
         keys = self.key_norm(self.keys)  # [H, 2r, n, k]
-        raw = full_precision(torch.matmul(q, keys.transpose(-1, -2)))  # [H, 2r, T, n]
+        raw = key_scores(q.expand(memory.heads, -1, -1, -1), keys)  # [H, 2r, T, n]
         return raw.view(memory.heads, 2, memory.tucker_rank, T, memory.keys_per_side)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -119,14 +119,19 @@ class Decoder(nn.Module):
                 )
         return parts
 
-    def configure_tables(self, train: TrainSpec) -> None:
-        """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for."""
+    def configure_tables(self, train: TrainSpec, compact: bool = False) -> None:
+        """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for.
+
+        ``compact`` allows dense gradients to arrive as the rows that are not zero, where that is faster: the optimiser
+        must then be ``make_optimizer``'s, made after this call.
+        """
         self.row_gradients = train.table_gradient == "rows"
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
             memory.atomic_gradients = train.table_gradient == "atomic"
         if self.tables is not None:
             self.tables.keep_copies(train.table_copy == "bfloat16")
+            self.tables.compact_gradients = compact and not self.row_gradients
 
     def recompute_blocks(self, enabled: bool) -> None:
         """Keep only what enters each block in training, and compute the rest again in the backward pass."""

@@ -18,7 +18,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
 
-    It is torch's fused AdamW unless ``train`` asks for more of the tables, see ``TableAdamW``. ``table_decay`` is
+    It is torch's fused AdamW unless ``train`` asks for more of the tables or their dense gradients arrive as rows, see
+    ``TableAdamW``. ``table_decay`` is
     AdamW's coefficient for the tables (``umscale.model.scaling.table_decay``); None is ``train.weight_decay``.
     """
     table_decay = train.weight_decay if table_decay is None else table_decay
@@ -27,8 +28,9 @@ def make_optimizer(
     betas = (train.beta1, train.beta2)
     dense_rows = train.table_gradient != "rows"
     plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
-    if tables and not plain:
-        pool = getattr(model, "tables", None)
+    pool = getattr(model, "tables", None)
+    compact = isinstance(pool, ValueTables) and pool.compact_gradients
+    if tables and (compact or not plain):
         return TableAdamW(
             dense,
             tables,
@@ -37,6 +39,7 @@ def make_optimizer(
             eps=train.eps,
             weight_decay=train.weight_decay,
             table_decay=table_decay,
+            lazy=train.table_gradient == "rows",
             decay_unread=train.table_weight_decay != "coupled",
             row_second_moment=train.table_second_moment == "row",
             copies=pool.copies() if isinstance(pool, ValueTables) else {},
@@ -54,10 +57,11 @@ def make_optimizer(
 class TableAdamW(torch.optim.Optimizer):
     """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
 
-    A table whose gradient is row-sparse is updated on those rows only (lazy AdamW: the moments of the others stand
-    still). With ``decay_unread`` the whole table still decays: every ``DECAY_EVERY`` steps by what those steps add up
-    to, because a pass over a large table would cost as much as the update of its rows; else the rows read decay alone.
-    ``row_second_moment`` keeps one second moment per table row instead of one per parameter.
+    With ``lazy``, a table whose gradient is row-sparse is updated on those rows only (the moments of the others stand
+    still); without, such a gradient stands for the dense one. With ``decay_unread`` a lazy table still decays as a
+    whole: every ``DECAY_EVERY`` steps by what those steps add up to, because a pass over a large table would cost as
+    much as the update of its rows; else the rows read decay alone. ``row_second_moment`` keeps one second moment per
+    table row instead of one per parameter.
     """
 
     DECAY_EVERY = 4
@@ -72,13 +76,14 @@ class TableAdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         table_decay: float,
+        lazy: bool,
         decay_unread: bool,
         row_second_moment: bool,
         copies: dict[nn.Parameter, Tensor],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([{"params": dense}, {"params": tables, "weight_decay": table_decay}], defaults)
-        self.decay_unread = decay_unread
+        self.lazy, self.decay_unread = lazy, decay_unread
         self.row_second_moment = row_second_moment
         self.copies = copies
 
@@ -107,7 +112,7 @@ class TableAdamW(torch.optim.Optimizer):
                 continue
             state = self._state(p, self.row_second_moment)
             step = state["step"] = state["step"].cpu() + 1  # kept on the host, which reads it
-            apart = self.decay_unread and p.grad.is_sparse
+            apart = self.lazy and self.decay_unread and p.grad.is_sparse
             if apart:
                 self._decay_whole(p, state, int(step), group["lr"] * group["weight_decay"])
             table_adamw(
@@ -122,6 +127,7 @@ class TableAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 weight_decay=0.0 if apart else group["weight_decay"],
                 shadow=self.copies.get(p),
+                lazy=self.lazy,
             )
 
     def _decay_whole(self, p: Tensor, state: dict[str, Tensor], step: int, share: float) -> None:

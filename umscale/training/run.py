@@ -162,7 +162,10 @@ class Run:
             connect(model, self.world)
         self.model = model.to(self.device)
         self.shards = sharded_parameters(self.model, self.world)
-        self.model.configure_tables(self.spec.train)
+        # Between processes, rows would have to be matched up.
+        self.model.configure_tables(
+            self.spec.train, compact=self.world.size == 1 and self.device.type == "cpu"
+        )
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
         self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
         self.average = WeightAverage(self.model, self.spec.train.ema_width)

@@ -63,8 +63,8 @@ def lookup(
     ascending. `torch.compile` runs such a call eagerly.
     `read`: copies of (pre_values, values), of another dtype if need be, which are gathered in their place; gradients
     still go to the tables.
-    `parts`, of `table_parts`: where the dense gradients of the two tables go, if the backend can write there. Only for
-    tables that nothing else reads.
+    `parts`, of `table_parts`: where the rows read and their gradients are put, if the backend can, in place of dense
+    gradients of the two tables.
     `backward`, of the triton backend: "sorted" sums the lookups of each row in a fixed order, "atomic" adds them as
     they come, which moves fewer bytes where hardly a row is read twice. The other backends always sort.
 

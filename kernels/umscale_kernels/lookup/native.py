@@ -64,14 +64,16 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        needed = any(ctx.needs_input_grad[5:7])
-        saved, into = ctx.saved_tensors, None
-        if needed and ctx.parts is not None:
-            into = (None if ctx.parts[0] is None else ctx.parts[0](), ctx.parts[1]())
-        tables = "dense" if needed else "none"
-        dp, ds, _, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables, into)
+        needed, parts = any(ctx.needs_input_grad[5:7]), ctx.parts
+        tables = "none" if not needed else "dense" if parts is None else "rows"
+        saved = ctx.saved_tensors
+        dp, ds, distinct, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables)
         has_pre_values = saved[5] is not None
-        d_tables = (dP if has_pre_values else None, dV) if needed else (None, None)
+        d_tables = (dP if has_pre_values else None, dV) if tables == "dense" else (None, None)
+        if tables == "rows":
+            parts[1].append((distinct, dV))
+            if has_pre_values:
+                parts[0].append((distinct, dP))
         return (dp if has_pre_values else None, ds, *(None,) * 3, *d_tables, *(None,) * 3)
 
 
@@ -91,7 +93,7 @@ def lookup_backward(
     """(dp, ds, distinct rows, dP, dV), float32; those that do not apply are empty.
 
     `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]), "rows" (of the U distinct rows read, ascending), or "add":
-    to the dense gradients `into`. "dense" overwrites `into`, if given, and returns those tensors.
+    to the dense gradients `into`.
     """
     rows = rows.long()
     dp, ds, dP, dV = torch.empty_like(p), torch.empty_like(s), s.new_empty(0), s.new_empty(0)
@@ -100,13 +102,12 @@ def lookup_backward(
         distinct, order, start = _segments(rows, values.shape[0])
     if tables in ("dense", "rows"):
         n_outputs = values.shape[0] if tables == "dense" else distinct.numel()
-        into_P, into_V = (None, None) if into is None else into
-        dV = s.new_empty(n_outputs, values.shape[1]) if into_V is None else into_V
+        dV = s.new_empty(n_outputs, values.shape[1])
         if pre_values is not None:
-            dP = s.new_empty(n_outputs, pre_values.shape[1]) if into_P is None else into_P
-    gradients = into if tables == "add" and into is not None else (dP, dV)
+            dP = s.new_empty(n_outputs, pre_values.shape[1])
+    gradients = (dP, dV) if into is None else into
     if any(x is not None and not (x.is_contiguous() and x.dtype == s.dtype) for x in gradients):
-        raise ValueError("table gradients must be contiguous and float32")
+        raise ValueError("gradients to add to must be contiguous and float32")
     function = native.function("lookup", "umscale_lookup_backward", *_BACKWARD)
     n_blocks = d_o.shape[1] // values.shape[1]
     function(

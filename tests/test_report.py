@@ -25,6 +25,7 @@ from umscale.report.limits import limits
 from umscale.say.blocks import Page, Verdict
 from umscale.store.schema import STAGES
 from umscale.store.store import Store
+from umscale.training.record import spec_row
 from umscale_cli.main import app, main
 
 RUN = CliRunner()
@@ -210,7 +211,7 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
         if finished is not None and i > finished:
             break
         if finished is not None and i == finished:
-            store.write_run(run, plan.name, status="failed", reason=HOSTILE, context=context)
+            store.write_run(spec_row(run), plan.name, status="failed", reason=HOSTILE, context=context)
             break
         loss = 3 - 0.03 * run.model.memory.top_m**0.5 - 0.002 * run.model.memory.n_keys + 0.01 * run.seed
         records = [
@@ -234,7 +235,7 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
             for task in ("needle", "recall")
         ]  # fmt: skip
         store.write_run(
-            run, plan.name, status="finished", records=records, curve=curve, probes=probes, context=context
+            spec_row(run), plan.name, status="finished", records=records, curve=curve, probes=probes, context=context
         )
     return store
 

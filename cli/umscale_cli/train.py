@@ -198,8 +198,8 @@ def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, lis
 
 def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callable[[Event], None]") -> str:
     """Train as the first of torchrun's processes."""
+    from umscale.execute.member import LOST, lead, take_part
     from umscale.execute.running import Reporter
-    from umscale.parallel.worker import LOST, lead, take_part
 
     assert cell.run is not None
     report = Reporter(Events(on_event))
@@ -215,8 +215,8 @@ def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callabl
 
 def _follow(how: How) -> None:
     """Train as any other of torchrun's processes."""
+    from umscale.execute.member import LOST, follow, take_part
     from umscale.execute.running import Reporter
-    from umscale.parallel.worker import LOST, follow, take_part
 
     with open(os.devnull, "w", encoding="utf-8") as nobody:
         report = Reporter(nobody)

@@ -12,7 +12,8 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult, Objective, fit_rows
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, LAWS, Array, Law, LocalLaw, Residual, law_named
+from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Residual, law_named
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, missing_columns, select_rows, where
 
 Edge = Literal["largest", "sparsest", "future"]

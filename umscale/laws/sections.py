@@ -43,7 +43,7 @@ class Settings:
     """How laws are fitted and examined; the defaults are a study's."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Symbol → column, over the defaults of ``forms.COLUMNS``."""
+    """Symbol → column, over the defaults of ``results.columns.COLUMNS``."""
     units: Mapping[str, str] = field(default_factory=lambda: STUDY_UNITS)
     """Symbol → unit and convention, carried along; ``loss`` is a symbol too."""
     recipe: Recipe = field(default_factory=Recipe)

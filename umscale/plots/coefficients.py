@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Estimate, Uncertainty
 from umscale.plots.style import ACCENT, GREY, INK, caption, house_style, law_words, panels, part_words
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.compare import Compared
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, Law
+from umscale.laws.forms import FIRST_LAWS, Law
 from umscale.laws.sections import Section, Settings, table_report
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.architectures import architectures
@@ -29,6 +29,7 @@ from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
 from umscale.questions.iso_flops import training_flops
 from umscale.questions.laws import LAWS
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:

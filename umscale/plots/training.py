@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.labels import cell_name, label_parts
-from umscale.laws.forms import Array
 from umscale.plots.style import INK, axis_words, caption, house_style, human, ordered_colours, panels
+from umscale.results.columns import Array
 from umscale.results.table import Table, numeric, text
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, LocalLaw, evaluate
+from umscale.laws.forms import LocalLaw, evaluate
 from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.questions.density_over_size import fit_effects
+from umscale.results.columns import Array
 from umscale.results.table import Table
 from umscale.say.blocks import Block, Heading, Listing, Paragraph
 from umscale.say.labels import heading

@@ -18,7 +18,7 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, LAWS
+from umscale.laws.forms import FIRST_LAWS, LAWS
 from umscale.laws.pairs import (
     PairedContrast,
     corners,
@@ -32,6 +32,7 @@ from umscale.laws.pairs import (
 from umscale.laws.sections import Report, Settings, study_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, select_rows, where
 from umscale.say.blocks import Block, Grid
 from umscale.say.blocks import Verdict as Said

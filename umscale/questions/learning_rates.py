@@ -19,9 +19,9 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.labels import cell_parts
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.question import Answer, Asked, Question
+from umscale.results.columns import Array
 from umscale.results.table import Table, levels, numeric, text, where
 from umscale.say.blocks import Block, Fold, Grid, Verdict
 from umscale.say.estimates import both, counted, fixed, pair, significant

@@ -21,7 +21,7 @@ import numpy as np
 from umscale.design.axes import Infeasible, solve
 from umscale.design.study import Study, points
 from umscale.errors import UserError
-from umscale.laws.forms import LAWS, Array
+from umscale.laws.forms import LAWS
 from umscale.laws.pairs import corners, paired_contrast, run_noise, run_variance, steps_in_m, steps_in_n
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.density_over_size import (
@@ -32,6 +32,7 @@ from umscale.questions.density_over_size import (
     fit_effects,
     why_thin,
 )
+from umscale.results.columns import Array
 from umscale.results.table import Table, levels, numeric, select_rows, where
 
 CONTRASTS = ("delta_m", "delta_n", "difference")

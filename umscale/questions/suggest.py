@@ -23,9 +23,10 @@ from umscale.design.axes import RUN_AXES, Infeasible, solve
 from umscale.design.study import Study, parse
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, Array, LocalLaw, local_features
+from umscale.laws.forms import LocalLaw, local_features
 from umscale.laws.uncertainty import LEVEL, Estimate, bootstrap
 from umscale.questions.density_over_size import POWER, fit_effects, why_thin
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, numeric, where
 from umscale.say.blocks import Block, Grid, Listing
 from umscale.say.estimates import fixed

@@ -235,7 +235,13 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
             for task in ("needle", "recall")
         ]  # fmt: skip
         store.write_run(
-            spec_row(run), plan.name, status="finished", records=records, curve=curve, probes=probes, context=context
+            spec_row(run),
+            plan.name,
+            status="finished",
+            records=records,
+            curve=curve,
+            probes=probes,
+            context=context,
         )
     return store
 

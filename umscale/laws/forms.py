@@ -26,6 +26,7 @@ from umscale.results.columns import Array
 Residual = Literal["log", "raw"]
 Objective = Literal["huber", "least_squares", "least_absolute"]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
     """exp(sign · coefficient · Π ln symbols): a power of a column, or of a product of logarithms."""

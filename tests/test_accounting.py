@@ -7,8 +7,8 @@ import pytest
 
 from umscale.accounting import cost, distinct_rows, memory_access_bytes
 from umscale.layers.moe import Moe
-from umscale.model import Decoder
-from umscale.presets import PRESETS, preset
+from umscale.model.decoder import Decoder
+from umscale.model.presets import PRESETS, preset
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
 
 MIXTURE = FfnSpec(kind="moe", d_ffn=8, n_experts=5, top_k=2, n_shared_experts=1)

@@ -11,10 +11,10 @@ from rich.table import Table
 from umscale.design.study import expand, parse
 from umscale.errors import UserError
 from umscale.labels import cell_name, cell_parts, label_parts
-from umscale.laws.noise import run_noise
-from umscale.report.numbers import significant
+from umscale.questions.noise import run_noise
+from umscale.say.estimates import significant
+from umscale.say.numbers import count
 from umscale.spec import from_dict
-from umscale.words import count
 from umscale_cli import console
 from umscale_cli.runs import print_probes
 
@@ -116,7 +116,7 @@ def test_whole_numbers_beyond_a_floats_keep_their_digits():
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "store", Path("/proc/nope/store")):
@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
 
 
 def test_a_report_or_figures_of_a_recorded_study_do_not_keep_a_sweep_from_its_folder(tmp_path: Path):
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     for name in ("report", "figures"):
         (tmp_path / "study" / name).mkdir(parents=True)

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 import umscale_studies
-from umscale.laws.architectures import compare_architectures
-from umscale.laws.report import report
-from umscale.store import Store
+from umscale.questions.architectures import compare_architectures
+from umscale.questions.density_over_size import answer
+from umscale.questions.question import Asked
+from umscale.spec import read_run
+from umscale.store.store import Store
 
 # Made while the tree held uncommitted work; runs repeated from the commit gave the same bits.
 UNCOMMITTED = ("enwik8_architectures", "enwik8_architectures_lr")
@@ -26,9 +28,18 @@ def test_recorded_stores_are_whole(name):
     assert dirty == (name in UNCOMMITTED), "made from a commit"
 
 
+@pytest.mark.parametrize("name", sorted(umscale_studies.recorded()))
+def test_recorded_runs_keep_their_ids(name):
+    table = Store.open(umscale_studies.recorded()[name]).read("runs").select(["run_id", "spec"])
+    specs = {row["run_id"]: row["spec"] for row in table.to_pylist() if row["spec"]}
+    assert specs
+    assert [run_id for run_id, spec in specs.items() if read_run(spec).run_id != run_id] == []
+
+
 def test_the_readme_quotes_the_recorded_density_study():
     store = Store.open(umscale_studies.recorded()["enwik8_density"])
-    for verdict in report(store.columns(), losses=("loss",)).verdicts:
+    found = answer(store.columns(), Asked(losses=("loss",)))
+    for verdict in (one for one in found.verdicts if one.loss == "loss"):
         assert verdict.answer == "supported"
         for estimate in (verdict.from_law.delta_m, verdict.from_law.delta_n, verdict.from_law.difference):
             assert f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]" in README

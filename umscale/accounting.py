@@ -7,13 +7,17 @@ Conventions
     One multiply-accumulate (MAC) is 2 FLOPs; figures are per token, forward. Training costs three times that.
     Causal attention scores count the mean context of ``(seq_len + 1) / 2`` positions.
     MCP, the memory computational proportion, is memory MACs / (memory + FFN MACs): this reproduces 17.0% for
-    UltraMemV2-227M (arXiv 2508.18756, Table 10). The memory-to-FFN ratio is MCP / (1 - MCP).
+    UltraMemV2-227M (arXiv 2508.18756, Table 10). The memory-to-FFN ratio is MCP / (1 - MCP). Memory addressed by
+    tokens has a part of its own and is in neither: its FLOPs are projections, not retrieval.
+    Bytes of token-addressed rows are known before the forward pass (``prefetchable_bytes``); all other sparse bytes
+    are random at run time.
 """
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from umscale.ngram_tables import table_params, table_sizes
 from umscale.spec import ADDITIVE_KINDS, FfnSpec, MemorySpec, ModelSpec
 
 ACCESS_BATCHES = (1, 16, 64, 256, 1024, 4096)
@@ -37,6 +41,8 @@ class Macs:
     """Query-key matching and the selection of the memory layers."""
     memory_values: float
     """Dot products with pre-values and the weighted sum of values."""
+    ngram: float
+    """Projections and convolutions of token-addressed memory; its look-ups are additions of nothing."""
     head: float
 
     @property
@@ -45,7 +51,15 @@ class Macs:
 
     @property
     def total(self) -> float:
-        return self.attention + self.attention_scores + self.ffn + self.router + self.memory + self.head
+        return (
+            self.attention
+            + self.attention_scores
+            + self.ffn
+            + self.router
+            + self.memory
+            + self.ngram
+            + self.head
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +74,11 @@ class Cost:
     active_params_with_embedding: int
     embedding_params: int
     sparse_params: int
-    """N_s: all rows of all value tables (a shared table counts once) and all routed experts."""
+    """N_s: all rows of all value tables (a shared table counts once), all routed experts, all token-addressed rows."""
     active_sparse_params: int
     """A_s: rows that one token reads and experts that it activates."""
+    ngram_params: int
+    """Of ``sparse_params``, those addressed by tokens."""
     density: float
     """rho = A_s / N_s; NaN for a dense model."""
     visible_density: float
@@ -122,6 +138,33 @@ def memory_macs(d_model: int, memory: MemorySpec) -> tuple[float, float, float]:
     return float(projections), float(matching + selection), float(heads * m * memory.row_width)
 
 
+def ngram_dense_params(model: ModelSpec) -> int:
+    """Parameters of all token-addressed modules outside their tables: projections, norms, convolutions."""
+    ngram, h = model.ngram, model.d_model
+    if ngram is None:
+        return 0
+    if ngram.at_input:
+        return ngram.read_width * h
+    if ngram.kind == "per_layer_embedding":
+        return model.n_layers * (3 * h * ngram.head_width + ngram.head_width + h)
+    gated, taps = ngram.gate != "none", ngram.conv_kernel
+    one = (2 if gated else 1) * ngram.read_width * h + (2 * h if gated else 0) + (taps + 1) * h * (taps > 0)
+    return model.ngram_modules * one
+
+
+def ngram_macs(model: ModelSpec) -> float:
+    """MACs per token of all token-addressed modules: their matrices, and the taps of the convolutions."""
+    ngram, h = model.ngram, model.d_model
+    if ngram is None:
+        return 0.0
+    if ngram.at_input:
+        return float(ngram.read_width * h)
+    if ngram.kind == "per_layer_embedding":
+        return float(model.n_layers * 3 * h * ngram.head_width)
+    products = (2 if ngram.gate != "none" else 1) * ngram.read_width * h
+    return float(model.ngram_modules * (products + ngram.conv_kernel * h))
+
+
 def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
     """Return the cost of ``model``; ``seq_len`` matters to the attention scores alone."""
     h, layers, vocab, ffn = model.d_model, model.n_layers, model.vocab_size, model.ffn
@@ -146,11 +189,17 @@ def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
         sparse += memory.n_tables(n_memory) * memory.n_values * memory.row_width
         active_sparse += n_memory * activated * memory.row_width
         macs = {part: n_memory * value for part, value in zip(macs, memory_macs(h, memory), strict=True)}
+    n_rows = table_params(model)
+    if model.ngram is not None:
+        dense += ngram_dense_params(model)
+        sparse += n_rows
+        active_sparse += model.ngram_modules * model.ngram.read_width
     parts = Macs(
         attention=layers * 4.0 * h * h,
         attention_scores=layers * 2.0 * h * (seq_len + 1) / 2,
         ffn=layers * 3.0 * h * ffn.active_width,
         router=float(layers * router),
+        ngram=ngram_macs(model),
         head=float(h * vocab),
         **macs,
     )
@@ -164,6 +213,7 @@ def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
         embedding_params=embedding,
         sparse_params=sparse,
         active_sparse_params=active_sparse,
+        ngram_params=n_rows,
         density=active_sparse / sparse if sparse else float("nan"),
         visible_density=visible,
         activated_values=activated,
@@ -175,10 +225,11 @@ def cost(model: ModelSpec, seq_len: int = 2048) -> Cost:
 
 
 def gathered_params(model: ModelSpec) -> int:
-    """Parameters of table rows that one token gathers, over all memory layers; experts are not gathered."""
+    """Parameters of table rows that one token gathers, over all memories; experts are not gathered."""
+    ngram = 0 if model.ngram is None else model.ngram_modules * model.ngram.read_width
     if model.memory is None:
-        return 0
-    return len(model.memory_layers) * model.memory.heads * model.memory.top_m * model.memory.row_width
+        return ngram
+    return ngram + len(model.memory_layers) * model.memory.heads * model.memory.top_m * model.memory.row_width
 
 
 def distinct_rows(n_rows: int, draws: float) -> float:
@@ -212,4 +263,18 @@ def memory_access_bytes(model: ModelSpec, batch: int, bytes_per_param: float = 2
         keys = 2 * memory.heads * memory.tucker_rank * memory.keys_per_side * memory.d_key
         dense = _query_params(h, memory) + keys + _projection_params(h, memory)
         params += len(model.memory_layers) * (rows * memory.row_width + dense)
-    return params * bytes_per_param
+    params += ngram_dense_params(model)
+    return params * bytes_per_param + prefetchable_bytes(model, batch, bytes_per_param)
+
+
+def prefetchable_bytes(model: ModelSpec, batch: int, bytes_per_param: float = 2.0) -> float:
+    """Bytes of token-addressed rows that one decoding step of ``batch`` tokens reads, n-grams hashed uniformly.
+
+    Their addresses follow from the tokens, so that they can lie in host memory and be fetched ahead.
+    """
+    ngram = model.ngram
+    if ngram is None:
+        return 0.0
+    sizes = table_sizes(ngram, model.ngram_modules, model.vocab_size)
+    rows = sum(distinct_rows(size, batch) for module in sizes for heads in module for size in heads)
+    return rows * ngram.head_width * bytes_per_param

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from umscale.plain import plain
+
 LONGEST = 1500
 """Characters of a message."""
 
@@ -16,7 +18,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        shown = plain(message)
         if len(shown) > LONGEST:
             shown = f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
         super().__init__(shown)

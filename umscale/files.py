@@ -10,6 +10,8 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator
@@ -30,6 +32,50 @@ QUARANTINE = "quarantine"
 """Folder of a root that damaged files are moved to."""
 OBJECT_STORAGE_TICK = 2.0
 """Seconds within which object storage may give two versions of an object the same time."""
+
+
+LONGEST = 4 << 30
+"""Bytes of a file of a store that is read as a whole."""
+SHORTEST = 1 << 20
+"""Of one that holds a few values."""
+
+
+class Unusable(UserError):
+    """What bears a file's name is a pipe, a device, a link that leads nowhere, or too long to be one of a store's."""
+
+
+def open_regular(path: Path, longest: int = LONGEST) -> int:
+    """Return a descriptor of a regular file, opened for reading; a pipe is not waited for.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unusable: it is something else, or longer than ``longest`` bytes.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (
+            errno.ELOOP,
+            errno.ENXIO,
+            errno.ENODEV,
+        ):  # a link to itself, a socket, a device without driver
+            raise Unusable(f"{path} cannot be read as a file ({os.strerror(error.errno)})") from None
+        raise
+    found = os.fstat(handle)
+    if stat.S_ISDIR(found.st_mode):
+        os.close(handle)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode) or found.st_size > longest:
+        os.close(handle)
+        what = f"{found.st_size} bytes long" if stat.S_ISREG(found.st_mode) else "a pipe or a device"
+        raise Unusable(f"{path} is {what}, and no file of this kind")
+    return handle
+
+
+def read_bounded(path: Path, longest: int = LONGEST) -> bytes:
+    """Return a regular file's content; raises as ``open_regular`` does."""
+    with open(open_regular(path, longest), "rb") as stream:
+        return stream.read(longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +103,14 @@ class Files(Protocol):
     def describe(self, name: str = "") -> str:
         """Return where the root, or a file of it, is, without secrets: for messages and records."""
 
-    def read(self, name: str) -> bytes:
-        """Return a file's content; raises ``FileNotFoundError``."""
+    def read(self, name: str, longest: int = LONGEST) -> bytes:
+        """Return a file's content; raises ``FileNotFoundError``, and ``Unusable`` for what is no file or too long."""
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file; unless ``durable``, a power cut may undo it."""
 
     def reading(self, name: str) -> AbstractContextManager[Path]:
-        """Yield a local path with the file's content; raises ``FileNotFoundError``."""
+        """Yield a local path with the file's content; raises as ``read`` does, but for any length."""
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """Yield a local path to write; on success its content replaces the file."""
@@ -148,10 +194,10 @@ class LocalFiles:
     def _at(self, name: str) -> Path:
         return self.root / _inside(name)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, longest: int = LONGEST) -> bytes:
         path = self._at(name)
         try:
-            return path.read_bytes()
+            return read_bounded(path, longest)
         except IsADirectoryError:
             raise UserError(f"{path} is a folder where a file should be; move it away") from None
         except PermissionError:
@@ -164,8 +210,7 @@ class LocalFiles:
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[Path]:
         path = self._at(name)
-        if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        os.close(open_regular(path, sys.maxsize))
         yield path
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
@@ -186,10 +231,12 @@ class LocalFiles:
             os.scandir(self._at(folder)) as items,
         ):
             for item in items:
-                if item.name.startswith(".") or item.is_dir():
+                if item.name.startswith("."):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    status = item.stat()
+                    status = _status(item)
+                    if stat.S_ISDIR(status.st_mode):
+                        continue
                     version = (
                         f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"  # a rename changes the inode
                     )
@@ -223,6 +270,16 @@ class LocalFiles:
                 if found and found["scope"] == scope() and start_time(int(found["pid"])) is None:
                     with contextlib.suppress(OSError):
                         (Path(folder) / name).unlink()
+
+
+def _status(item: "os.DirEntry[str]") -> os.stat_result:
+    """Return the status of what a folder's entry leads to, or of a link that leads nowhere."""
+    try:
+        return item.stat()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return item.stat(follow_symlinks=False)
 
 
 @contextlib.contextmanager
@@ -308,8 +365,12 @@ class ObjectFiles:
             return f"{shown.rstrip('/')}/{name}"
         return f"{shown}?{options}" if options else shown
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, longest: int = LONGEST) -> bytes:
         with self._explained(name) as (system, path), system.open_input_file(path) as stream:
+            if stream.size() > longest:
+                raise Unusable(
+                    f"{self.describe(name)} is {stream.size()} bytes long, and no file of this kind"
+                )
             content: bytes = stream.read()
             return content
 

@@ -1,9 +1,22 @@
-"""Which process is alive: pids as other processes on this machine can check them."""
+"""Processes: how this program's own are started, and which are alive as others on this machine can check them."""
 
 import functools
 import hashlib
 import os
+import sys
 from pathlib import Path
+
+SAFE_PATH_VARIABLE = "PYTHONSAFEPATH"
+"""Set for every process started here: what those start in turn does not look into the current folder either."""
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module's ``__main__``.
+
+    ``-P`` keeps the current folder off the search path: a user's ``random.py`` is not Python's, and a checkout of
+    umscale that happens to be the current folder is not the one that was called.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 @functools.cache

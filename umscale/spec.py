@@ -6,13 +6,14 @@ and numerics) train the same model on the same tokens. Its ``run_id`` addresses 
 Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,17 +22,26 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from umscale.errors import UserError, nearest
+from umscale.files import read_bounded
+from umscale.trees import check_tree, parse_object, parse_toml
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 """Raised whenever a default changes meaning: run ids leave out fields at their default (see ``run_id``)."""
 _RATE_1 = 4e-3
 """Default of both learning rates in version 1, which knew no scaling of them."""
+BEFORE_3: Mapping[str, Mapping[str, Any]] = {
+    "train": {"table_weight_decay": "coupled", "score_energy": "nominal"},
+    "data": {"validation_documents": 0},
+}
+"""Fields that came with version 3, by table, and the value that means what earlier versions did."""
 
 T = TypeVar("T")
+LONGEST_TOML = 16 << 20
+"""Bytes of a study file."""
 MOST = 2**31
 """Of any dimension: beyond it, what follows from several no longer fits a number."""
 
-Init = Literal["paper", "official"]
+Init = Literal["paper", "matched", "official"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -86,7 +96,10 @@ class MemorySpec:
     n_cores: int = 2
     """Tucker cores; core q scores the q-th slice of ``d_value / n_cores`` channels."""
     preselect_m: int | None = None
-    """Row and column candidates kept before the grid; None means ``min(top_m, keys per side)``."""
+    """Row and column candidates kept before the grid; None: ``min(top_m, keys per side, preselect_cap)``."""
+    preselect_cap: int = 128
+    """Most candidates a side where ``preselect_m`` is None (the paper's), unless their square would fall short of
+    ``top_m``; 0: no cap, which is what records of version 2 and before mean."""
     layers: tuple[int, ...] | None = None
     """Blocks that carry a memory layer; None means every block (the paper's choice)."""
     skip: int = 0
@@ -100,7 +113,8 @@ class MemorySpec:
     share_layers: int = 1
     """Tables in a window; keys per side grow with its square root."""
     init: Init = "paper"
-    """``paper``: calibrated scores and eq. 26 value init; ``official``: the constants of the released code."""
+    """``paper``: calibrated scores and values by eq. 26 as printed, whose output is 1.81 times a SwiGLU's; ``matched``:
+    the same with the FFN's output as it is measured; ``official``: the constants of the released code."""
     shuffle: bool = True
     """Scatter neighbouring (row, column) addresses over the table."""
     quadrants: Literal[1, 2] = 1
@@ -134,7 +148,7 @@ class MemorySpec:
         ):  # fmt: skip
             _dimension(getattr(self, name), f"memory.{name}")
         _dimension(self.d_pre_value, "memory.d_pre_value", least=0)
-        for name in ("skip", "balance_loss", "tucker_penalty"):
+        for name in ("skip", "preselect_cap", "balance_loss", "tucker_penalty"):
             _require(
                 getattr(self, name) >= 0, f"memory.{name} must not be negative, not {getattr(self, name)}"
             )
@@ -195,7 +209,10 @@ class MemorySpec:
     @property
     def candidates(self) -> int:
         """Row (and column) candidates that form the grid the final ``top_m`` are chosen from."""
-        return self.preselect_m if self.preselect_m is not None else min(self.top_m, self.keys_per_side)
+        if self.preselect_m is not None:
+            return self.preselect_m
+        uncapped, least = min(self.top_m, self.keys_per_side), math.isqrt(self.top_m - 1) + 1
+        return min(uncapped, max(self.preselect_cap, least)) if self.preselect_cap else uncapped
 
     @property
     def row_width(self) -> int:
@@ -213,6 +230,94 @@ class MemorySpec:
     def n_tables(self, n_memory_layers: int) -> int:
         """Tables in the pool of a model with that many memory layers."""
         return 1 if self.sharing == "all" else n_memory_layers
+
+
+NgramKind = Literal["engram", "ngram_embedding", "over_encoding", "per_layer_embedding"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NgramSpec:
+    """Memory addressed by the tokens themselves: no router, no keys, addresses known before the forward pass.
+
+    ====================  ==================  ================================================================
+    kind                  source              what it adds
+    ====================  ==================  ================================================================
+    engram                arXiv 2601.07372    in a few blocks, before attention: hashed n-grams, gated by x
+    ngram_embedding       arXiv 2601.21204    at the input: hashed n-grams averaged with the embedding
+    over_encoding         arXiv 2501.16975    at the input: the same by tables tiled by modulo
+    per_layer_embedding   Gemma 3n            after every block's FFN: a row per token and block, gated by x
+    ====================  ==================  ================================================================
+
+    As in ``MemorySpec``, what a kind does not have is set to the only value it can take.
+    """
+
+    kind: NgramKind = "engram"
+    rows: int = 4096
+    """Rows asked for of every head's table; each gets the next prime (or size) not yet used."""
+    max_order: int = 3
+    """Longest n-gram; orders 2 to this one are read."""
+    heads: int = 8
+    """Hash heads an order; each has a table of its own."""
+    d_embedding: int = 0
+    """Width of what one order reads, all its heads together (Engram's d_e); of a token's row in one block for
+    ``per_layer_embedding``. 0 means d_model; input embeddings take d_model / (max_order - 1), and nothing else."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks that carry an Engram; None means the second block and the middle one, as its paper does."""
+    gate: Literal["signed_sqrt", "linear", "none"] = "signed_sqrt"
+    """Engram's gate: sigmoid(sign(a) sqrt|a|) as in its code, sigmoid(a) as in its paper, or no gate (an ablation)."""
+    conv_kernel: int = 4
+    """Taps of Engram's causal convolution, ``max_order`` tokens apart; 0 leaves it out."""
+    canonical: bool = True
+    """Hash canonical ids (text after case folding and the like) instead of token ids; Engram alone."""
+    amplify: Literal["sqrt", "none"] = "sqrt"
+    """Input embeddings: times sqrt(d_model), lest the sum be small beside the residual stream later on."""
+
+    def __post_init__(self) -> None:
+        for name, unset, kinds in (
+            ("max_order", 3, ("engram", "ngram_embedding", "over_encoding")),
+            ("heads", 8, ("engram", "ngram_embedding", "over_encoding")),
+            ("rows", 4096, ("engram", "ngram_embedding", "over_encoding")),
+            ("blocks", None, ("engram",)),
+            ("gate", "signed_sqrt", ("engram",)),
+            ("conv_kernel", 4, ("engram",)),
+            ("canonical", True, ("engram",)),
+            ("amplify", "sqrt", ("ngram_embedding", "over_encoding")),
+        ):
+            _require(
+                self.kind in kinds or getattr(self, name) == unset,
+                f"ngram.{name} = {getattr(self, name)} is not an option of kind {self.kind!r}; leave it out",
+            )
+        _dimension(self.rows, "ngram.rows", least=2)
+        _dimension(self.heads, "ngram.heads")
+        _dimension(self.max_order, "ngram.max_order", least=2)
+        _dimension(self.d_embedding, "ngram.d_embedding", least=0)
+        _dimension(self.conv_kernel, "ngram.conv_kernel", least=0)
+        _require(self.max_order <= 8, f"ngram.max_order must be at most 8, not {self.max_order}")
+
+    @property
+    def at_input(self) -> bool:
+        """Whether it changes the embedding, not blocks."""
+        return self.kind in ("ngram_embedding", "over_encoding")
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """The lengths of n-gram that are read."""
+        return (1,) if self.kind == "per_layer_embedding" else tuple(range(2, self.max_order + 1))
+
+    @property
+    def n_heads(self) -> int:
+        """Tables of one module, over all orders."""
+        return 1 if self.kind == "per_layer_embedding" else len(self.orders) * self.heads
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one row."""
+        return self.d_embedding if self.kind == "per_layer_embedding" else self.d_embedding // self.heads
+
+    @property
+    def read_width(self) -> int:
+        """Channels that one module reads for a token, all orders and heads."""
+        return self.n_heads * self.head_width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,6 +374,8 @@ class ModelSpec:
     ffn: FfnSpec = field(default_factory=FfnSpec)
     memory: MemorySpec | None = None
     """None is the dense model."""
+    ngram: NgramSpec | None = None
+    """Memory addressed by tokens; None is without. Goes with experts and with ``memory``."""
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
 
@@ -276,11 +383,11 @@ class ModelSpec:
         for name in ("d_model", "n_layers", "n_heads"):
             _dimension(getattr(self, name), f"model.{name}")
         _dimension(self.vocab_size, "model.vocab_size", least=0)
-        _require(
-            self.d_model % self.n_heads == 0,
-            f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
-            f"n_heads can be {_divisors(self.d_model)}",
-        )
+        if self.d_model % self.n_heads:
+            raise UserError(
+                f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}; "
+                f"n_heads can be {_divisors(self.d_model)}"
+            )
         _require(
             (self.d_model // self.n_heads) % 2 == 0,
             f"model.d_model / n_heads = {self.d_model // self.n_heads} must be even (rotary embedding)",
@@ -288,6 +395,48 @@ class ModelSpec:
         _require(self.rope_theta > 1, "model.rope_theta must exceed 1")
         if self.memory is not None:
             self._check_memory(self.memory)
+        if self.ngram is not None:
+            self._check_ngram(self.ngram)
+
+    def _check_ngram(self, ngram: NgramSpec) -> None:
+        """Give ``d_embedding`` its value and check what depends on the model's shape."""
+        natural = self.d_model // (ngram.max_order - 1) if ngram.at_input else self.d_model
+        if ngram.at_input:
+            parts = (ngram.max_order - 1) * ngram.heads
+            _require(
+                self.d_model % parts == 0,
+                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times heads)",
+            )
+            _require(
+                ngram.d_embedding in (0, natural),
+                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up to "
+                f"d_model; leave it out",
+            )
+        width = ngram.d_embedding or natural
+        _require(
+            ngram.kind == "per_layer_embedding" or width % ngram.heads == 0,
+            f"ngram.d_embedding = {width} is not divisible by ngram.heads = {ngram.heads}",
+        )
+        blocks = ngram.blocks
+        if ngram.kind == "engram":
+            if blocks is None:  # the second block and the middle, of 30 blocks 1 and 15
+                blocks = tuple(sorted({min(1, self.n_layers - 1), self.n_layers // 2}))
+            last = self.n_layers - 1
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"ngram.blocks = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
+        object.__setattr__(self, "ngram", dataclasses.replace(ngram, d_embedding=width, blocks=blocks))
+
+    @property
+    def ngram_modules(self) -> int:
+        """Modules that read token-addressed tables: blocks, or one at the input."""
+        if self.ngram is None:
+            return 0
+        if self.ngram.kind == "engram":
+            assert self.ngram.blocks is not None
+            return len(self.ngram.blocks)
+        return self.n_layers if self.ngram.kind == "per_layer_embedding" else 1
 
     def _check_memory(self, memory: MemorySpec) -> None:
         if memory.kind == "peer":
@@ -301,13 +450,14 @@ class ModelSpec:
             object.__setattr__(self, "memory", rows)
         blocks = self.memory_layers
         last = self.n_layers - 1
+        if memory.layers is not None:
+            _require(
+                len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
+                f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
+            )
         _require(
-            len(set(blocks)) == len(blocks) > 0 and all(0 <= b <= last for b in blocks),
-            f"memory.layers = {list(blocks)} must list distinct blocks from 0 to {last}",
-        )
-        _require(
-            max(blocks) + memory.skip <= last,
-            f"memory.skip = {memory.skip} puts the output of the memory that reads block {max(blocks)} after the last "
+            (deepest := last if memory.layers is None else max(blocks)) + memory.skip <= last,
+            f"memory.skip = {memory.skip} puts the output of the memory that reads block {deepest} after the last "
             f"block ({last}); list earlier blocks in memory.layers",
         )
         _require(
@@ -328,14 +478,16 @@ class ModelSpec:
             parts.append(f"moe-{ffn.top_k}of{ffn.n_experts}{shared}")
         if self.memory is not None:
             parts.append(self.memory.kind)
+        if self.ngram is not None:
+            parts.append(self.ngram.kind)
         return " & ".join(parts) or "dense"
 
     @property
-    def memory_layers(self) -> tuple[int, ...]:
-        """Indices of the blocks that carry a memory layer."""
+    def memory_layers(self) -> Sequence[int]:
+        """Indices of the blocks that carry a memory layer; counted, not listed, where all do."""
         if self.memory is None:
             return ()
-        return tuple(range(self.n_layers)) if self.memory.layers is None else self.memory.layers
+        return range(self.n_layers) if self.memory.layers is None else self.memory.layers
 
 
 Probe = Literal["recall", "multi_round", "in_context", "needle", "key_value", "multi_hop", "facts"]
@@ -354,7 +506,11 @@ class DataSpec:
     """Content hash of the corpus; filled in when a study is expanded."""
     seq_len: int = 256
     validation_tokens: int = 65_536
-    """Held-out tokens, whole documents, in a fixed order."""
+    """Held-out tokens at most, of documents in a fixed order."""
+    validation_documents: int = 50
+    """Held-out documents at least, where the split has them: no document counts with more than its first
+    ``validation_tokens / validation_documents`` tokens. 0, as before version 3: whole documents, none longer than a
+    quarter of ``validation_tokens``, however few that leaves."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
     probes: tuple[Probe, ...] = ()
@@ -385,6 +541,11 @@ class DataSpec:
         )
         _dimension(self.seq_len, "data.seq_len", least=2)
         _require(self.validation_tokens >= 1, "data.validation_tokens must be at least 1")
+        _require(
+            0 <= self.validation_documents <= self.validation_tokens,
+            f"data.validation_documents = {self.validation_documents} must lie between 0 and validation_tokens = "
+            f"{self.validation_tokens}",
+        )
         _require(self.max_epochs > 0, "data.max_epochs must be positive")
 
 
@@ -402,7 +563,14 @@ class TrainSpec:
     """Peak learning rate of the value tables (pre-values and values), a schedule of its own."""
     rate_scaling: Literal["shape", "none"] = "shape"
     """``shape``: both rates are those of a base shape, and every model gets them scaled to its own, see
-    ``umscale.parametrisation``; ``none``: every model gets them as they are."""
+    ``umscale.model.scaling``; ``none``: every model gets them as they are."""
+    score_energy: Literal["measured", "nominal"] = "measured"
+    """What ``rate_scaling`` takes the scores of a token to weigh: as freshly initialised ones measure, or, as before
+    version 3, 1 a head for a softmax and ``top_m`` a head otherwise."""
+    ngram_lr_factor: float = 5.0
+    """Learning rate of token-addressed tables over that of everything dense (arXiv 2601.07372 uses 5)."""
+    ngram_weight_decay: float = 0.0
+    """AdamW's coefficient for token-addressed tables; the source has none."""
     value_lr_final: float | None = None
     """Reached linearly at ``value_lr_fraction`` of the largest budget (the paper's 4x -> 1x); None: constant."""
     value_lr_fraction: float = 1.0
@@ -413,9 +581,18 @@ class TrainSpec:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    table_gradient: Literal["dense", "rows"] = "dense"
-    """``rows``: table gradients and updates touch only the rows read (lazy AdamW: moments and decay of the others
-    stand still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise."""
+    """Of everything but value tables: a step takes off ``weight_decay`` times the learning rate (AdamW)."""
+    table_weight_decay: float | Literal["coupled"] = 5e-3
+    """Of value tables: the share of every entry that a step at peak ``value_lr`` takes off, whatever that rate is; it
+    follows the tables' schedule through warm-up and decay. Rows that were not read shrink too (with row-sparse
+    gradients, see ``table_gradient``, at every fourth step by four steps' worth). ``coupled``, as before version 3:
+    ``weight_decay`` times ``value_lr``, so that it moves with a model's shape, and of row-sparse gradients only the
+    rows read."""
+    table_gradient: Literal["dense", "rows", "atomic"] = "dense"
+    """``rows``: table gradients and updates touch only the rows read (lazy AdamW: the moments of the others stand
+    still). Faster when tables are much larger than a batch's lookups; another algorithm otherwise.
+    ``atomic``: dense, summed on a GPU as lookups come, which moves fewer bytes where hardly a row is read twice in a
+    batch but gives other bits on every run; on a processor as ``dense``."""
     table_second_moment: Literal["full", "row"] = "full"
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     table_copy: Literal["none", "bfloat16"] = "none"
@@ -427,6 +604,11 @@ class TrainSpec:
     """Of matrix products; ``auto`` measures both once per store and keeps the faster."""
     checkpoint_seconds: float = 60.0
     """At most this much work is repeated after a crash; does not affect results."""
+    micro_batch_size: int | None = None
+    """Sequences that a process takes through the model at once; the gradients of a step add up over such parts of its
+    batch. None: all of them. Results are equal up to the order of summation, as between numbers of processes."""
+    activation_checkpointing: bool = False
+    """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
 
     def __post_init__(self) -> None:
         budgets = self.budgets
@@ -439,6 +621,7 @@ class TrainSpec:
             "lr",
             "value_lr",
             "value_lr_fraction",
+            "ngram_lr_factor",
             "eps",
             "grad_clip",
         ):
@@ -450,13 +633,23 @@ class TrainSpec:
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "train.beta1 and train.beta2 must lie in [0, 1)"
         )
         _require(0.01 <= self.ema_width <= 0.28, "train.ema_width must lie between 0.01 and 0.28")
-        _require(self.weight_decay >= 0, "train.weight_decay must not be negative")
+        for name in ("weight_decay", "ngram_weight_decay"):
+            _require(getattr(self, name) >= 0, f"train.{name} must not be negative")
+        _require(
+            isinstance(self.table_weight_decay, str) or 0 <= self.table_weight_decay < 1,
+            f"train.table_weight_decay = {self.table_weight_decay} must be at least 0 and below 1, or 'coupled'",
+        )
         _require(
             0 <= self.warmup_tokens <= budgets[0] * (1 - self.decay_fraction),
             f"train.warmup_tokens = {self.warmup_tokens} must end before the smallest budget starts to decay "
             f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
         )
         _require(self.checkpoint_seconds >= 0, "train.checkpoint_seconds must not be negative")
+        micro = self.micro_batch_size
+        _require(
+            micro is None or (micro > 0 and self.batch_size % micro == 0),
+            f"train.batch_size = {self.batch_size} is not divisible by train.micro_batch_size = {micro}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -476,6 +669,15 @@ class RunSpec:
             f"train.budgets: {smallest} tokens are fewer than 5 steps of {self.tokens_per_step} "
             "(batch_size x seq_len); raise the budget or lower train.batch_size",
         )
+        steps = self.budget_steps
+        for (a, b), (first, second) in zip(
+            itertools.pairwise(self.train.budgets), itertools.pairwise(steps), strict=True
+        ):
+            _require(
+                first < second,
+                f"train.budgets: {a} and {b} tokens both round to {first} steps of {self.tokens_per_step} tokens; drop "
+                "one, or lower train.batch_size",
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -483,34 +685,86 @@ class RunSpec:
         return self.train.batch_size * self.data.seq_len
 
     @property
+    def budget_steps(self) -> list[int]:
+        """Steps of each budget, to the nearest whole one."""
+        return [round(budget / self.tokens_per_step) for budget in self.train.budgets]
+
+    @property
+    def spec_version(self) -> int:
+        """The first version of the spec that could say this, which is the one that a record was most likely made by."""
+        memory = self.model.memory
+        old = all(
+            getattr(getattr(self, table), name) == value
+            for table, fields in BEFORE_3.items()
+            for name, value in fields.items()
+        )
+        if not old or (memory is not None and memory.init == "matched"):
+            return 3
+        return 1 if self.train.rate_scaling == "none" else 2
+
+    @property
     def run_id(self) -> str:
         """Content address: 16 hex digits of the SHA-256 of the canonical spec.
 
         Fields at their default are left out, so that an option added later (with a default that keeps old
-        behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``. What does not
-        affect the result is no part of the identity: how often a run is checkpointed, and the name of a
-        corpus whose content hash is known.
+        behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``, and a spec that an
+        earlier version could say keeps the id it had there. The fields whose defaults version 3 chose by measurement
+        are always part of it. What does not affect the result is no part of the identity: how often a run is
+        checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), and
+        the name of a corpus whose content hash is known.
         """
         return _run_id(self)
 
 
-@functools.lru_cache(maxsize=4096)
+_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing")
+"""Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _identity(part: T) -> T:
+    """Return data or training without what is no part of a run's identity."""
+    if isinstance(part, TrainSpec):
+        plain = TrainSpec()
+        return dataclasses.replace(part, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
+    if isinstance(part, DataSpec) and part.hash:
+        return dataclasses.replace(part, corpus="")
+    return part
+
+
+@functools.lru_cache(maxsize=1 << 17)  # all cells of the largest study
 def _run_id(run: RunSpec) -> str:
-    train = dataclasses.replace(run.train, checkpoint_seconds=TrainSpec().checkpoint_seconds)
-    data = dataclasses.replace(run.data, corpus="") if run.data.hash else run.data
-    tree = sparse_dict(dataclasses.replace(run, train=train, data=data))
-    version = SPEC_VERSION
-    if train.rate_scaling == "none":  # as version 1 was, whose other defaults were these
-        version = 1
+    train, data = _identity(run.train), _identity(run.data)
+    version = run.spec_version
+    tree = sparse_dict(run) | {"train": sparse_dict(train), "data": sparse_dict(data)}
+    tree = {k: v for k, v in tree.items() if v != {}}
+    for table, fields in BEFORE_3.items():
+        known = {k: v for k, v in tree.get(table, {}).items() if k not in fields}
+        if version == 3:
+            known |= {name: getattr(getattr(run, table), name) for name in fields}
+        tree = {k: v for k, v in tree.items() if k != table} | ({table: known} if known else {})
+    if (memory := run.model.memory) is not None:
+        chosen = {} if version < 3 and memory.init == "paper" else {"init": memory.init}
+        tree["model"]["memory"] = {k: v for k, v in _hashed_memory(memory).items() if k != "init"} | chosen
+    if version == 1:  # whose other defaults were these
         rates = {k: v for k, v in (("lr", train.lr), ("value_lr", train.value_lr)) if v != _RATE_1}
-        kept = {k: v for k, v in tree["train"].items() if k not in ("rate_scaling", "lr", "value_lr")} | rates
+        old = tree.get("train", {})
+        kept = {k: v for k, v in old.items() if k not in ("rate_scaling", "lr", "value_lr")} | rates
         tree = {k: v for k, v in tree.items() if k != "train"} | ({"train": kept} if kept else {})
     text = json.dumps([version, tree], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
+    """``sparse_dict`` of ``memory`` as before there was a cap: candidates that it changes are those asked for."""
+    uncapped = dataclasses.replace(memory, preselect_cap=0)
+    capped = memory.candidates != uncapped.candidates
+    hashed = dataclasses.replace(uncapped, preselect_m=memory.candidates) if capped else uncapped
+    return {name: value for name, value in sparse_dict(hashed).items() if name != "preselect_cap"}
+
+
 def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0 and (n // d) % 2 == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return ", ".join(str(d) for d in sorted({*small, *(n // d for d in small)}) if (n // d) % 2 == 0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -529,25 +783,45 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    out = {}
-    for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        factory = f.default_factory
-        default = factory() if factory is not dataclasses.MISSING else f.default
-        if value != default:
-            out[f.name] = sparse_dict(value)
-    return out
+    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    return {name: sparse_dict(value) for name, value, default in values if value != default}
+
+
+@functools.cache
+def _defaults(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Return a spec's fields with their defaults."""
+    return tuple(
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    )
 
 
 def read_run(text: str) -> RunSpec:
-    """Read a run's spec as records hold it; one of version 1 has no ``rate_scaling`` and means none.
+    """Read a run's spec as records hold it: what it does not say has the meaning of its version.
+
+    One of version 1 has no ``rate_scaling`` and means none; those up to 2 lack the fields of ``BEFORE_3`` and the cap
+    of a memory's candidates.
 
     Raises:
         UserError: not a spec.
     """
-    tree = json.loads(text)
-    tree["train"] = {"rate_scaling": "none"} | tree.get("train", {})
+    try:
+        tree = with_old_meanings(parse_object(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"the specification of a run cannot be read: {error}") from None
     return from_dict(RunSpec, tree)
+
+
+def with_old_meanings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded spec or study, complete when it was written, with what has been added since as it was then."""
+    out = dict(tree)
+    for table, fields in (("train", {"rate_scaling": "none"}), *BEFORE_3.items()):
+        known = out.get(table, {})
+        out[table] = {**fields, **known} if isinstance(known, Mapping) else known
+    model = out.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("memory"), Mapping):
+        out["model"] = {**model, "memory": {"preselect_cap": 0, **model["memory"]}}
+    return out
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
@@ -571,9 +845,16 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value == "none" and str not in args):
+        words = [word for arg in args if get_origin(arg) is Literal for word in get_args(arg)]
+        if value in words:
+            return value
+        if type(None) in args and (value is None or (value == "none" and str not in args)):
             return None
-        return _coerce(next(a for a in args if a is not type(None)), value, path)
+        plain = next(a for a in args if a is not type(None) and get_origin(a) is not Literal)
+        try:
+            return _coerce(plain, value, path)
+        except UserError as error:
+            raise UserError(f"{error}{f', or {words[0]!r}' if words else ''}") from None
     if origin is Literal:
         if value not in args:
             raise UserError(f"{path} = {value!r} must be one of {', '.join(map(repr, args))}")
@@ -638,8 +919,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return parse_toml(read_bounded(path, LONGEST_TOML).decode())
+    except ValueError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -658,16 +939,20 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     Raises:
         UserError: an override without ``=`` or a path through something that is not a table.
     """
-    out = json.loads(json.dumps(tree))
+    out = copy.deepcopy(tree)
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
             raise UserError(f"--set {override!r}: write it as path.key=value, for instance train.lr=1e-3")
         try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except (tomllib.TOMLDecodeError, RecursionError):
+            value = parse_toml(f"x = {text}")["x"]
+        except ValueError:
             value = text.strip()
         set_path(out, path.strip(), value)
+        try:
+            check_tree(out)
+        except ValueError as error:
+            raise UserError(f"--set {path.strip()}: {error}") from None
     return out
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import note
+from umscale_cli.console import count, note
 
 if TYPE_CHECKING:
     from umscale.execute.executor import Executor
     from umscale.execute.job import Job
-    from umscale.store import Store
+    from umscale.store.store import Store
 
 KINDS = ("local", "slurm", "ray")
 SCHEDULED_WORKERS = 8
@@ -92,8 +92,12 @@ def choose(
     time: str | None = None,
     slurm: Sequence[str] | None = None,
     address: str | None = None,
+    planning: bool = False,
 ) -> Choice:
     """Check the options together and return the executor they describe.
+
+    Args:
+        planning: nothing will be started, so that neither Slurm nor Ray need be here.
 
     Raises:
         UserError: an unknown name, an option of another executor, an executor that is not installed.
@@ -115,9 +119,11 @@ def choose(
             raise UserError(f"{option} goes with --executor {' or '.join(kinds)}, not {kind}")
     match kind:
         case "slurm":
-            return _slurm(workers or SCHEDULED_WORKERS, threads, device, partition, time, slurm or ())
+            return _slurm(
+                workers or SCHEDULED_WORKERS, threads, device, partition, time, slurm or (), planning
+            )
         case "ray":
-            return _ray(workers or SCHEDULED_WORKERS, threads, device, address, per_gpu or 1)
+            return _ray(workers or SCHEDULED_WORKERS, threads, device, address, per_gpu or 1, planning)
     return _local(workers, threads, device, per_gpu)
 
 
@@ -148,7 +154,13 @@ def _local(workers: int | None, threads: int, device: str, per_gpu: int | None) 
 
 
 def _slurm(
-    workers: int, threads: int, device: str, partition: str | None, time: str | None, pairs: Sequence[str]
+    workers: int,
+    threads: int,
+    device: str,
+    partition: str | None,
+    time: str | None,
+    pairs: Sequence[str],
+    planning: bool,
 ) -> Choice:
     from umscale.errors import UserError
     from umscale.execute.slurm import SlurmExecutor, Terms, check_slurm, minutes
@@ -161,7 +173,8 @@ def _slurm(
         extra[key] = value
     limit = {"minutes": minutes(time)} if time else {}
     terms = Terms(partition=partition, extra=extra, **limit)
-    check_slurm()
+    if not planning:
+        check_slurm()
 
     def start(store: "Store", job: "Job") -> "Executor":
         return SlurmExecutor(store, job, workers, threads, device, terms)
@@ -169,10 +182,13 @@ def _slurm(
     return Choice(kind="slurm", workers=workers, open=start)
 
 
-def _ray(workers: int, threads: int, device: str, address: str | None, per_gpu: int) -> Choice:
+def _ray(
+    workers: int, threads: int, device: str, address: str | None, per_gpu: int, planning: bool
+) -> Choice:
     from umscale.execute.ray import RayExecutor, check_ray
 
-    check_ray(address)
+    if not planning:
+        check_ray(address)
 
     def start(store: "Store", job: "Job") -> "Executor":
         return RayExecutor(store, job, workers, threads, device, address, per_gpu)
@@ -182,12 +198,37 @@ def _ray(workers: int, threads: int, device: str, address: str | None, per_gpu: 
 
 @contextlib.contextmanager
 def stopping_noted() -> Iterator[None]:
-    """Say what the wait after Ctrl-C is for."""
+    """Say what the wait after Ctrl-C, SIGTERM or SIGHUP is for."""
     try:
         yield
     except KeyboardInterrupt:
         note("stopping: workers write their checkpoints ...")
         raise
+
+
+class Remarks:
+    """What workers say of their machines, each thing once."""
+
+    def __init__(self, elsewhere: bool = False) -> None:
+        self.elsewhere = elsewhere
+        self.said: set[str] = set()
+
+    def line(self, event: dict[str, Any]) -> str:
+        """Return the line to show for an event; empty for one that is no remark, or was shown before."""
+        if event["event"] != "remark":
+            return ""
+        where = f"on {event['host']}: " if self.elsewhere else ""
+        text = f"{where}{event['text']}"
+        if text in self.said:
+            return ""
+        self.said.add(text)
+        return text
+
+
+def recorded(label: str, event: dict[str, Any]) -> str:
+    """Say what a ``record`` event brings."""
+    losses = f"loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
+    return f"{label}: {count(event['budget'])} tokens, {event['stage']}: {losses}"
 
 
 def parting(event: dict[str, Any]) -> str:

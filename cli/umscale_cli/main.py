@@ -1,9 +1,9 @@
 """The ``umscale`` command: registers the commands and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 partly done, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 partly done, 130 interrupted, 143 and 129 ended by SIGTERM and
+SIGHUP.
 """
 
-import os
 import sys
 from typing import Annotated
 
@@ -14,17 +14,23 @@ from umscale_cli import (
     cost,
     data,
     fit,
+    optimal,
     plan,
     plot,
+    predict,
     report,
     runs,
     search,
     selftest,
+    signals,
     simulate,
     sweep,
     train,
     worker,
 )
+from umscale_cli.console import EXIT_FAILED, Stdout, close_stdout, note, prepare_streams
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="umscale",
@@ -45,9 +51,13 @@ app.command("plot")(plot.plot)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("predict")(predict.predict)
+app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
+for _command in app.registered_commands:  # whole, where typer would cut what it takes from the docstring
+    _command.short_help = (_command.callback.__doc__ or "").strip().partition("\n")[0]
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(selftest.app, name="selftest")
@@ -72,26 +82,43 @@ def root(
 
 def main() -> None:
     """Entry point of the ``umscale`` script."""
+    prepare_streams()
+    with signals.handled() as received:
+        code = _run(received)
+    sys.exit(code)
+
+
+def _run(received: signals.Received) -> int:
+    """Run the command line; return the exit code."""
     from umscale.errors import UserError
 
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
+        if received.signum or code == INTERRUPTED:  # typer has turned the exception into a code
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
     except UserError as error:
-        print(f"umscale: {error}", file=sys.stderr)
-        code = 2
+        note(f"umscale: {error}")
+        return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("umscale: interrupted", file=sys.stderr)
-        code = 130
+        note(f"umscale: {received.words}")
+        return received.exit_code
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        close_stdout()
+        return EXIT_FAILED
+    except OSError as error:
+        if not (isinstance(sys.stdout, Stdout) and error is sys.stdout.lost):
+            raise
+        close_stdout()
+        note(f"umscale: the output cannot be written ({error.strerror})")
+        return EXIT_FAILED
     except Exception as error:
         message = getattr(error, "format_message", None)  # click's usage errors
         if message is None:
             raise
-        print(f"umscale: {message()} (see umscale --help)", file=sys.stderr)
-        code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+        note(f"umscale: {message()} (see umscale --help)")
+        return 2
 
 
 if __name__ == "__main__":

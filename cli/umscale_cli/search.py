@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umscale_cli.completion import studies
 from umscale_cli.console import JsonFlag, SetOption, StoreOption, count, duration, note, out, print_json
 from umscale_cli.executors import (
     AddressOption,
@@ -16,6 +17,7 @@ from umscale_cli.executors import (
     ExecutorOption,
     PartitionOption,
     PerGpuOption,
+    Remarks,
     SlurmOption,
     ThreadsOption,
     TimeOption,
@@ -39,7 +41,10 @@ _SHOWN = 12
 
 def search(
     study: Annotated[
-        str, typer.Argument(help="A study file with a [search] table, or one that ships with umscale.")
+        str,
+        typer.Argument(
+            help="A study file with a [search] table, or one that ships with umscale.", autocompletion=studies
+        ),
     ],
     store: StoreOption = None,
     set_: SetOption = None,
@@ -83,6 +88,9 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the space and how much of it is feasible; write nothing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Dry run: time a few steps to say how long it takes; else only count.")
+    ] = True,
     json_: JsonFlag = False,
 ) -> None:
     """Search a study's space with Optuna; every trial is a run of the store.
@@ -99,7 +107,7 @@ def search(
     from umscale.search.job import SearchJob
     from umscale.search.results import summarise, winners_study
     from umscale.search.settings import parse_settings
-    from umscale.store import Store
+    from umscale.store.store import Store
     from umscale_cli.runs import open_store
 
     if show and not Path(study).suffix:
@@ -125,13 +133,14 @@ def search(
         time=time_,
         slurm=slurm,
         address=address,
+        planning=dry_run or show,
     )
     known = Store.open_if_any(opened.address)
     precision = known.pinned_precision() if known else None
     precision = precision or resolve_precision(plan.reference.train.precision)
     bridge = Bridge(plan, settings, opened, precision)
     if dry_run:
-        _dry_run(bridge, seed, choice.workers, json_)
+        _dry_run(bridge, seed, choice.workers, threads if measure else 0, json_)
         return
     if storage:
         os.environ[STORAGE_VARIABLE] = storage
@@ -167,6 +176,7 @@ def search(
                 "objectives": found.objectives,
                 "trials": [asdict(t) for t in found.trials],
                 "best": [t.number for t in found.best],
+                "repeated": found.repeated,
                 "importances": found.importances,
             }
         )
@@ -210,16 +220,21 @@ class _View:
             began,
         )
         self.at: dict[str, str] = {}
+        self.remarks = Remarks()
         self.last = began
 
     def __call__(self, worker: int, event: dict[str, Any]) -> None:
         kind = event["event"]
+        if words := self.remarks.line(event):
+            self._line(words)
         if kind == "trial":
             self.done += 1
             values = event["values"]
             said = event["reason"] or ", ".join(
                 f"{name} {_value(name, v)}" for name, v in zip(self.objectives, values or (), strict=False)
             )
+            if event.get("same_as") is not None:
+                said += f" (the model of trial {event['same_as']} again: nothing was trained)"
             self._line(f"trial {event['number']} ({self.done} of {self.n_trials}): {event['label']}: {said}")
         elif kind == "progress":
             share = event["steps_done"] / event["total_steps"]
@@ -268,6 +283,12 @@ def _print(bridge: "Bridge", found: "Found") -> None:
         f"\n{len(found.trials)} trials: "
         + ", ".join(f"{found.count(s)} {'finished' if s == 'complete' else s}" for s in states)
     )
+    if found.repeated:
+        console.print(
+            f"{found.repeated} of them asked for a model that an earlier one had, and trained nothing; --trials asks "
+            "for more",
+            soft_wrap=True,
+        )
     if found.importances:
         for name, shares in found.importances.items():
             said = ", ".join(f"{n} {s:.0%}" for n, s in shares.items())
@@ -291,13 +312,13 @@ def _figures(found: "Found", folder: Path) -> list[Path]:
     return written
 
 
-def _dry_run(bridge: "Bridge", seed: int, n_workers: int, json_: bool) -> None:
+def _dry_run(bridge: "Bridge", seed: int, n_workers: int, threads: int, json_: bool) -> None:
     """Say what would be searched, and try random points of the space."""
     import numpy as np
     import optuna
 
     from umscale.errors import UserError
-    from umscale.execute.estimate import run_seconds, seconds_per_step
+    from umscale.execute.estimate import estimate
     from umscale.search.bridge import quiet
 
     with quiet():
@@ -318,8 +339,7 @@ def _dry_run(bridge: "Bridge", seed: int, n_workers: int, json_: bool) -> None:
             why["over budget"] += 1
         else:
             runs.append(run)
-    per_step = seconds_per_step(runs, lambda done, total: None) if runs else []
-    seconds = [run_seconds(run, step) for run, step in zip(runs, per_step, strict=True)]
+    seconds = estimate(runs, threads).runs if runs and threads else ()
     typical = float(np.median(seconds)) if seconds else float("nan")
     settings = bridge.settings
     total = typical * settings.n_trials / n_workers

@@ -8,7 +8,7 @@ import typer
 from umscale_cli.console import JsonFlag, SetOption, note, out, print_json
 
 if TYPE_CHECKING:
-    from umscale.laws.simulate import Rate, Simulation, Truth
+    from umscale.questions.simulate import Rate, Simulation, Truth
 
 
 def simulate(
@@ -74,10 +74,10 @@ def simulate(
 
     from umscale.design.study import load_study
     from umscale.errors import UserError
-    from umscale.laws.simulate import Truth, fitted_truth, study_design, to_json
-    from umscale.laws.simulate import simulate as run_simulation
-    from umscale.laws.table import levels
-    from umscale.laws.words import heading
+    from umscale.questions.simulate import Truth, fitted_truth, study_design, to_json
+    from umscale.questions.simulate import simulate as run_simulation
+    from umscale.results.table import levels
+    from umscale.say.labels import heading
     from umscale_cli.runs import open_store
 
     if study is None and from_ is None:

@@ -1,23 +1,27 @@
 """``umscale sweep``: train a study's cells, store every result, then fit and draw what they say."""
 
+import contextlib
 import shlex
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umscale_cli.completion import studies
 from umscale_cli.console import (
     EXIT_PARTLY,
     JsonFlag,
     SetOption,
     StoreOption,
-    count,
     duration,
     err,
     note,
     out,
     print_json,
+    show,
 )
+from umscale_cli.dry_run import show_plan
 from umscale_cli.executors import (
     WAITING,
     AddressOption,
@@ -26,27 +30,34 @@ from umscale_cli.executors import (
     ExecutorOption,
     PartitionOption,
     PerGpuOption,
+    Remarks,
     SlurmOption,
     ThreadsOption,
     TimeOption,
     WorkersOption,
     choose,
     parting,
+    recorded,
     stopping_noted,
 )
 from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
 
 if TYPE_CHECKING:
     from umscale.design.study import Cell, Study
-    from umscale.execute.plan import Plan
-    from umscale.store import Store
+    from umscale.execute.workload import Plan
+    from umscale.store.store import Store
 
 PLAIN_SECONDS = 20.0
+KEPT_LINES = 200
+"""Lines that are shown again when a terminal changes its size."""
 
 
 def sweep(
     study: Annotated[
-        str, typer.Argument(help="A study that ships with umscale (quickstart) or a .toml file.")
+        str,
+        typer.Argument(
+            help="A study that ships with umscale (quickstart) or a .toml file.", autocompletion=studies
+        ),
     ],
     store: StoreOption = None,
     set_: SetOption = None,
@@ -62,6 +73,18 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and what they cost; write nothing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Dry run: time a few steps to say how long it takes; else only count.")
+    ] = True,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1.0,
+            help="Deviation from a target that a cell may have.",
+            show_default="the study's, 0.01",
+        ),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the study after overrides.")
     ] = False,
@@ -80,7 +103,7 @@ def sweep(
     """
     from umscale.design.study import load_study
 
-    plan_study = load_study(study, set_ or ())
+    plan_study = load_study(study, [*(set_ or ()), *([f"tolerance={tolerance!r}"] if tolerance else ())])
     if print_config:
         print(plan_study.to_toml(), end="")
         return
@@ -94,11 +117,12 @@ def sweep(
         time=time_,
         slurm=slurm,
         address=address,
+        planning=dry_run,
     )
     root = store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
     if dry_run:
-        _dry_run(plan_study, cells, choice.workers, json_)
+        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_)
         return
     opened = ready(root, precision)
     _clear(opened, cells, retry_failed, force)
@@ -120,7 +144,7 @@ def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
     """Return a study's cells, and what precision ``auto`` means in the store at ``root`` if there is one."""
     from umscale.design.study import expand
     from umscale.machine import resolve_precision
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     known = Store.open_if_any(root)
     precision = (known.pinned_precision() if known else None) or resolve_precision(
@@ -131,7 +155,7 @@ def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
 
 def ready(root: str, precision: str) -> "Store":
     """Open a store for training, made first where there is none; what is damaged there is set aside."""
-    from umscale.store import Store
+    from umscale.store.store import Store
 
     opened = Store.create(root)
     if opened.pinned_precision() is None:
@@ -153,133 +177,11 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Dry run
-
-
-def _dry_run(study: "Study", cells: "list[Cell]", n_workers: int, json_: bool) -> None:
-    from umscale.design.conditioning import condition
-    from umscale.design.study import design_columns
-    from umscale.execute.estimate import run_seconds, seconds_per_step
-
-    runs = {cell.run_id: cell.run for cell in cells if cell.run is not None}
-    note(f"measuring a few steps of up to 6 shapes ({len(runs)} runs) ...")
-    per_step = seconds_per_step(list(runs.values()), lambda done, total: None) if runs else []
-    seconds = {
-        run_id: run_seconds(run, step) for (run_id, run), step in zip(runs.items(), per_step, strict=True)
-    }
-    total = sum(seconds.values()) / n_workers
-    design = condition(design_columns(study, cells))
-    if json_:
-        print_json(
-            {
-                "study": study.name,
-                "cells": [_cell_row(cell) | {"seconds": seconds.get(cell.run_id)} for cell in cells],
-                "seconds": total,
-                "workers": n_workers,
-                "conditioning": {
-                    "condition": design.condition,
-                    "rank": design.rank,
-                    "correlations": {f"{a}~{b}": r for (a, b), r in design.correlations.items()},
-                    "statements": list(design.statements),
-                },
-            }
-        )
-        return
-    console = out()
-    console.print(_cell_table(study, cells, seconds))
-    for cell in cells:
-        if cell.run is None:
-            console.print(f"infeasible: {cell.label}: {cell.reason}")
-    console.print("\nDesign")
-    for statement in _held_equal(cells) if study.question == "architectures" else design.statements:
-        console.print(f"  {statement}")
-    console.print(
-        f"\n{len(runs)} runs, about {duration(total)} with {n_workers} workers "
-        f"({duration(sum(seconds.values()))} of one core). Nothing was written."
-    )
-
-
-def _held_equal(cells: "list[Cell]") -> list[str]:
-    """Say how nearly equal the architectures are in what a comparison should hold constant."""
-    costs = [cell.solved.cost for cell in cells if cell.solved is not None]
-    out = []
-    for name, words in (
-        ("flops_per_token", "forward FLOPs per token"),
-        ("active_params", "active parameters"),
-    ):
-        values = [getattr(c, name) for c in costs]
-        out.append(f"{words} differ by at most {max(values) / min(values) - 1:.1%}")
-    sparse = [c.total_params for c in costs if c.sparse_params]
-    if sparse:
-        out.append(f"total parameters, dense models apart, by at most {max(sparse) / min(sparse) - 1:.1%}")
-    return out
-
-
-def _cell_row(cell: "Cell") -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "run_id": cell.run_id,
-        "cell": cell.label,
-        "targets": dict(cell.targets),
-        "seed": cell.seed,
-        "compensation": cell.compensation,
-        "feasible": cell.run is not None,
-        "reason": cell.reason,
-    }
-    if cell.solved is not None:
-        row |= {"wanted": dict(cell.solved.targets), "achieved": dict(cell.solved.achieved)}
-        row |= {"cost": cell.solved.cost.to_dict()}
-    return row
-
-
-def _cell_table(study: "Study", cells: "list[Cell]", seconds: dict[str, float]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"{study.name}: {len(cells)} cells", title_justify="left", box=None, pad_edge=False)
-    for name in (
-        "cell",
-        "n_keys/experts",
-        "top_m/k",
-        "d_ffn",
-        "N_s",
-        "A_s",
-        "rho",
-        "MCP",
-        "total",
-        "active",
-        "FLOPs/token",
-        "time",
-    ):
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    for cell in cells:
-        if cell.solved is None:
-            table.add_row(cell.label, *["–"] * 10, "infeasible")
-            continue
-        cost, model = cell.solved.cost, cell.solved.model
-        memory, ffn = model.memory, model.ffn
-        experts = (str(ffn.n_experts), str(ffn.top_k)) if ffn.kind == "moe" else ("–", "–")
-        table.add_row(
-            cell.label,
-            str(memory.n_keys) if memory else experts[0],
-            str(memory.heads * memory.top_m) if memory else experts[1],
-            str(model.ffn.d_ffn),
-            count(cost.sparse_params),
-            count(cost.active_sparse_params),
-            f"{cost.density:.2e}" if cost.sparse_params else "–",
-            f"{cost.mcp:.1%}",
-            count(cost.total_params),
-            count(cost.active_params),
-            count(cost.flops_per_token),
-            duration(seconds[cell.run_id]),
-        )
-    return table
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Training, live
 
 
 def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
-    from umscale.execute.plan import make_plan
+    from umscale.execute.workload import make_plan
 
     plan = make_plan(study.name, cells)
     remaining = plan.unfinished(store)
@@ -291,7 +193,7 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
     )
     if not remaining:
         return
-    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining))
+    view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining), choice.kind != "local")
     try:
         with choice.open(store, plan) as executor, stopping_noted(), view:
             executor.run(view.handle)
@@ -303,8 +205,10 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
 class View:
     """Shows a sweep: a live table on a terminal, plain lines elsewhere."""
 
-    def __init__(self, plan: "Plan", labels: dict[str, str], remaining: set[str]) -> None:
-        from umscale.execute.plan import run_weight
+    def __init__(
+        self, plan: "Plan", labels: dict[str, str], remaining: set[str], elsewhere: bool = False
+    ) -> None:
+        from umscale.execute.workload import run_weight
 
         self.labels = labels
         self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}
@@ -312,40 +216,47 @@ class View:
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
         self.finished = 0
+        self.remarks = Remarks(elsewhere)
         self.queued: set[int] = set()
         """Workers that wait in a scheduler's queue."""
         self.began = time.monotonic()
         self.last_line = self.began
         self.console = err()
+        self.size = self.console.size
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.live: Any = None
 
     def __enter__(self) -> "View":
         if self.console.is_terminal:
-            from rich.live import Live
-
-            self.live = Live(
-                self._render(), console=self.console, refresh_per_second=4, get_renderable=self._render
-            )
-            self.live.start()
+            self._go_live()
         return self
+
+    def _go_live(self) -> None:
+        from rich.live import Live
+
+        self.live = Live(
+            self._render(), console=self.console, refresh_per_second=4, get_renderable=self._render
+        )
+        self.live.start()
 
     def __exit__(self, *exception: object) -> None:
         if self.live is not None:
-            self.live.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone, and the workers are to be stopped
+                self.live.stop()
 
     def handle(self, worker: int, event: dict[str, Any]) -> None:
         """Take an executor's event."""
         kind, run_id = event["event"], event.get("run", "")
         label = self.labels.get(run_id, run_id)
+        self._follow_size()
+        self._line(self.remarks.line(event))
         if kind == "progress":
             share = event["steps_done"] / event["total_steps"]
             self.first.setdefault(run_id, share)
             self.share[run_id] = share
             self.progress[run_id] = event | {"worker": worker}
         elif kind == "record":
-            self._line(
-                f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
-            )
+            self._line(recorded(label, event))
         elif kind == "end":
             self.progress.pop(run_id, None)
             self.share[run_id] = 1.0
@@ -365,10 +276,22 @@ class View:
         if not text:
             return
         self.last_line = time.monotonic()
+        self.lines.append(text)
         if self.live is not None:
             self.console.print(text)
         else:
             note(text)
+
+    def _follow_size(self) -> None:
+        """Draw everything anew when the terminal has another size: what stands there was wrapped by it."""
+        if self.live is None or self.console.size == self.size:
+            return
+        self.size = self.console.size
+        self.live.stop()
+        self.console.clear()
+        for line in list(self.lines):
+            self.console.print(line)
+        self._go_live()
 
     def _fraction(self) -> tuple[float, float]:
         """Return the share of this sweep's work that is done, and the share done since it started."""
@@ -439,15 +362,16 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
 def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
-    from umscale_cli.fit import compare_store, fit_store, print_architectures, print_fit
+    from umscale.questions.question import Asked, find
+    from umscale_cli.fit import basis_blocks
     from umscale_cli.plot import plot_store
 
     console = out()
     try:
-        if study.question == "architectures":
-            print_architectures(compare_store(store), "loss", console)
-        else:
-            print_fit(fit_store(store), console)
+        answer = find(store.question()).answer(store.columns(), Asked(losses=("loss",), read=store.read))
+        show(answer.basis(), folds=False)
+        show(answer.blocks())
+        show(basis_blocks(store, store.columns()))
     except UserError as error:
         console.print(f"\nNo fit yet: {error}")
         return

@@ -9,17 +9,19 @@ from umscale_cli.console import EXIT_PARTLY, JsonFlag, note, print_json
 from umscale_cli.executors import (
     DeviceOption,
     PerGpuOption,
+    Remarks,
     ThreadsOption,
     WorkersOption,
     choose,
     parting,
+    recorded,
     stopping_noted,
 )
 from umscale_cli.runs import is_recorded, open_store
 
 if TYPE_CHECKING:
     from umscale.execute.job import Job
-    from umscale.store import Store
+    from umscale.store.store import Store
 
 PROGRESS_SECONDS = 20.0
 LOOK_SECONDS = 5.0
@@ -51,6 +53,8 @@ def worker(
     """
     from umscale.errors import UserError
     from umscale.execute.job import newest_job, read_job
+    from umscale.execute.workload import JOBS as SWEEPS
+    from umscale.search.job import JOBS as SEARCHES
 
     choice = choose("local", workers, threads, device, per_gpu=per_gpu)
     opened = open_store(store)
@@ -64,7 +68,7 @@ def worker(
             raise UserError(
                 f"{opened.name} has no job yet; `umscale sweep` and `umscale search` put one there"
             )
-        work = read_job(opened, name) if name else None
+        work = read_job(opened, name, {**SWEEPS, **SEARCHES}) if name else None
         remaining = work.remaining(opened) if work else 0
         if name and work and remaining:
             waiting = False
@@ -99,6 +103,7 @@ class Lines:
         self.ended: dict[str, int] = {}
         """Runs that ended here, by status."""
         self.said = 0.0
+        self.remarks = Remarks()
 
     def begin(self, job: "Job") -> None:
         """Prepare for a job: its store may know more cells than before."""
@@ -111,14 +116,13 @@ class Lines:
         """Take an executor's event."""
         kind, run_id = event["event"], event.get("run", "")
         label = self.labels.get(run_id) or run_id
+        self._line(self.remarks.line(event))
         if kind == "start":
             self.running[worker] = label, 0.0
         elif kind == "progress":
             self.running[worker] = label, event["steps_done"] / event["total_steps"]
         elif kind == "record":
-            self._line(
-                f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
-            )
+            self._line(recorded(label, event))
         elif kind == "end":
             self.ended[event["status"]] = self.ended.get(event["status"], 0) + 1
             self.running.pop(worker, None)

@@ -9,13 +9,18 @@ triton      CUDA GPUs from Ampere on; on a CPU only through Triton's interpreter
 import functools
 import importlib.util
 import os
+import warnings
 
 import torch
 
 from umscale_kernels import native
 
-OPS = ("select", "lookup", "table_adamw")
+OPS = ("select", "lookup", "table_adamw", "attention")
 NAMES = ("reference", "aten", "native", "triton")
+
+
+class SlowPathWarning(UserWarning):
+    """An operation runs on stock PyTorch operations where a kernel was made for such a device."""
 
 
 def available_backends(op: str) -> tuple[str, ...]:
@@ -23,13 +28,18 @@ def available_backends(op: str) -> tuple[str, ...]:
     if op not in OPS:
         raise ValueError(f"op must be one of {OPS}, not {op!r}")
     compiled = ("native",) if native.library(op) is not None else ()
-    return ("reference", "aten", *compiled, *(("triton",) if triton_runs() else ()))
+    return ("reference", "aten", *compiled, *(("triton",) if op != "attention" and triton_runs() else ()))
 
 
 def default_backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """What `backend="auto"` runs for both operations on tensors of this device and activation dtype."""
     found = {_auto(op, device_type, dtype, True, True) for op in ("select", "lookup")}
     return found.pop() if len(found) == 1 else "aten"  # the path of the slower one
+
+
+def kernels_in_use(device_type: str) -> str:
+    """What computes on a device, for records: losses of one specification differ where this does."""
+    return native.in_use() if device_type == "cpu" else default_backend(device_type)
 
 
 def resolve(
@@ -74,8 +84,24 @@ def triton_runs() -> bool:
 
 
 def _auto(op: str, device_type: str, dtype: torch.dtype, native_ok: bool, triton_ok: bool) -> str:
-    if device_type == "cpu" and dtype == torch.float32 and native_ok and native.library(op) is not None:
-        return "native"
-    if device_type == "cuda" and triton_ok and dtype != torch.float64 and triton_runs():
-        return "triton"
+    """The kernel made for the device; else "aten", with a warning unless that was asked for.
+
+    float64 is for checking, and `UMSCALE_NATIVE=0` says what it wants.
+    """
+    if device_type == "cpu" and dtype == torch.float32:
+        if native_ok and native.available(op):
+            return "native"
+        if native.wanted():
+            warn_slow(op, "these sizes" if not native_ok else "a machine without a working C++ compiler")
+    if device_type == "cuda" and dtype != torch.float64 and op != "attention":  # PyTorch's own is fused there
+        if triton_ok and triton_runs():
+            return "triton"
+        warn_slow(op, "these sizes" if not triton_ok else "this GPU, or without Triton")
     return "aten"
+
+
+@functools.cache
+def warn_slow(op: str, where: str) -> None:
+    """Warn, once a process and cause, that `op` takes the slow path."""
+    text = f"{op} has no fast kernel for {where}: it runs on stock PyTorch operations, many times slower"
+    warnings.warn(text, SlowPathWarning, stacklevel=2)

@@ -1,8 +1,10 @@
 """C++ kernels behind a plain C ABI: compiled at first use, cached, loaded through ctypes.
 
 No PyTorch header is included, so a build takes seconds. The cache key covers the source, the flags, the compiler's
-version and the CPU, hence one shared home directory may serve different machines. `UMSCALE_NATIVE=0` switches the
-path off; without a working compiler every caller falls back to stock PyTorch.
+version and the CPU, hence one shared home directory may serve different machines. Where the cache cannot be written,
+a folder of the user's own among the temporary files stands in: the kernels decide the last bits of a run, so a
+read-only home must not change them. `UMSCALE_NATIVE=0` switches the path off; without a working compiler every caller
+falls back to stock PyTorch. `remarks` says what became of it.
 """
 
 import ctypes
@@ -13,6 +15,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -27,6 +30,8 @@ _BUILD_TIMEOUT_S = 300
 
 # Source and its own flags, by operation. Rounding is part of what `select` computes, so no FMA there.
 _SOURCES = {
+    "attention": ("attention/attention.cpp", "-ffp-contract=fast"),
+    "cross_entropy": ("cross_entropy/cross_entropy.cpp", "-ffp-contract=fast"),
     "select": ("select/select.cpp", "-ffp-contract=off"),
     "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
     "rms_norm": ("rms_norm/rms_norm.cpp", "-ffp-contract=fast", "-fopenmp-simd"),
@@ -35,8 +40,17 @@ _SOURCES = {
 }
 
 
+_problems: dict[str, str] = {}
+"""Why operations run without their compiled kernels."""
+_stand_ins: list[str] = []
+"""What took the place of a cache that cannot be written."""
+
+
 def cache_dir() -> Path:
-    """`$UMSCALE_CACHE`, else `$XDG_CACHE_HOME/umscale`, else `~/.cache/umscale`; private to the user."""
+    """`$UMSCALE_CACHE`, else `$XDG_CACHE_HOME/umscale`, else `~/.cache/umscale`; private to the user.
+
+    Raises OSError where it cannot be made.
+    """
     if explicit := os.environ.get("UMSCALE_CACHE"):
         path = Path(explicit)
     else:
@@ -46,9 +60,51 @@ def cache_dir() -> Path:
     return path
 
 
+def _stand_in() -> Path:
+    """A folder among the temporary files that is this user's alone, for a cache that cannot be written.
+
+    Raises OSError where there is none: what others may write is not loaded.
+    """
+    path = Path(tempfile.gettempdir()) / f"umscale-native-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{path} is not a folder of this user's alone")
+    return path
+
+
+def remarks() -> list[str]:
+    """Build all kernels and return what a user should know of it, a line each: none when all is as it should be."""
+    if os.environ.get("UMSCALE_NATIVE", "1") == "0":
+        return []
+    in_use()  # builds what is not built yet
+    by_reason: dict[str, list[str]] = {}
+    for op, reason in _problems.items():
+        by_reason.setdefault(reason, []).append(op)
+    lost = [
+        f"{', '.join(ops)} run in stock PyTorch instead of compiled kernels, so losses differ from those made with "
+        f"them as two seeds do: {reason}"
+        for reason, ops in by_reason.items()
+    ]
+    return [*_stand_ins, *lost]
+
+
+def in_use() -> str:
+    """What the CPU's kernels are, for a record: `native`, `aten` for stock PyTorch, or which of them are missing."""
+    missing = [op for op in _SOURCES if library(op) is None]
+    if not missing:
+        return "native"
+    return "aten" if len(missing) == len(_SOURCES) else f"native without {', '.join(missing)}"
+
+
 def library(op: str) -> ctypes.CDLL | None:
     """The compiled kernels of `op`, built now if need be; None when switched off or not possible."""
-    return _library(op) if os.environ.get("UMSCALE_NATIVE", "1") != "0" else None
+    return _library(op) if wanted() else None
+
+
+def wanted() -> bool:
+    """Whether C++ kernels are switched on."""
+    return os.environ.get("UMSCALE_NATIVE", "1") != "0"
 
 
 def available(op: str) -> bool:
@@ -67,6 +123,7 @@ def _library(op: str) -> ctypes.CDLL | None:
         return _load(Path(__file__).parent / source, tuple(flags))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         log.debug("native %s kernel is unavailable, using stock PyTorch: %s", op, error)
+        _problems[op] = str(error)
         return None
 
 
@@ -85,13 +142,27 @@ def function(op: str, name: str, *argtypes: type) -> Callable[..., int]:
 
 def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = _compiler()
-    errors = []
-    for parallel in (("-fopenmp",), ()):  # a compiler may come without an OpenMP runtime
-        try:
-            return ctypes.CDLL(str(_built(compiler, source, (*flags, *parallel))))
-        except (OSError, subprocess.CalledProcessError) as error:
-            errors.append(error)
-    detail = errors[-1].stderr if isinstance(errors[-1], subprocess.CalledProcessError) else str(errors[-1])
+    errors: list[Exception] = []
+    for folder in (
+        cache_dir,
+        _stand_in,
+    ):  # the first may be read-only, full, or on a filesystem without execution
+        for parallel in (("-fopenmp",), ()):  # a compiler may come without an OpenMP runtime
+            try:
+                found = ctypes.CDLL(str(_built(compiler, source, (*flags, *parallel), folder())))
+            except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+                errors.append(error)
+                continue
+            if folder is _stand_in and not _stand_ins:
+                _stand_ins.append(
+                    f"the cache of compiled kernels cannot be used ({errors[0]}), so they are kept in {folder()}; "
+                    "$UMSCALE_CACHE names another folder"
+                )
+            return found
+        if all(isinstance(error, subprocess.CalledProcessError) for error in errors):
+            break  # no fault of the folder
+    last = errors[-1]
+    detail = last.stderr if isinstance(last, subprocess.CalledProcessError) else str(last)
     raise RuntimeError(" ".join(detail.split())[:500])
 
 
@@ -104,13 +175,13 @@ def _compiler() -> list[str]:
     raise RuntimeError(f"no C++ compiler found (tried {', '.join(_COMPILERS)})")
 
 
-def _built(compiler: list[str], source: Path, flags: tuple[str, ...]) -> Path:
-    """Path of the shared library, compiled unless cached. Safe when several processes build at once."""
+def _built(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Path) -> Path:
+    """Path of the shared library in `folder`, compiled unless there. Safe when several processes build at once."""
     command = [*compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *flags]
     key = hashlib.sha256()
-    for part in (source.read_bytes(), repr(command).encode(), _version(tuple(compiler)), _cpu()):
+    headers = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.h"))]
+    for part in (source.read_bytes(), *headers, repr(command).encode(), _version(tuple(compiler)), _cpu()):
         key.update(hashlib.sha256(part).digest())
-    folder = cache_dir()
     target = folder / f"{source.stem}-{key.hexdigest()[:20]}.so"
     if not target.exists():
         handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{source.stem}-", suffix=".so")

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umscale.data.batches import TrainStream, permute, validation_windows
-from umscale.data.corpus import Corpus, TokenReader, document_index
+from umscale.data.corpus import Corpus, TokenReader, corpus_tokenizer, document_index
 from umscale.data.prepare import prepare
+from umscale.data.tokenizing import decode
 from umscale.errors import UserError
 
 
@@ -125,6 +126,38 @@ def test_validation_sets_nest_and_keep_their_limit(corpus: Corpus) -> None:
     narrow = validation_windows(corpus, 32, 800)
     assert narrow.n_tokens.max() <= 200  # longer ones are passed over
     assert not Counter(narrow.ids) - Counter(validation_windows(corpus, 7, 800).ids)  # whatever seq_len
+
+
+def test_validation_takes_many_documents_and_the_beginning_of_long_ones(corpus: Corpus) -> None:
+    whole = validation_windows(corpus, 32, 10**6)
+    found = validation_windows(corpus, 32, 4000, 40)
+    n = len(found.ids)
+    assert n >= 40
+    assert found.ids == whole.ids[:n], "in order of hash, none passed over"
+    assert found.n_tokens.max() == 100  # 4000 / 40
+    np.testing.assert_array_equal(found.n_tokens, np.minimum(whole.n_tokens[:n], 100))
+    assert found.n_tokens.sum() <= 4000
+    np.testing.assert_array_equal(found.n_bytes, found.n_tokens)  # a corpus of bytes
+    for d in range(n):
+        parts = [v.targets[v.document == d] for v in (found, whole)]
+        first, text = (part[part >= 0] for part in parts)
+        np.testing.assert_array_equal(first, text[: len(first)])
+    few = validation_windows(corpus, 32, 10**6, 10**5)  # more than the split has: all, whole
+    assert few.ids == whole.ids
+    assert few.n_tokens.max() <= 10**6 // len(whole.ids)
+
+
+def test_bytes_of_a_cut_document_are_those_of_its_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("\f".join(f"{i} words and more words, again and again {i}. " * 40 for i in range(200)))
+    corpus = prepare([path], name="cut", tokenizer="bpe:300", force=True)
+    found = validation_windows(corpus, 32, 1000, 10)
+    text = corpus_tokenizer(corpus)
+    assert len(found.ids) >= 10
+    for d in range(len(found.ids)):
+        targets = found.targets[found.document == d]
+        assert found.n_bytes[d] == len(decode(text, targets[targets >= 0]))
+        assert found.n_bytes[d] > found.n_tokens[d]
 
 
 def test_validation_documents_that_are_all_too_long(tmp_path: Path) -> None:

@@ -46,6 +46,36 @@ def test_compensation_holds_the_reference(top_m, n_keys, mode):
         assert (solved.model.ffn.d_ffn < BASE.ffn.d_ffn) == dearer
 
 
+@pytest.mark.parametrize("multiple", [1, 8, 16, 64])
+def test_compensated_widths_are_multiples_within_tolerance(multiple):
+    wide = dataclasses.replace(
+        BASE,
+        d_model=1024,
+        n_heads=16,
+        ffn=FfnSpec(d_ffn=2816),
+        memory=dataclasses.replace(BASE.memory, d_key=128),
+    )
+    seen = set()
+    for top_m in (8, 16, 48, 96):
+        for model in (BASE, wide):
+            solved = solve(model, {"top_m": top_m}, "iso_flops", SEQ, d_ffn_multiple=multiple)
+            reached = int(solved.achieved["d_ffn_multiple"])
+            assert solved.model.ffn.d_ffn % reached == 0
+            assert solved.cost.flops_per_token == pytest.approx(cost(model, SEQ).flops_per_token, rel=0.01)
+            seen.add((model is wide, reached))
+    assert (True, multiple) in seen
+    if multiple == 64:  # a narrow FFN would leave the 1%
+        assert min(reached for wide_, reached in seen if not wide_) < 64
+
+
+def test_an_even_width_is_preferred_for_a_memory_share_too():
+    solved = solve(BASE, {"mcp": 0.25}, "iso_flops", SEQ, d_ffn_multiple=8)
+    assert solved.model.ffn.d_ffn % solved.achieved["d_ffn_multiple"] == 0
+    exact = solve(BASE, {"mcp": 0.25}, "iso_flops", SEQ, d_ffn_multiple=1)
+    assert solved.achieved["d_ffn_multiple"] > 1
+    assert abs(exact.achieved["mcp"] / 0.25 - 1) <= 0.01 >= abs(solved.achieved["mcp"] / 0.25 - 1)
+
+
 def test_density_sets_top_m_or_size():
     by_m = solve(BASE, {"density": 0.004, "n_keys": 100}, "none", SEQ)
     assert by_m.model.memory.top_m == 40
@@ -72,7 +102,9 @@ def test_coarse_dimensions_are_refused_with_the_nearest_value():
     small = ModelSpec(
         d_model=32, n_layers=1, n_heads=2, vocab_size=257, memory=MemorySpec(n_keys=8, top_m=2, d_key=8)
     )
-    with pytest.raises(Infeasible, match=r"sparse_params 4500 cannot be reached within 1%: nearest is"):
+    with pytest.raises(
+        Infeasible, match=r"sparse_params 4500 cannot be reached within 0.01 of it: nearest is"
+    ):
         solve(small, {"sparse_params": 4500}, "none", SEQ)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from umscale.design.study import Study, expand, parse
 from umscale.execute.local import LocalExecutor
-from umscale.execute.plan import Plan, make_plan
-from umscale.store import Store
+from umscale.execute.workload import Plan, make_plan
+from umscale.store.store import Store
 
 TREE = {
     "name": "tiny",
@@ -36,7 +36,18 @@ TREE = {
         "precision": "float32",
     },
 }
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+TIMES = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 
 
 def make_study(**train: Any) -> Study:

@@ -6,7 +6,7 @@ import pytest
 
 from umscale.errors import UserError
 from umscale.execute.ray import LOOPBACK_VARIABLE, RayExecutor, check_ray
-from umscale.store import Store
+from umscale.store.store import Store
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from umscale.errors import UserError
 from umscale.execute import slurm as engine
 from umscale.execute.slurm import SlurmExecutor, Terms, minutes
-from umscale.store import Store
+from umscale.store.store import Store
 
 
 def queue() -> list[str]:

@@ -5,7 +5,7 @@ import signal
 import time
 
 from umscale.execute.job import write_job
-from umscale.store import Store
+from umscale.store.store import Store
 
 
 def test_workers_finish_what_a_killed_sweep_began(run_umscale, store, long_plan, long_undisturbed, results):

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.numerics import assert_close, seeded
-from umscale_kernels import available_backends, lookup, lookup_traffic_bytes
+from umscale_kernels import available_backends, lookup, lookup_linked, lookup_traffic_bytes
 from umscale_kernels.backends import interpreted
 from umscale_kernels.lookup import reference
 
@@ -325,6 +327,8 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         ({"backward": "fast"}, "backward must be"),
         ({"backward": "atomic", "sparse_grad": True}, "atomic adds into dense"),
         ({"values": operands["values"].bfloat16()}, "one dtype"),
+        ({"n_blocks": 2}, "needs blocks"),
+        ({"n_blocks": 2, "blocks": operands["rows"][1:]}, "blocks must be"),
         ({"read": (None, operands["values"])}, "tables to read"),
         ({"read": (operands["pre_values"], operands["values"][1:])}, "tables to read"),
     ]:
@@ -341,21 +345,157 @@ def test_atomic_adds_need_triton(backend: str) -> None:
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton")
-def test_atomic_adds_only_where_rows_are_rarely_shared_and_order_is_free() -> None:
-    table_mode = importlib.import_module("umscale_kernels.lookup.triton").table_mode
-    assert [table_mode("auto", lookups, 1000) for lookups in (10, 499, 500, 10_000)] == [
-        *["atomic"] * 2,
-        *["dense"] * 2,
-    ]
-    assert [table_mode(backward, 10, 1000) for backward in ("sorted", "atomic")] == ["dense", "atomic"]
-    operands = {name: x.to(device_of("triton")) for name, x in problem((3, 50, 7, 2, 8, 16)).items()}
+def test_a_gpu_is_deterministic_unless_atomics_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a row is hardly ever read twice: a thousand rows, 21 lookups."""
+    kernels, modes = importlib.import_module("umscale_kernels.lookup.triton"), []
+    run_backward = kernels.lookup_backward
+    monkeypatch.setattr(kernels, "lookup_backward", lambda *x: modes.append(x[9]) or run_backward(*x))
+    shape = (3, 1000, 7, 2, 8, 16)
+    run("triton", problem(shape), upstream(shape))
+    run("triton-atomic", problem(shape), upstream(shape))
+    assert modes == ["dense", "atomic"]
+    operands = {name: x.to(device_of("triton")) for name, x in problem(shape).items()}
     torch.use_deterministic_algorithms(True)
     try:
-        assert table_mode("auto", 10, 1000) == "dense"
         with pytest.raises(RuntimeError, match="not deterministic"):
             lookup(**operands, backend="triton", backward="atomic")
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# -- virtual blocks
+
+
+def blocks_of(shape: tuple[int, ...], n_blocks: int) -> Tensor:
+    return torch.randint(0, n_blocks, (shape[0], shape[2]), generator=seeded(11))
+
+
+@pytest.mark.usefixtures("short_split")
+@pytest.mark.parametrize("shape", [(4, 30, 9, 2, 6, 20), (3, 60, 7, 1, 0, 8), (5, 4, 5, 2, 4, 16)], ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_blocks_are_lookups_of_their_own(path: str, shape: tuple[int, ...]) -> None:
+    """As one lookup a block, of scores that are 0 elsewhere: what it replaces."""
+    operands, n_blocks = problem(shape), 3
+    blocks = blocks_of(shape, n_blocks)
+    exact = {n: x if x is None or n == "rows" else x.double().requires_grad_() for n, x in operands.items()}
+    masked = [
+        lookup(**{**exact, "s": exact["s"] * (blocks == e).unsqueeze(-1)}, backend="reference")
+        for e in range(n_blocks)
+    ]
+    o = torch.cat(masked, 1)
+    d_o = torch.randn(o.shape, generator=seeded(7))
+    names = [name for name, x in exact.items() if x is not None and name != "rows"]
+    grads = torch.autograd.grad(o, [exact[name] for name in names], d_o.double())
+    wanted = {"o": o.detach(), **dict(zip(names, grads, strict=True))}
+    got = run(path, operands, d_o, blocks=blocks.to(device_of(path)), n_blocks=n_blocks)
+    assert_agree(got, wanted)
+
+
+@pytest.mark.parametrize("backend", ["reference", "aten"])
+def test_gradcheck_of_blocks(backend: str) -> None:
+    shape = (4, 6, 5, 2, 3, 8)
+    operands = problem(shape)
+    rows, blocks = operands.pop("rows"), blocks_of(shape, 4)
+    leaves = [x.double().requires_grad_() for x in operands.values() if x is not None]
+
+    def output(p: Tensor, s: Tensor, pre_values: Tensor, values: Tensor) -> Tensor:
+        return lookup(p, s, rows, pre_values, values, blocks=blocks, n_blocks=4, backend=backend)
+
+    assert torch.autograd.gradcheck(output, leaves)
+
+
+# -- linked lookups
+
+LINKED = [path for path in PATHS if not path.startswith("reference") and not path.endswith("-rows")]
+
+
+def chain(path: str, operands: Operands, n_calls: int, linked: bool, **more: Any) -> Tensor:
+    """Sum of the outputs of `n_calls` lookups in one pair of tables, each of other rows and scores."""
+    backend, options = PATHS[path]
+    tables = operands["pre_values"], operands["values"]
+    links, total = tables, torch.zeros(())
+    for i in range(n_calls):
+        inputs = (
+            operands["p"] * (i + 1),
+            operands["s"].cos() * i,
+            (operands["rows"] + 5 * i) % len(tables[1]),
+        )
+        if linked:
+            o, links = lookup_linked(*inputs, *links, read=tables, backend=backend, **options, **more)
+        else:
+            o = lookup(*inputs, *tables, backend=backend, **options, **more)
+        total = total + o
+    return total
+
+
+@pytest.mark.usefixtures("short_split")
+@pytest.mark.parametrize("n_blocks", [1, 3])
+@pytest.mark.parametrize("path", LINKED)
+def test_linked_lookups_have_the_gradients_of_lookups(path: str, n_blocks: int) -> None:
+    shape = (3, 40, 8, 2, 8, 16)
+    operands = {name: x.to(device_of(path)) for name, x in problem(shape).items()}
+    leaves = [x.requires_grad_() for name, x in operands.items() if name != "rows"]
+    more = {"blocks": blocks_of(shape, n_blocks).to(device_of(path)), "n_blocks": n_blocks}
+    outputs = [chain(path, operands, 3, linked, **more) for linked in (False, True)]
+    assert torch.equal(*outputs)
+    d_o = torch.randn(outputs[0].shape, generator=seeded(7)).to(outputs[0].device)
+    apart, together = (torch.autograd.grad(o, leaves, d_o, retain_graph=True) for o in outputs)
+    again = torch.autograd.grad(outputs[1], leaves, d_o)
+    for x, y, z in zip(apart, together, again, strict=True):
+        assert_close(y, x, floor=1.0)
+        assert path not in DETERMINISTIC or torch.equal(y, z)
+
+
+class _OfTableSize(TorchDispatchMode):
+    """Names of the operators that return a tensor of so many rows."""
+
+    def __init__(self, n_rows: int) -> None:
+        super().__init__()
+        self.n_rows, self.names = n_rows, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
+        if any(x.dim() == 2 and x.shape[0] == self.n_rows for x in tensors):
+            self.names.append(func.overloadpacket.__name__)
+        return found
+
+
+def test_linked_lookups_write_one_gradient() -> None:
+    """Where layers would each return a gradient of all tables, which autograd would add up."""
+    operands = problem((2, 5000, 4, 2, 16, 16))
+    leaves = [x.requires_grad_() for name, x in operands.items() if name != "rows"]
+    found = {}
+    for linked in (True, False):
+        o = chain("aten", operands, 6, linked)
+        with _OfTableSize(5000) as made:
+            torch.autograd.grad(o.sum(), leaves)
+        found[linked] = made.names
+    assert found[True] == ["lookup_backward"]
+    assert len(found[False]) == 6 + 2 * 5  # and a sum of pre-values and of values for each further call
+
+
+@pytest.mark.parametrize("path", [path for path in LINKED if path != "auto"])
+def test_linked_lookups_compile_in_one_graph(path: str) -> None:
+    operands = {name: x.to(device_of(path)) for name, x in problem((3, 12, 4, 2, 8, 16)).items()}
+    leaves = [x.requires_grad_() for name, x in operands.items() if name != "rows"]
+
+    def loss(operands: Operands) -> Tensor:
+        return chain(path, operands, 3, True).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    pairs = [torch.autograd.grad(f(operands), leaves) for f in (loss, compiled)]
+    for x, y in zip(*pairs, strict=True):
+        assert_close(x, y)
+
+
+def test_linked_lookups_refuse_what_they_cannot_add_to() -> None:
+    operands: dict[str, Any] = problem((3, 50, 7, 2, 8, 16), torch.bfloat16)
+    read = operands["pre_values"], operands["values"]
+    with pytest.raises(ValueError, match="not torch.bfloat16"):
+        lookup_linked(**operands, read=read)
+    with pytest.raises(ValueError, match="another backend"):
+        lookup_linked(**problem((3, 50, 7, 2, 8, 16)), read=read, backend="reference")
 
 
 # -- torch.library, torch.compile
@@ -369,14 +509,14 @@ def test_runs_under_torch_library_checks(path: str, d_pre_value: int) -> None:
     x: dict[str, Any] = {name: y if y is None else y.to(device) for name, y in problem(shape).items()}
     p = x["s"].new_empty(0) if x["p"] is None else x["p"]
     rows, P, V, sparse = x["rows"], x["pre_values"], x["values"], options.get("sparse_grad", False)
-    backward = options.get("backward", "auto")
+    backward = options.get("backward", "sorted")
     if not sparse:  # the checks compare gradients under a tracer that knows no sparse tensors
         leaves = [None if y is None else y.detach().requires_grad_() for y in (p, x["s"], P, V)]
-        operands = (*leaves[:2], rows, *leaves[2:], P, V, "none", False, backward, backend)
+        operands = (*leaves[:2], rows, None, *leaves[2:], P, V, 1, "none", False, backward, backend)
         torch.library.opcheck(torch.ops.umscale.lookup.default, operands)
         return
-    o, z = torch.ops.umscale.lookup(p, x["s"], rows, P, V, P, V, "none", True, backward, backend)
-    operands = (torch.ones_like(o), p, x["s"], z, rows, P, V, "none", backend)
+    o, z = torch.ops.umscale.lookup(p, x["s"], rows, None, P, V, P, V, 1, "none", True, backward, backend)
+    operands = (torch.ones_like(o), p, x["s"], z, rows, None, P, V, "none", backend)
     torch.library.opcheck(torch.ops.umscale.lookup_row_gradients.default, operands)
 
 
@@ -496,7 +636,7 @@ from triton.compiler import ASTSource
 
 kernels = importlib.import_module("umscale_kernels.lookup.triton")
 s, pre_values, values = torch.empty(1, 128, 2), torch.empty(4, 384), torch.empty(4, 768)
-sizes = dict(M=128, C=2, DP=384, DV=768, GELU=True, ATOMIC=True, SPLIT=kernels.SPLIT)
+sizes = dict(M=128, C=2, E=1, DP=384, DV=768, GELU=True, ATOMIC=True, SPLIT=kernels.SPLIT, IN_PLACE=True, ADD=True)
 by_token = kernels._token_tiles(s, pre_values, values)
 by_row = kernels._row_tiles(4000, 1000, pre_values, values)
 for name, tiles in dict(_forward=by_token, _token_backward=by_token, _segments=by_row, _long_segments=by_row).items():
@@ -504,7 +644,7 @@ for name, tiles in dict(_forward=by_token, _token_backward=by_token, _segments=b
     known, arguments = {**sizes, **tiles}, list(inspect.signature(kernel.fn).parameters)
     constants = {x: known[x] for x in arguments if x in known}
     types = {"P_ptr": "*bf16", "V_ptr": "*bf16", "rows_ptr": "*i32", "order_ptr": "*i64", "start_ptr": "*i64",
-             "owner_ptr": "*i64"}
+             "owner_ptr": "*i64", "slots_ptr": "*i64"}
     signature = {x: "constexpr" if x in constants else types.get(x, "*fp32") for x in arguments}
     for capability in (80, 90):
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

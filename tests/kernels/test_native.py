@@ -93,3 +93,51 @@ def test_records_can_name_the_path() -> None:
         resolve("lookup", "native", "cpu", torch.float64)
     with pytest.raises(ValueError, match="op must be one of"):
         available_backends("softmax")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Temporary files of this test's own."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setattr(native, "_stand_ins", [])
+    monkeypatch.setattr(native, "_problems", {})
+    monkeypatch.setattr(native, "_SOURCES", {"swiglu": native._SOURCES["swiglu"]})  # quickest to build
+    return folder
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", ["a file in its place", "not executable"])
+def test_a_cache_that_cannot_be_used_does_not_change_the_kernels(
+    cache: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    if fault == "a file in its place":
+        cache.write_text("")
+    else:
+        plain = native.ctypes.CDLL
+
+        def load(path: str) -> object:
+            if Path(path).is_relative_to(cache):
+                raise OSError("failed to map segment from shared object")
+            return plain(path)
+
+        monkeypatch.setattr(native.ctypes, "CDLL", load)
+    assert native.in_use() == "native"
+    (remark,) = native.remarks()
+    assert "cache of compiled kernels cannot be used" in remark
+    assert "UMSCALE_CACHE" in remark
+    (folder,) = temporary.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(list(folder.iterdir())) == 1
+
+
+@needs_compiler
+def test_nothing_is_loaded_from_where_others_may_write(cache: Path, temporary: Path) -> None:
+    cache.write_text("")
+    (temporary / f"umscale-native-{os.getuid()}").mkdir(mode=0o777)
+    (temporary / f"umscale-native-{os.getuid()}").chmod(0o777)
+    assert native.in_use() == "aten"
+    (remark,) = native.remarks()
+    assert "swiglu run in stock PyTorch" in remark
+    assert "not a folder of this user's alone" in remark

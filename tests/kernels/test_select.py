@@ -1,5 +1,6 @@
 """Every backend of `select` against the float64 reference and against brute force."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.numerics import assert_close, seeded
-from umscale_kernels import Selection, available_backends, rank1_vectors, select
+from umscale.spec import MemorySpec
+from umscale_kernels import Selection, available_backends, backends, rank1_vectors, select
 from umscale_kernels.backends import interpreted
-from umscale_kernels.select import reference
+from umscale_kernels.select import native, reference, triton_supports
 
 BACKENDS = available_backends("select")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,7 +159,7 @@ def test_gradcheck(backend: str) -> None:
     assert torch.autograd.gradcheck(kept, (scores.requires_grad_(), cores.requires_grad_()))
 
 
-@pytest.mark.parametrize("sizes", [(128, 128), (100, 64), (5, 200), (200, 256)], ids=str)
+@pytest.mark.parametrize("sizes", [(128, 128), (100, 64), (5, 200), (200, 256), (768, 128)], ids=str)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_realistic_scores_keep_the_same_pairs_on_every_backend(backend: str, sizes: tuple[int, int]) -> None:
     """Products of queries and keys, in sizes that take every shortcut of the fast paths."""
@@ -273,6 +275,19 @@ def test_arguments_that_cannot_work_are_refused(sizes: tuple, options: dict, mes
     scores, u, v, cores = problem(Shape(None, 2, 20, 2, 2, 4, 4))
     with pytest.raises(ValueError, match=message):
         select(scores, u, v, cores, *sizes, **options)
+
+
+def test_the_widest_published_layer_has_a_fast_kernel_on_every_device() -> None:
+    """top_m 768, whose candidates a layer caps at 128; and whatever has none says so, once."""
+    wide = MemorySpec(n_keys=1024, top_m=768)
+    for supports in (native.supports, triton_supports):
+        assert supports(wide.tucker_rank, wide.keys_per_side, wide.candidates, wide.top_m)
+        assert not supports(wide.tucker_rank, 2048, 1025, 2000)
+    backends.warn_slow.cache_clear()
+    with pytest.warns(backends.SlowPathWarning, match="select has no fast kernel for these sizes"):
+        assert backends.resolve("select", "auto", "cuda", torch.float32, triton_supported=False) == "aten"
+    with warnings.catch_warnings(action="error"):
+        backends.resolve("select", "auto", "cuda", torch.float32, triton_supported=False)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -223,7 +223,23 @@ def test_runs_under_torch_library_checks(sparse: bool) -> None:
     state, grad = problem((7, 60, 3), row_wise=sparse, shadow=True), gradient((7, 60, 3), sparse)
     rows, values = (grad.indices()[0].clone(), grad.values().clone()) if sparse else (None, grad)
     tensors = (state["param"], values, rows, state["exp_avg"], state["exp_avg_sq"], state["shadow"])
-    torch.library.opcheck(torch.ops.umscale.table_adamw.default, (*tensors, 3, *RATES.values(), "auto"))
+    torch.library.opcheck(
+        torch.ops.umscale.table_adamw.default, (*tensors, 3, *RATES.values(), False, "aten")
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("row_wise", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_that_stand_for_a_dense_gradient_update_every_row(backend, row_wise, shape, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["umscale_kernels.table_adamw"], "_PIECE_NUMBERS", 100)
+    state, grad = problem(shape, row_wise, shadow=True), gradient(shape, sparse=True)
+    for step in (1, 2):
+        dense = {k: None if x is None else x.clone() for k, x in state.items()}
+        table_adamw(**dense, grad=grad.to_dense(), step=step, **RATES, backend=backend)
+        table_adamw(**state, grad=grad, step=step, **RATES, lazy=False, backend=backend)
+        assert same(state, dense)
+        grad = gradient(shape, sparse=True, seed=1)
 
 
 COMPILE = """

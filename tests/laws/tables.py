@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from umscale.laws.table import Table
+from umscale.results.table import Table
 
 TOP_M = (16, 32, 64, 128)
 SIZES = (2**16, 2**18, 2**20)

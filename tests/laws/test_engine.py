@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from umscale.laws import engine, tree
+from umscale import formulas as tree
+from umscale.laws import engine
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult, fit_law, profile, refit
 from umscale.laws.forms import LAWS, ExpressionLaw, Law, PowerLaw, evaluate

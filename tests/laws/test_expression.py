@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from umscale import formulas as tree
 from umscale.errors import UserError
-from umscale.laws import tree
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult, fit_law, profile, refit
 from umscale.laws.forms import LAWS, ExpressionLaw, Law, PowerLaw, evaluate

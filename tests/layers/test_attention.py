@@ -3,7 +3,8 @@
 import torch
 
 from tests.numerics import assert_close
-from umscale.layers.attention import Attention, rotary_table, rotate
+from umscale.layers.attention import Attention, rotary_table
+from umscale_kernels.attention.aten import rotate
 
 
 def test_rotation_depends_on_distance_alone():

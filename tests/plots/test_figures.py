@@ -11,11 +11,11 @@ from umscale.errors import UserError
 from umscale.laws.compare import fit_laws
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import fit_law
-from umscale.laws.table import Table
 from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.plots import curves, loss_vs_density, loss_vs_size, save
 from umscale.plots.series import panels_of
 from umscale.plots.style import human, ordered_colours, thinned
+from umscale.results.table import Table
 
 
 def drawn_fits(table: Table, law: str = "additive") -> list[Uncertainty]:

@@ -8,18 +8,18 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
 from tests.laws.tables import study_table
-from tests.laws.test_ratio import ratio_table
+from tests.questions.test_memory_to_ffn import ratio_table
 from umscale.errors import UserError
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.diagnostics import diagnose, residuals_in_nats
 from umscale.laws.fit import fit_law
-from umscale.laws.map import density_map
-from umscale.laws.ratio import PAPER_MCP, memory_to_ffn
 from umscale.laws.uncertainty import bootstrap
 from umscale.plots import coefficient_pairs, density_plane, iso_flop, memory_ratio, predicted, residuals
 from umscale.plots.iso_flop import exponent, iso_flops
 from umscale.plots.predictions import held_out
 from umscale.plots.series import panels_of
+from umscale.questions.density_map import density_map
+from umscale.questions.memory_to_ffn import PAPER_MCP, memory_to_ffn
 
 TRUTH = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.28}
 

@@ -11,7 +11,7 @@ from umscale.design.study import expand, load_study
 from umscale.selftest import crash
 from umscale.selftest.nursery import alive, open_nursery, spawn
 from umscale.selftest.steps import Stretch, repetitions
-from umscale.store import Store
+from umscale.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,15 @@ import resource
 import pytest
 import torch
 
-from umscale.checkpoint import Workspace
 from umscale.design.study import expand, load_study
 from umscale.errors import UserError
 from umscale.files import LocalFiles
-from umscale.model import Decoder
-from umscale.optim import WeightAverage, make_optimizer
+from umscale.model.decoder import Decoder
 from umscale.selftest.crash import STUDY
-from umscale.store import RUN_TABLES, Store
+from umscale.store.store import RUN_TABLES, Store
+from umscale.training.checkpoint import Workspace
+from umscale.training.optimiser import WeightAverage, make_optimizer
+from umscale.training.record import spec_row
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
     store = Store.create(tmp_path / "store")
     keys = [{"budget": b, "stage": s} for b in run.train.budgets for s in ("stable", "annealed")]
     store.write_run(
-        run,
+        spec_row(run),
         "t",
         status="finished",
         records=keys,

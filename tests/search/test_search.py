@@ -16,7 +16,7 @@ from umscale.errors import UserError
 from umscale.search.bridge import cost_of
 from umscale.search.settings import Range, parse_settings
 from umscale.spec import read_run
-from umscale.store import Store
+from umscale.store.store import Store
 
 TINY = """
 name = "tiny"

@@ -24,7 +24,7 @@ from umscale.bench.baselines import (
 from umscale.bench.report import Part, Row, Target
 from umscale.bench.setting import LAYER_SHAPE, Setting, lookup_operands, random_rows, ultramem_v2_layer
 from umscale.bench.timing import TIME_COLUMNS, Step, cpu_clock, interleaved, matmul_step, normal, passes, rows
-from umscale.optim import distinct_rows
+from umscale.training.optimiser import distinct_rows
 from umscale_kernels import available_backends, lookup, table_adamw
 
 LIMIT = "limit at measured rates"

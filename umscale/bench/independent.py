@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     from umscale.data.corpus import open_corpus
     from umscale.machine import keep_freed_memory
     from umscale.spec import RunSpec, from_dict
-    from umscale.train import Run
+    from umscale.training.run import Run
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -12,7 +12,7 @@ from umscale.bench.timing import normal
 from umscale.errors import UserError
 from umscale.layers.memory import Memory
 from umscale.layers.tucker import TuckerMemory
-from umscale.model import Decoder
+from umscale.model.decoder import Decoder
 from umscale.rng import generator
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
 

@@ -13,7 +13,6 @@ import os
 import queue
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,11 +24,14 @@ from typing import Any
 from umscale.design.study import load_study
 from umscale.execute.executor import Event, Executor, parse_event, python_path
 from umscale.execute.local import LocalExecutor
-from umscale.execute.plan import Plan, make_plan
 from umscale.execute.running import Reporter
+from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
+from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
-from umscale.store import STAGES, Row, Store, schema
+from umscale.store.schema import STAGES
+from umscale.store.store import Row, Store, schema
+from umscale.training.record import spec_row
 
 SAMPLES = 10
 """How often the parent's memory is read while it schedules."""
@@ -97,9 +99,9 @@ def _with_budget(run: RunSpec, steps: int) -> RunSpec:
 
 def _sized(run: RunSpec, seconds: float) -> RunSpec:
     """Return the run with as many tokens as take so long here."""
-    from umscale.execute.estimate import run_seconds, seconds_per_step
+    from umscale.execute.estimate import estimate, run_seconds
 
-    step = seconds_per_step([run], lambda done, total: None)[0]
+    step = estimate([run]).steps[0]
     short = _with_budget(run, 100)
     rest = run_seconds(short, step) - 100 * step
     return _with_budget(run, max(20, round((seconds - rest) / step)))
@@ -145,7 +147,7 @@ def _train_alone(shares: Sequence[Sequence[RunSpec]], root: Path) -> None:
         path.write_text(json.dumps([to_dict(run) for run in share]), encoding="utf-8")
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "umscale.bench.independent", str(path)],
+                python_command("umscale.bench.independent", str(path)),
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
             )
@@ -168,7 +170,7 @@ class Untrained(Plan):
         run_id = run.run_id
         report("start", run=run_id, token=store.token(run_id))
         records = _records(run)
-        store.write_run(run, self.study, status="finished", records=records)
+        store.write_run(spec_row(run), self.study, status="finished", records=records)
         for record in records:
             report("record", run=run_id, **record)
         store.clear_work(run_id)
@@ -265,7 +267,7 @@ def _scheduling(n_runs: int, n_workers: int, root: Path) -> dict[str, Any]:
     assert plan.remaining(store) == 0
     began = time.perf_counter()
     for spec in plan.runs[: n_runs // 10]:
-        store.write_run(spec, "bench", status="finished", records=_records(spec))
+        store.write_run(spec_row(spec), "bench", status="finished", records=_records(spec))
     writing = (time.perf_counter() - began) / max(1, n_runs // 10)
     began = time.perf_counter()
     plan.remaining(Store.open(store.address))
@@ -302,7 +304,10 @@ def _store(run: RunSpec, n_records: int, root: Path) -> dict[str, Any]:
     began = time.perf_counter()
     for seed in range(n_runs):
         store.write_run(
-            dataclasses.replace(run, seed=seed), "bench", status="finished", records=_records(run, 1.0 + seed)
+            spec_row(dataclasses.replace(run, seed=seed)),
+            "bench",
+            status="finished",
+            records=_records(run, 1.0 + seed),
         )
     writing = time.perf_counter() - began
     paths = sorted((store.root / "runs").glob("*.parquet"))

@@ -10,9 +10,9 @@ import torch
 
 from umscale.accounting import cost
 from umscale.machine import keep_freed_memory, matmul_rate, processor_name, resolve_precision
-from umscale.model import Decoder, mean_loss
-from umscale.optim import make_optimizer
+from umscale.model.decoder import Decoder, mean_loss
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, TrainSpec
+from umscale.training.optimiser import make_optimizer
 
 BATCH, SEQ_LEN = 16, 256
 

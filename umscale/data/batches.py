@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from umscale.data.corpus import Corpus, TokenReader, document_index
+from umscale.data.corpus import Corpus, TokenReader, corpus_tokenizer, document_index
 from umscale.data.draws import mix
+from umscale.data.tokenizing import text_bytes
 from umscale.errors import UserError
 from umscale.rng import derive_seed
 
@@ -120,17 +121,21 @@ class ValidationSet:
     ids: tuple[str, ...]
     """16 hex digits a document, a hash of its text: the same in every corpus that holds it."""
     n_tokens: np.ndarray
-    """int64 [D]: predicted tokens, that is the document without its end-of-text."""
+    """int64 [D]: predicted tokens, that is the document, or what is read of it, without its end-of-text."""
     n_bytes: np.ndarray
-    """int64 [D]: bytes of text."""
+    """int64 [D]: bytes of that text."""
 
 
-def validation_windows(corpus: Corpus, seq_len: int, max_tokens: int) -> ValidationSet:
-    """Return whole validation documents in order of their hash, until the next would exceed ``max_tokens``.
+def validation_windows(
+    corpus: Corpus, seq_len: int, max_tokens: int, least_documents: int = 0
+) -> ValidationSet:
+    """Return validation documents in order of their hash, until the next would exceed ``max_tokens``.
 
-    So a larger set contains a smaller one, up to length: documents longer than ``max_tokens / 4`` are passed
-    over, lest few documents make up the set (if all are, the shortest is taken, provided it fits). Of
-    duplicates one is taken.
+    With ``least_documents`` none counts with more than its first ``max_tokens / least_documents`` tokens, so that many
+    are there if the split has them (of a split with fewer, all). Else documents are whole, and those longer than
+    ``max_tokens / 4`` passed over, lest few make up the set (if all are, the shortest is taken, provided it fits). A
+    larger set contains a smaller one, up to length. Of duplicates one is taken. Documents of a generated corpus are
+    always whole: what its own source scores is known of those only.
 
     Raises:
         UserError: no document fits, or the corpus is corrupt.
@@ -143,33 +148,48 @@ def validation_windows(corpus: Corpus, seq_len: int, max_tokens: int) -> Validat
         name = corpus.manifest.validation.index.name
         raise UserError(f"{corpus.path / name}: corrupt; prepare the corpus again with --force")
     _, order = np.unique(index["hash"], return_index=True)  # ascending, first of each
-    predicted = lengths[order] - 1
-    order, predicted = order[predicted > 0], predicted[predicted > 0]
-    short = order[4 * predicted <= max_tokens]
-    if len(short):
-        chosen = short[np.cumsum(lengths[short] - 1) <= max_tokens]
+    order = order[lengths[order] > 1]
+    if least_documents and corpus.manifest.generated is None and len(order):
+        kept = np.minimum(lengths[order] - 1, max(1, max_tokens // min(least_documents, len(order))))
+        chosen = order[np.cumsum(kept) <= max_tokens]
+        kept = kept[: len(chosen)]
     else:
-        chosen = order[[predicted.argmin()]] if len(order) else order
-        if not len(chosen) or lengths[chosen[0]] - 1 > max_tokens:
-            shortest = f"{int(predicted.min()):,} tokens" if len(order) else "nothing"
-            raise UserError(
-                f"no validation document of corpus {corpus.name!r} fits into {max_tokens:,} tokens (the shortest "
-                f"has {shortest}); raise data.validation_tokens or prepare with --documents blank:8192"
-            )
+        chosen = _whole_documents(corpus, order, lengths[order] - 1, max_tokens)
+        kept = lengths[chosen] - 1
+    n_bytes = index["n_bytes"][chosen].astype(np.int64)
     inputs, targets, document = [], [], []
+    cut: dict[int, np.ndarray] = {}
     for i, d in enumerate(chosen):
-        tokens = reader.read(int(offsets[d]), int(lengths[d]))  # [n + 1], led by end-of-text
+        tokens = reader.read(int(offsets[d]), int(kept[i]) + 1)  # [n + 1], led by end-of-text
+        if len(tokens) < lengths[d]:
+            cut[i] = tokens[1:]
         n_windows = -(-(len(tokens) - 1) // seq_len)
         padded = np.full((2, n_windows * seq_len), [[corpus.eot], [-1]], np.int64)
         padded[0, : len(tokens) - 1], padded[1, : len(tokens) - 1] = tokens[:-1], tokens[1:]
         inputs.append(padded[0].reshape(n_windows, seq_len))
         targets.append(padded[1].reshape(n_windows, seq_len))
         document.append(np.full(n_windows, i, np.int64))
+    if cut:
+        n_bytes[list(cut)] = text_bytes(corpus_tokenizer(corpus), list(cut.values()))
     return ValidationSet(
         inputs=np.concatenate(inputs),
         targets=np.concatenate(targets),
         document=np.concatenate(document),
         ids=tuple(f"{int(value):016x}" for value in index["hash"][chosen]),
-        n_tokens=lengths[chosen] - 1,
-        n_bytes=index["n_bytes"][chosen].astype(np.int64),
+        n_tokens=kept,
+        n_bytes=n_bytes,
     )
+
+
+def _whole_documents(corpus: Corpus, order: np.ndarray, predicted: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Return the first of the documents ``order``, of ``predicted`` tokens, that make up ``max_tokens``."""
+    short = 4 * predicted <= max_tokens
+    if not short.any() and (not len(order) or predicted.min() > max_tokens):
+        shortest = f"{int(predicted.min()):,} tokens" if len(order) else "nothing"
+        raise UserError(
+            f"no validation document of corpus {corpus.name!r} fits into {max_tokens:,} tokens (the shortest "
+            f"has {shortest}); raise data.validation_tokens or prepare with --documents blank:8192"
+        )
+    fitting = short if short.any() else np.arange(len(order)) == predicted.argmin()
+    kept: np.ndarray = order[fitting][np.cumsum(predicted[fitting]) <= max_tokens]
+    return kept

@@ -9,11 +9,13 @@ searches them, reports what it achieved, and refuses a cell that it cannot bring
     density                                 solved by top_m (or by n_keys when top_m is an axis too), or by top_k
     granularity                             experts that many times narrower, and as many times more of them
     mcp, memory_to_ffn                      solved by d_key (the paper's own knob, Table 4)
-    compensation iso_flops / iso_active     solved by d_ffn
+    memory_share, ngram_share               solved by n_experts, n_keys and n-gram rows, see ``allocation``
+    compensation iso_flops / iso_active     solved by d_ffn, a multiple of 8 where that stays within tolerance
 
 ``sparse_params``, ``total_params`` and ``density`` say nothing about a dense model: its cells ignore them.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from umscale.accounting import Cost, cost, expert_params
+from umscale.design import allocation
+from umscale.design.allocation import SHARE_TOLERANCE, SHARES
 from umscale.errors import UserError, nearest
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec
 
@@ -37,6 +41,7 @@ DIRECT_MEMORY = (
     "heads",
     "n_cores",
     "preselect_m",
+    "preselect_cap",
     "key_expansion",
     "share_layers",
     "skip",
@@ -49,17 +54,32 @@ DIRECT_FFN = ("n_experts", "top_k", "n_shared_experts")
 DIRECT_MODEL = ("n_layers", "n_heads")
 SPARSE = ("sparse_params", "total_params", "density")
 SOLVED = (*SPARSE, "n_values", "mcp", "memory_to_ffn", "d_model", "d_ffn", "granularity")
-FRACTIONS = ("density", "mcp", "memory_to_ffn")
-MODEL_AXES = (*DIRECT_MEMORY, *DIRECT_FFN, *DIRECT_MODEL, *SOLVED, "architecture")
+FRACTIONS = ("density", "mcp", "memory_to_ffn", *SHARES)
+MODEL_AXES = (*DIRECT_MEMORY, *DIRECT_FFN, *DIRECT_MODEL, *SOLVED, *SHARES, "architecture")
 RUN_AXES = ("tokens", "seed")
 """Axes of the run: ``tokens`` become branches of one trunk; ``seed`` is a block of cells that share their draws."""
 
 SMALLEST_D_FFN = 8
+D_FFN_MULTIPLE = 8
+"""Matrix kernels are made for widths that 8 divides: tensor cores, grouped products, aligned rows."""
 MAX_ROUNDS = 25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missed:
+    """A target that whole-number dimensions come near to, but not near enough."""
+
+    name: str
+    target: float
+    nearest: float
 
 
 class Infeasible(Exception):
     """No whole-number dimensions bring this cell within tolerance; the message says what was nearest."""
+
+    def __init__(self, message: str, missed: Missed | None = None) -> None:
+        super().__init__(message)
+        self.missed = missed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +90,8 @@ class Solved:
     cost: Cost
     targets: Mapping[str, float]
     achieved: Mapping[str, float]
+    """Under every name in ``targets``; and under ``d_ffn_multiple``, where the solver chose the FFN's width, the
+    largest power of two, up to the one asked for, that divides it."""
 
 
 def check_axis(name: str) -> None:
@@ -110,6 +132,7 @@ def solve(
     seq_len: int,
     tolerance: float = TOLERANCE,
     reference: ModelSpec | None = None,
+    d_ffn_multiple: int = D_FFN_MULTIPLE,
 ) -> Solved:
     """Find the dimensions of one cell.
 
@@ -119,6 +142,8 @@ def solve(
         compensation: ``none``, or what d_ffn keeps equal to the reference: ``iso_flops`` (forward FLOPs per
             token at ``seq_len``, head included) or ``iso_active`` (active parameters without embeddings).
         reference: the model that compensation refers to; None is ``model``.
+        d_ffn_multiple: a power of two. The width that compensation chooses is a multiple of it where the tolerance
+            allows, else of half of it, and so on.
 
     Raises:
         Infeasible: a target cannot be reached within ``tolerance``.
@@ -140,27 +165,70 @@ def solve(
     for k in targets:
         if model.memory is None and k in (*DIRECT_MEMORY, "n_values", "mcp", "memory_to_ffn"):
             raise UserError(f"axis {k!r} needs a memory layer: add a [model.memory] table")
+    if any(name in targets for name in SHARES):
+        allocation.check(model, targets)
+        model = allocation.without_empty_parts(model, targets)
     if "total_params" in targets and {"sparse_params", "n_keys", "n_values", "n_experts"} & set(targets):
         raise UserError(
             "axis 'total_params' sets the number of values or experts; leave the other size axes out"
         )
+    # A rounder width may put another target out of reach: then a less round one has to do.
+    multiple = d_ffn_multiple
+    while True:
+        try:
+            found, wanted, got = _balance(
+                model, targets, compensation, seq_len, tolerance, reference, multiple
+            )
+            break
+        except Infeasible:
+            if compensation == "none" or multiple == 1:
+                raise
+            multiple //= 2
+    if compensation != "none":
+        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(found.ffn.d_ffn, d_ffn_multiple))
+    return Solved(model=found, cost=cost(found, seq_len), targets=wanted, achieved=got)
+
+
+def _balance(
+    model: ModelSpec,
+    targets: Mapping[str, Any],
+    compensation: str,
+    seq_len: int,
+    tolerance: float,
+    reference: ModelSpec,
+    multiple: int,
+) -> tuple[ModelSpec, dict[str, float], dict[str, float]]:
+    """Return the model that meets sizes and compensation together, with what was wanted and what it has."""
     # Sizes change what a token costs and the FFN's width changes totals: repeat until neither moves.
     for _ in range(MAX_ROUNDS):
         before = model
-        if model.memory is not None:
+        if any(name in targets for name in SHARES):
+            model = allocation.allocate(model, targets)
+        elif model.memory is not None:
             model = dataclasses.replace(model, memory=_solve_table(model, model.memory, targets))
         elif model.ffn.kind == "moe":
             model = dataclasses.replace(model, ffn=_solve_experts(model, model.ffn, targets))
-        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance)
+        model = _solve_compute(reference, model, targets, compensation, seq_len, tolerance, multiple)
         if model == before:
             break
     wanted, got = _deviations(reference, model, targets, compensation, seq_len)
     for name, target in wanted.items():
-        if abs(got[name] / target - 1) > tolerance:
+        off = abs(got[name] - target) / (SHARE_TOLERANCE if name in SHARES else target * tolerance)
+        if off > 1:
+            within = f"{SHARE_TOLERANCE:g}" if name in SHARES else f"{tolerance:.3g} of it"
             raise Infeasible(
-                f"{name} {target:.6g} cannot be reached within {tolerance:.0%}: nearest is {got[name]:.6g}"
+                f"{name} {target:.10g} cannot be reached within {within}: nearest is {got[name]:.10g}",
+                Missed(name=name, target=target, nearest=got[name]),
             )
-    return Solved(model=model, cost=cost(model, seq_len), targets=wanted, achieved=got)
+    return model, wanted, got
+
+
+def _halvings(d_ffn: int, multiple: int) -> int:
+    """How often ``multiple``, a power of two, has to be halved to divide ``d_ffn``."""
+    halvings = 0
+    while d_ffn % (multiple >> halvings):
+        halvings += 1
+    return halvings
 
 
 def _granular(ffn: FfnSpec, factor: int) -> FfnSpec:
@@ -263,21 +331,35 @@ def _solve_compute(
     compensation: str,
     seq_len: int,
     tolerance: float,
+    multiple: int,
 ) -> ModelSpec:
     """Choose d_ffn for the compensation, and d_key for the memory's share, jointly."""
     if compensation != "none" and "d_ffn" in targets:
         raise UserError(f"axis 'd_ffn' and compensation {compensation!r} both set the FFN's width; keep one")
     mcp = _mcp_target(targets)
     if mcp is None:
-        return _compensate(reference, model, compensation, seq_len)
+        return _rounded(reference, model, compensation, seq_len, tolerance, multiple)
     if not 0 < mcp < 1:
         raise UserError(f"a memory share (mcp) of {mcp:.4g} must lie strictly between 0 and 1")
     if "d_key" in targets:
         raise UserError("axis 'd_key' and a memory share both set the key width; keep one")
     assert model.memory is not None
-    best: tuple[float, ModelSpec] | None = None
+    memory = model.memory
+
+    def short(d_key: int) -> bool:
+        """Whether the share stays far below its target with keys so wide: it grows with them."""
+        try:
+            keyed = dataclasses.replace(model, memory=dataclasses.replace(memory, d_key=d_key))
+            found = _compensate(reference, keyed, compensation, seq_len)
+        except Infeasible:
+            return False
+        return cost(found, seq_len).mcp < mcp * (1 - 4 * tolerance)
+
+    best: tuple[tuple[float, int, float], ModelSpec] | None = None
     reason = ""
-    for d_key in range(1, 4 * model.d_model + 1):
+    widest = 4 * model.d_model
+    first = max(1, bisect.bisect_left(range(1, widest + 1), True, key=lambda d_key: not short(d_key)))
+    for d_key in range(first, widest + 1):
         keyed = dataclasses.replace(model, memory=dataclasses.replace(model.memory, d_key=d_key))
         try:
             candidates = _near(
@@ -290,8 +372,11 @@ def _solve_compute(
             share_off = abs(cost(candidate, seq_len).mcp / mcp - 1)
             held = _held(candidate, compensation, seq_len) / _held(reference, compensation, seq_len)
             worst = max(share_off, abs(held - 1) if compensation != "none" else 0.0)
-            if best is None or worst < best[0]:
-                best = (worst, candidate)
+            uneven = 0 if compensation == "none" else _halvings(candidate.ffn.d_ffn, multiple)
+            # Within tolerance the roundest width counts before the nearest.
+            rank = (worst, 0, 0.0) if worst > tolerance else (0.0, uneven, worst)
+            if best is None or rank < best[0]:
+                best = (rank, candidate)
         if cost(candidates[0], seq_len).mcp > mcp * (1 + 4 * tolerance):
             break  # the share grows with the key width
     if best is None:
@@ -337,6 +422,33 @@ def _compensate(reference: ModelSpec, model: ModelSpec, compensation: str, seq_l
     return dataclasses.replace(model, ffn=dataclasses.replace(model.ffn, d_ffn=d_ffn))
 
 
+def _rounded(
+    reference: ModelSpec,
+    model: ModelSpec,
+    compensation: str,
+    seq_len: int,
+    tolerance: float,
+    multiple: int,
+) -> ModelSpec:
+    """``_compensate``, with a width that ``multiple`` divides, or else half of it and so on, within ``tolerance``."""
+    exact = _compensate(reference, model, compensation, seq_len)
+    if compensation == "none" or exact == reference:  # which keeps the width it was given
+        return exact
+    wanted = _held(reference, compensation, seq_len)
+    while multiple > 1:
+        below = exact.ffn.d_ffn // multiple * multiple
+        found = []
+        for width in (below, below + multiple):
+            if width >= SMALLEST_D_FFN:
+                changed = dataclasses.replace(exact, ffn=dataclasses.replace(exact.ffn, d_ffn=width))
+                found.append((abs(_held(changed, compensation, seq_len) / wanted - 1), width, changed))
+        off, _, nearest_model = min(found, key=lambda candidate: candidate[:2])
+        if off <= tolerance:
+            return nearest_model
+        multiple //= 2
+    return exact
+
+
 def _held(model: ModelSpec, compensation: str, seq_len: int) -> float:
     found = cost(model, seq_len)
     return float(found.active_params) if compensation == "iso_active" else found.flops_per_token
@@ -353,6 +465,7 @@ def _deviations(
         "density": found.density,
         "mcp": found.mcp,
         "memory_to_ffn": found.memory_to_ffn,
+        **allocation.shares_of(model),
     }
     wanted = {name: float(targets[name]) for name in achieved if name in targets}
     got = {name: achieved[name] for name in wanted}

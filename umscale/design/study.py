@@ -3,6 +3,7 @@
 name = "density"
 question = "density-over-size"
 compensation = ["none"]             # or iso_flops, iso_active; each is a copy of the grid
+d_ffn_multiple = 8                  # of the widths that compensation chooses, where its 1% allows; up to 64
 [axes]
 architecture = ["dense", "moe"]     # names of [architectures.NAME] tables, each laid over the reference
 top_m = [8, 16, 32]                 # see umscale.design.axes; dotted spec paths (train.lr) work too
@@ -33,13 +34,16 @@ from typing import Any
 
 from umscale.data.corpus import Corpus, is_name, open_corpus
 from umscale.data.probes_mixture import check_corpus as check_probes
+from umscale.design.allocation import SHARES
 from umscale.design.axes import (
     COMPENSATIONS,
+    D_FFN_MULTIPLE,
     FRACTIONS,
     MODEL_AXES,
     RUN_AXES,
     TEXT_AXES,
     Infeasible,
+    Missed,
     Solved,
     check_axis,
     solve,
@@ -59,12 +63,22 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates", "noise", "laws")
+QUESTIONS = (
+    "density-over-size",
+    "architectures",
+    "memory-to-ffn",
+    "learning-rates",
+    "noise",
+    "trainer-choice",
+    "token-trend",
+    "laws",
+)
 KEYS = (
-    "name", "question", "description", "compensation", "tolerance", "axes", "cells", "architectures", "search",
-    "model", "data", "train",
+    "name", "question", "description", "compensation", "tolerance", "d_ffn_multiple", "axes", "cells",
+    "architectures", "search", "model", "data", "train",
 )  # fmt: skip
 MAX_CELLS = 100_000
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -77,6 +91,8 @@ class Study:
     description: str = ""
     compensation: tuple[str, ...] = ("none",)
     tolerance: float = 0.01
+    d_ffn_multiple: int = D_FFN_MULTIPLE
+    """What divides the FFN widths that compensation chooses, where ``tolerance`` allows; 1 before version 3."""
     axes: Mapping[str, tuple[Any, ...]]
     cells: tuple[Mapping[str, tuple[Any, ...]], ...] = ()
     """Explicit points, each crossed with the axes: one value an axis, and perhaps seeds of its own."""
@@ -91,7 +107,9 @@ class Study:
         """Return the study as a TOML tree that ``parse`` reads back."""
         spec = to_dict(self.reference)
         spec.pop("seed")
-        head = {k: getattr(self, k) for k in ("name", "question", "description", "tolerance")}
+        head = {
+            k: getattr(self, k) for k in ("name", "question", "description", "tolerance", "d_ffn_multiple")
+        }
         axes = {k: list(v) for k, v in self.axes.items()}
         named: dict[str, Any] = {}
         if self.cells:
@@ -121,6 +139,8 @@ class Cell:
     run: RunSpec | None
     solved: Solved | None
     reason: str = ""
+    missed: Missed | None = None
+    """The target that was not reached, where that is the reason."""
     varied: tuple[str, ...] = ()
     """What differs between the study's cells, ``seed`` left out; these make the label."""
 
@@ -220,6 +240,11 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
     for mode in modes:
         if mode not in COMPENSATIONS:
             raise UserError(f"{where}: unknown compensation {mode!r}{nearest(str(mode), COMPENSATIONS)}")
+    multiple = tree.get("d_ffn_multiple", D_FFN_MULTIPLE)
+    if isinstance(multiple, bool) or multiple not in MULTIPLES:
+        raise UserError(
+            f"{where}: d_ffn_multiple = {multiple!r} must be one of {', '.join(map(str, MULTIPLES))}"
+        )
     search = tree.get("search", {})
     if not isinstance(search, Mapping):
         raise UserError(f"{where}: search must be a table: [search]")
@@ -247,6 +272,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         description=str(tree.get("description", "")),
         compensation=tuple(dict.fromkeys(modes)),
         tolerance=quantity(tree.get("tolerance", 0.01), f"{where}: tolerance"),
+        d_ffn_multiple=multiple,
         axes=axes,
         cells=cells,
         architectures=architectures,
@@ -295,7 +321,9 @@ def _axes(tree: Any, where: str) -> dict[str, tuple[Any, ...]]:
             raise UserError(f"{where}: axes.{name} = {items} must be names in quotes")
         if name in (*MODEL_AXES, *RUN_AXES) and name not in TEXT_AXES:
             items = [quantity(v, f"{where}: axes.{name}") for v in items]
-            if any(v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts")) for v in items):
+            if any(
+                v < 0 or (v == 0 and name not in ("seed", "skip", "n_shared_experts", *SHARES)) for v in items
+            ):
                 raise UserError(f"{where}: axes.{name} = {items} must be positive")
             if name not in FRACTIONS and any(v != int(v) for v in items):
                 raise UserError(f"{where}: axes.{name} = {items} must be whole numbers")
@@ -343,10 +371,11 @@ def expand(study: Study, precision: str, corpus: Corpus | None = None) -> list[C
         UserError: an axis value that no model can have, or a corpus too short for the largest budget.
     """
     chosen = points(study)
+    bases = _Bases(study, precision, corpus)
     cells: list[Cell] = []
     for mode in study.compensation:
         for targets, seeds in chosen:
-            cells += _cells(study, targets, mode, seeds, precision, corpus)
+            cells += _cells(study, targets, mode, seeds, bases.of(targets))
     order = {s: i for i, s in enumerate(dict.fromkeys(s for _, seeds in chosen for s in seeds))}
     varied = [name for name in chosen[0][0] if len({json.dumps(t[name]) for t, _ in chosen}) > 1]
     if len(study.compensation) > 1:
@@ -375,44 +404,81 @@ def points(study: Study) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
     return found
 
 
-def _cells(
-    study: Study,
-    targets: dict[str, Any],
-    mode: str,
-    seeds: Sequence[int],
-    precision: str,
-    corpus: Corpus | None,
-) -> list[Cell]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Base:
+    """What all points have in common that name the same architecture and set the same paths."""
+
+    model: ModelSpec
+    reference: ModelSpec
+    data: DataSpec
+    train: TrainSpec
+
+
+class _Bases:
+    """The bases of a study's points, each made once: a grid of ten thousand has few."""
+
+    def __init__(self, study: Study, precision: str, corpus: Corpus | None) -> None:
+        self.study, self.precision = study, precision
+        self.corpora = {} if corpus is None else {study.reference.data.corpus: corpus}
+        self.made: dict[str, _Base] = {}
+
+    def of(self, targets: Mapping[str, Any]) -> _Base:
+        """Return the base of a point."""
+        told = {k: v for k, v in targets.items() if "." in k or k == "architecture"}
+        key = json.dumps(told)
+        if key not in self.made:
+            self.made[key] = self._make(told)
+        return self.made[key]
+
+    def _make(self, told: Mapping[str, Any]) -> _Base:
+        study = self.study
+        tree = to_dict(study.reference)
+        if "architecture" in told:
+            changes = study.architectures[told["architecture"]]
+            tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
+        for name, value in told.items():
+            if "." in name:
+                set_path(tree, name, value)
+        base = from_dict(RunSpec, tree)
+        corpus = self.corpora.get(base.data.corpus)
+        if corpus is None:
+            corpus = self.corpora[base.data.corpus] = open_corpus(base.data.corpus)
+        if base.data.hash not in ("", corpus.hash):
+            raise UserError(
+                f"corpus {corpus.name!r} has hash {corpus.hash[:12]}, the study wants {base.data.hash[:12]}; prepare "
+                "the corpus it was made with, or leave data.hash out"
+            )
+        data = dataclasses.replace(base.data, hash=corpus.hash)
+        train = base.train
+        if train.precision == "auto":
+            resolved = from_dict(TrainSpec, {"precision": self.precision}).precision
+            train = dataclasses.replace(train, precision=resolved)
+        model = _with_vocabulary(base.model, corpus)
+        reference = _with_vocabulary(study.reference.model, corpus) if "architecture" in told else model
+        _check_length(data, train, corpus)
+        check_probes(data, corpus)
+        return _Base(model=model, reference=reference, data=data, train=train)
+
+
+def _cells(study: Study, targets: dict[str, Any], mode: str, seeds: Sequence[int], base: _Base) -> list[Cell]:
     """Return one grid point's cells, a cell a seed."""
-    tree = to_dict(study.reference)
-    if "architecture" in targets:
-        changes = study.architectures[targets["architecture"]]
-        tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
-    for name, value in targets.items():
-        if "." in name:
-            set_path(tree, name, value)
-    base = from_dict(RunSpec, tree)
-    corpus = corpus if corpus is not None and base.data.corpus == study.reference.data.corpus else None
-    corpus = corpus or open_corpus(base.data.corpus)
-    if base.data.hash not in ("", corpus.hash):
-        raise UserError(
-            f"corpus {corpus.name!r} has hash {corpus.hash[:12]}, the study wants {base.data.hash[:12]}; prepare the "
-            "corpus it was made with, or leave data.hash out"
-        )
-    data = dataclasses.replace(base.data, hash=corpus.hash)
-    train = base.train
-    if train.precision == "auto":
-        train = dataclasses.replace(train, precision=from_dict(TrainSpec, {"precision": precision}).precision)
-    model = _with_vocabulary(base.model, corpus)
-    reference = _with_vocabulary(study.reference.model, corpus) if "architecture" in targets else model
-    _check_length(data, train, corpus)
-    check_probes(data, corpus)
+    model, reference, data, train = base.model, base.reference, base.data, base.train
     model_targets = {k: v for k, v in targets.items() if "." not in k and k != "architecture"}
     try:
-        solved = solve(model, model_targets, mode, data.seq_len, study.tolerance, reference)
+        solved = solve(
+            model, model_targets, mode, data.seq_len, study.tolerance, reference, study.d_ffn_multiple
+        )
     except Infeasible as error:
         return [
-            Cell(targets=targets, seed=s, compensation=mode, run=None, solved=None, reason=str(error))
+            Cell(
+                targets=targets,
+                seed=s,
+                compensation=mode,
+                run=None,
+                solved=None,
+                reason=str(error),
+                missed=error.missed,
+            )
             for s in seeds
         ]
     return [

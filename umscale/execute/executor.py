@@ -6,7 +6,7 @@ read from the store, never from what an engine says about a process.
 
 import json
 import os
-import sys
+import site
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,7 +18,8 @@ import umscale
 from umscale.errors import UserError
 from umscale.execute.job import Job, write_job
 from umscale.execute.running import ADDRESS_VARIABLE, STORAGE_VARIABLE
-from umscale.store import Store
+from umscale.processes import SAFE_PATH_VARIABLE, python_command
+from umscale.store.store import Store
 from umscale.urls import redact
 
 Event = dict[str, Any]
@@ -208,15 +209,15 @@ def parse_event(line: str | bytes) -> Event | None:
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
-def worker_command(store: Store, job: str, threads: int, device: str) -> list[str]:
-    """Return the command line of a worker; a password in the store's URL is left to ``worker_environment``."""
+def worker_command(store: Store, job: str, threads: int, device: str, jobs: str) -> list[str]:
+    """Return the command line of a worker, which reads its job by the module ``jobs``; a password in the store's URL is left to ``worker_environment``."""
     where = str(store.root.absolute()) if store.is_folder else redact(store.address)
-    return [sys.executable, "-m", "umscale.execute.worker", where, job, str(threads), device]
+    return python_command("umscale.execute.worker", where, job, str(threads), device, jobs)
 
 
 def worker_environment(store: Store, threads: int) -> dict[str, str]:
     """Return what a worker needs in its environment."""
-    needed = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path()}
+    needed = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path(), SAFE_PATH_VARIABLE: "1"}
     if redact(store.address) != store.address:
         needed[ADDRESS_VARIABLE] = store.address
     if STORAGE_VARIABLE in os.environ:
@@ -225,13 +226,17 @@ def worker_environment(store: Store, threads: int) -> dict[str, str]:
 
 
 def python_path() -> str:
-    """Return a PYTHONPATH with which a worker imports what this process imported, installed or not."""
+    """Return a PYTHONPATH with which a worker imports what this process imported, installed or not.
+
+    Folders that Python searches anyway are left out, since in front of the standard library they could hide parts of
+    it; so are empty entries, which would stand for the worker's current folder.
+    """
     import umscale_kernels
     import umscale_studies
 
     packages = (umscale, umscale_kernels, umscale_studies)
     roots = [Path(package.__path__[0]).resolve().parent for package in packages]
-    paths = [str(root) for root in dict.fromkeys(roots)]
-    if os.environ.get("PYTHONPATH"):
-        paths.append(os.environ["PYTHONPATH"])
-    return os.pathsep.join(paths)
+    installed = {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}
+    paths = [str(root) for root in dict.fromkeys(roots) if root not in installed]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*paths, *(str(Path(path).absolute()) for path in given if path)]))

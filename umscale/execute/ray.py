@@ -12,7 +12,9 @@ import importlib.util
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
@@ -29,7 +31,8 @@ from umscale.execute.executor import (
     worker_environment,
 )
 from umscale.execute.job import Job
-from umscale.store import Store
+from umscale.processes import SAFE_PATH_VARIABLE
+from umscale.store.store import Store
 
 CONNECT_SECONDS = 10.0
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -72,7 +75,9 @@ class RayExecutor(Executor):
         remote = self.ray.remote(run_worker).options(
             num_cpus=self.threads, num_gpus=self.gpus, max_retries=0, num_returns="streaming"
         )
-        _, *arguments = worker_command(self.store, self.name, self.threads, self.device)
+        _, *arguments = worker_command(
+            self.store, self.name, self.threads, self.device, type(self.job).__module__
+        )
         environment = worker_environment(self.store, self.threads)
         self.tasks |= {number: remote.remote(arguments, environment) for number in numbers}
 
@@ -209,17 +214,27 @@ def _connect(address: str | None, cpus: int) -> ModuleType:
             "object_store_memory": OBJECTS_BYTES,
             "_node_ip_address": "127.0.0.1",
         }
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         ray.init(
             **options,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
+            runtime_env={"env_vars": {"PYTHONPATH": python_path(), SAFE_PATH_VARIABLE: "1"}},
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "no cluster could be started here" if own else f"no cluster at {address}"
         raise UserError(f"--executor ray: {where} ({_first_line(error)})") from None
+    finally:
+        _restore(handlers)
     return ray
+
+
+def _restore(handlers: Mapping[int, Any]) -> None:
+    """Put signal handlers back: Ray's would end this process before its workers have written their checkpoints."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,19 +4,23 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import time
 import traceback
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from umscale.errors import UserError
 from umscale.spec import RunSpec
-from umscale.store import Store
+from umscale.store.store import Store
+from umscale.training.checkpoint import Workspace
+from umscale.training.record import spec_row
 
 if TYPE_CHECKING:
     import torch
 
-    from umscale.parallel.world import World
-    from umscale.train import Outcome, Progress
+    from umscale.training.process_group import World
+    from umscale.training.run import Outcome, Progress
 
 REPORT_SECONDS = 0.5
 REPORT_VARIABLE = "UMSCALE_REPORT_SECONDS"
@@ -33,6 +37,7 @@ class Reporter:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.stopping = False
+        self.remarked: set[str] = set()
         self.progress_seconds = float(os.environ.get(REPORT_VARIABLE, REPORT_SECONDS))
         self.last_progress = 0.0
 
@@ -44,6 +49,13 @@ class Reporter:
             self.stream.flush()
         except (BrokenPipeError, ValueError):
             self.stopping = True
+
+    def remark(self, texts: "Iterable[str]") -> None:
+        """Report what a user should know of this machine, each text once."""
+        for text in texts:
+            if text not in self.remarked:
+                self.remarked.add(text)
+                self("remark", text=text, host=socket.gethostname())
 
     def progress(self, run_id: str, fields: dict[str, Any]) -> None:
         """Report progress, twice a second at most."""
@@ -61,7 +73,7 @@ class Watch(Protocol):
         ...
 
     def progress(self, progress: "Progress") -> None:
-        """Called after each step."""
+        """Called for each step, when its loss is known."""
         ...
 
     def should_stop(self) -> bool:
@@ -90,19 +102,22 @@ def train_one(
         UserError: something the user must put right before any run can go on (disk, corpus).
     """
     from umscale.data.corpus import open_corpus
-    from umscale.model import resolve_device
-    from umscale.parallel.world import ALONE
-    from umscale.train import Interrupted, Run
+    from umscale.model.decoder import resolve_device
+    from umscale.training.process_group import ALONE
+    from umscale.training.run import Interrupted, Run
+    from umscale_kernels.native import remarks as native_remarks
 
     run_id = run.run_id
     report("start", run=run_id, token=store.token(run_id))
     device = resolve_device(device_name)
     world = world or ALONE
     context = provenance(device, world.size)
+    if device.type == "cpu":
+        report.remark(native_remarks())
 
     def on_record(outcome: "Outcome") -> None:
         store.write_run(
-            run,
+            spec_row(run),
             study,
             status=outcome.status,
             reason=outcome.reason,
@@ -110,7 +125,7 @@ def train_one(
             documents=outcome.documents,
             curve=outcome.curve,
             probes=outcome.probes,
-            context=context,
+            context=context | {"kernels": ", then ".join(dict.fromkeys(outcome.kernels))},
         )
         if outcome.records and outcome.status == "running":
             last = outcome.records[-1]
@@ -135,7 +150,7 @@ def train_one(
             raise UserError(
                 f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
             )
-        outcome = Run(run, corpus, store.checkpoints(run_id), device, world).execute(
+        outcome = Run(run, corpus, Workspace.of(store, run_id), device, world).execute(
             on_record, on_progress, should_stop
         )
     except Interrupted:
@@ -148,7 +163,7 @@ def train_one(
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
-        store.write_run(run, study, status="failed", reason=reason, context=context)
+        store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
     store.clear_work(run_id)
@@ -159,12 +174,12 @@ def train_one(
 def provenance(device: "torch.device", n_processes: int = 1) -> dict[str, str]:
     """Columns of a record that say what it was made with."""
     from umscale.machine import stamp
-    from umscale_kernels import default_backend
+    from umscale_kernels import kernels_in_use
 
     info = stamp()
     return {
         "device": device.type,
-        "kernels": default_backend(device.type),
+        "kernels": kernels_in_use(device.type),
         "versions": json.dumps(info["versions"]),
         "git_revision": info["git_revision"],
         "machine": info["machine"] + (f", {n_processes} processes" if n_processes > 1 else ""),

@@ -38,7 +38,8 @@ from umscale.execute.executor import (
 )
 from umscale.execute.job import Job
 from umscale.execute.running import REPORT_VARIABLE
-from umscale.store import Store
+from umscale.processes import SAFE_PATH_VARIABLE
+from umscale.store.store import Store
 
 if TYPE_CHECKING:
     import submitit
@@ -246,10 +247,12 @@ class SlurmExecutor(Executor):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         environment = worker_environment(self.store, self.threads) | {REPORT_VARIABLE: str(REPORT_SECONDS)}
-        command = worker_command(self.store, self.name, self.threads, self.device)
+        command = worker_command(self.store, self.name, self.threads, self.device, type(self.job).__module__)
         task = WorkerTask(command, environment, self.terms.warning_seconds)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        setup = [f"export PYTHONPATH={shlex.quote(environment['PYTHONPATH'])}"]
+        # submitit's own `python -m` must not look into the folder it is submitted from either
+        names = ("PYTHONPATH", SAFE_PATH_VARIABLE)
+        setup = [f"export {name}={shlex.quote(environment[name])}" for name in names]
         self.engine.update_parameters(**self.terms.parameters(self.threads, setup))
         said = io.StringIO()
         try:

@@ -20,8 +20,9 @@ import numpy as np
 
 from umscale.laws import engine
 from umscale.laws.fit import HUBER_DELTA, FitResult, fit_law, refit
-from umscale.laws.forms import LAWS, Array, PowerLaw, evaluate
-from umscale.laws.table import Table, numeric
+from umscale.laws.forms import LAWS, PowerLaw, evaluate
+from umscale.results.columns import Array
+from umscale.results.table import Table, numeric
 
 HOFFMANN_GRID = {
     "e": np.arange(-1.0, 1.5, 0.5),
@@ -152,7 +153,7 @@ def synthetic_table(seed: int = 0, n_rows: int = 240) -> Table:
 
 
 def _read(path: Path) -> Table:
-    from umscale.laws.source import read_table
+    from umscale.results.source import read_table
 
     table = read_table(path)
     kept = numeric(table, "outlier5") != 1 if "outlier5" in table else slice(None)

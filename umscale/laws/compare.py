@@ -12,7 +12,7 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.diagnostics import residuals_in_nats
 from umscale.laws.fit import FitResult, Objective, fit_rows
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, LAWS, Array, Law, LocalLaw, Residual, law_named
+from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Residual, law_named
 from umscale.laws.holdout import (
     BEYOND,
     EDGES,
@@ -25,8 +25,9 @@ from umscale.laws.holdout import (
     hold_out,
     mean_error,
 )
-from umscale.laws.table import Codes, Table, levels, missing_columns, select_rows, where
 from umscale.laws.uncertainty import resampled_together
+from umscale.results.columns import COLUMNS, Array
+from umscale.results.table import Codes, Table, levels, missing_columns, select_rows, where
 
 NULLS = ("null", "power_null", "P0", "P0_log")
 """Laws in which sparse parameters do not count, or only as a slope: what every other law has to beat."""
@@ -88,6 +89,12 @@ class Recipe:
     pins: Mapping[str, float] | None = None
     ties: Sequence[tuple[str, str]] = ()
     bounds: Mapping[str, tuple[float, float]] | None = None
+    weight: str | None = None
+    """Column of the rows' weights."""
+    error: str | None = None
+    """Column of the losses' standard errors."""
+    above: float = 1.0
+    """Weight of rows above the law; see ``FitResult.above``."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,6 +114,7 @@ class Recipe:
             pins={name: value for name, value in (self.pins or {}).items() if name in there},
             ties=[pair for pair in self.ties if set(pair) <= there],
             bounds={name: ends for name, ends in (self.bounds or {}).items() if name in there},
+            above=self.above,
         )
 
 
@@ -163,7 +171,16 @@ def fit_each(
     part = where(table, stage=stage, compensation=compensation)
     lacking = {law.name: missing_columns(part, law, columns) for law in chosen}
     readable = [law for law in chosen if not lacking[law.name]] or chosen
-    rows = select_rows(part, readable, loss=loss, columns=columns, extra=extra, drop_invalid=drop_invalid)
+    rows = select_rows(
+        part,
+        readable,
+        loss=loss,
+        columns=columns,
+        extra=extra,
+        drop_invalid=drop_invalid,
+        weight=recipe.weight,
+        error=recipe.error,
+    )
     fits: list[FitResult] = []
     refused = [UserError(f"law {law.name!r}: {lacking[law.name]}") for law in chosen if law not in readable]
     for law in readable:
@@ -183,6 +200,7 @@ def fit_each(
                     pins=how.pins,
                     ties=how.ties,
                     bounds=how.bounds,
+                    above=how.above,
                 )
             )
         except UserError as error:
@@ -244,11 +262,15 @@ def _compared(fit: FitResult, groups: Codes, noise: Array) -> Compared:
 
 
 def _criteria(fit: FitResult, k: int) -> tuple[float, float]:
-    """AICc and BIC from −2 log likelihood = n ln(2πe·RSS/n), with the Jacobian 2Σ ln L for log residuals."""
-    n, rss = fit.n_rows, float(fit.residuals @ fit.residuals)
-    if fit.objective_name != "least_squares" or n - k - 1 <= 0 or rss <= 0:
+    """AICc and BIC from −2 log likelihood = n ln(2πe·RSS/n), with the Jacobian 2Σ ln L for log residuals.
+
+    With weights w, RSS is Σwr² and −Σ ln w comes beside it; a one-sided objective has no likelihood.
+    """
+    weights = np.ones(fit.n_rows) if fit.weights is None else fit.weights
+    n, rss = fit.n_rows, float(weights @ fit.residuals**2)
+    if fit.objective_name != "least_squares" or fit.above != 1 or n - k - 1 <= 0 or rss <= 0:
         return float("nan"), float("nan")
-    minus_twice = n * np.log(2 * np.pi * np.e * rss / n)
+    minus_twice = n * np.log(2 * np.pi * np.e * rss / n) - np.log(weights).sum()
     if fit.residual == "log":
         minus_twice += 2 * np.log(fit.rows.loss).sum()
     return float(minus_twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)), float(minus_twice + k * np.log(n))

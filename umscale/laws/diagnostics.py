@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, ExpressionLaw
-from umscale.laws.table import Codes
+from umscale.laws.forms import ExpressionLaw
 from umscale.laws.uncertainty import without_each
+from umscale.results.columns import Array
+from umscale.results.table import Codes
 
 _BINS = 5  # of an axis with more levels than this
 _WORST = 5  # runs and rows that are named
@@ -233,14 +234,12 @@ def _statements(
     for axis in axes:
         if abs(axis.t) > _STEEP:
             said.append(
-                f"residuals change by {axis.slope:+.2g} nats per octave of {axis.column} (t = {axis.t:.1f}): "
+                f"residuals change by {axis.slope:+.2g} per octave of {axis.column} (t = {axis.t:.1f}): "
                 "the law misses part of its effect"
             )
     for run in runs:
         if abs(run.deviations) > _STEEP:
-            said.append(
-                f"{run.name} lies {run.mean:+.2g} nats off the law, {abs(run.deviations):.1f} deviations"
-            )
+            said.append(f"{run.name} lies {run.mean:+.2g} off the law, {abs(run.deviations):.1f} deviations")
     for one in influence:
         if abs(one.standard_errors) > _HEAVY:
             said.append(

@@ -15,8 +15,9 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.laws.forms import Array, PowerLaw, Residual, from_theta, power_features, to_theta
+from umscale.laws.forms import PowerLaw, Residual, from_theta, power_features, to_theta
 from umscale.laws.starts import between
+from umscale.results.columns import Array
 
 Bounds = Mapping[str, tuple[float, float]]
 """Coefficient → least and greatest value."""
@@ -53,6 +54,14 @@ class Problem(Protocol):
     @property
     def box(self) -> tuple[Array, Array] | None:
         """Least and greatest θ [P]; None when nothing is bounded."""
+
+    @property
+    def row_weights(self) -> Array | None:
+        """Of the rows' terms of the objective [N]; None for equal ones."""
+
+    @property
+    def above(self) -> float:
+        """Weight of rows whose loss lies above the law, beside those below it."""
 
     @property
     def centring(self) -> Array:
@@ -110,6 +119,8 @@ class PowerProblem:
     residual: Residual
     delta: float
     box: tuple[Array, Array] | None
+    row_weights: Array | None = None
+    above: float = 1.0
 
     def with_delta(self, delta: float) -> "PowerProblem":
         return replace(self, delta=delta)
@@ -328,7 +339,7 @@ def search(problem: Problem, loss: Array) -> Solution:
         starts = np.clip(starts, *problem.box)
     target = np.log(loss) if problem.residual == "log" else loss
     with np.errstate(all="ignore"):
-        first = huber(problem.predict(starts) - target, problem.delta).sum(axis=1)
+        first = objective(problem, problem.predict(starts) - target)
     best = np.argsort(np.where(np.isnan(first), np.inf, first), kind="stable")[:_REFINED]
     # Least squares first: its basin is wide, and Huber at a small δ is nearly flat-sided around it.
     near = minimise(problem.with_delta(np.inf), starts[best], loss, max_steps=12).theta
@@ -338,6 +349,18 @@ def search(problem: Problem, loss: Array) -> Solution:
 def term_shares(problem: PowerProblem, theta: Array) -> Array:
     """Share of each term in the loss [T, N] at one θ [P]."""
     return np.asarray(_softmax(problem, theta[None])[1][0])
+
+
+def objective(problem: Problem, r: Array) -> Array:
+    """Σ_n w_n h_δ(r_n) [S] of predictions minus observations [S, N]."""
+    return np.asarray((_weighted(problem, r, np.ones((1, 1))) * huber(r, problem.delta)).sum(axis=1))
+
+
+def _weighted(problem: Problem, r: Array, weight: Array) -> Array:
+    """``weight`` times the problem's own weights of its rows, where they lie: r < 0 is a loss above the law."""
+    if problem.row_weights is not None:
+        weight = weight * problem.row_weights
+    return weight if problem.above == 1.0 else np.where(r < 0, problem.above * weight, weight)
 
 
 def huber(residuals: Array, delta: float) -> Array:
@@ -396,6 +419,7 @@ def _batch(problem: Problem, theta: Array, target: Array, weight: Array) -> tupl
     j = surface.jacobian
     r = surface.prediction - target
     size = np.abs(r)
+    weight = _weighted(problem, r, weight)
     psi = np.clip(r, -problem.delta, problem.delta) * weight
     inside = (size <= problem.delta) * weight
     # Weight of the quadratic that touches Huber's loss at r and lies above it.

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws import engine, tree
+from umscale.laws import engine
 from umscale.laws.constraints import Constraints, Reduced, check, needs_signs, reduce_law
 from umscale.laws.forms import (
-    COLUMNS,
-    Array,
     ExpressionLaw,
     Law,
     LocalLaw,
@@ -28,7 +27,8 @@ from umscale.laws.forms import (
 from umscale.laws.generic import ExpressionProblem, expression_problem
 from umscale.laws.generic import search as generic_search
 from umscale.laws.pairs import run_noise, run_variance
-from umscale.laws.table import Rows, Table, levels, select_rows, where
+from umscale.results.columns import COLUMNS, Array
+from umscale.results.table import Rows, Table, levels, select_rows, where
 
 HUBER_DELTA = 1e-3
 """The field's default threshold, on log residuals."""
@@ -61,6 +61,10 @@ class FitResult:
     """Huber threshold in the unit of the residuals; infinity for least squares."""
     residual: Residual
     """``log``: ln L; ``raw``: nats."""
+    weights: Array | None = field(repr=False, compare=False)
+    """Of the rows in the objective, mean 1, [rows]; None for equal ones."""
+    above: float
+    """Weight of rows above the law beside those below it; under 1 where undertuned runs count less."""
     rmse_nats: float
     rmse_percent: float
     r_squared: float
@@ -172,8 +176,11 @@ def fit_rows(
     pins: Mapping[str, float] | None = None,
     ties: Sequence[tuple[str, str]] = (),
     bounds: Mapping[str, tuple[float, float]] | None = None,
+    above: float = 1.0,
 ) -> FitResult:
-    """``fit_law`` on rows already chosen."""
+    """``fit_law`` on rows already chosen; ``above`` is the weight of rows that lie above the law."""
+    if not 0 < above <= 1:
+        raise UserError(f"rows above the law weigh more than 0 and at most 1, not {above:g}")
     asked = law
     constraints = Constraints(pins=pins or {}, ties=tuple(ties), bounds=bounds or {})
     check(law, constraints)
@@ -183,9 +190,10 @@ def fit_rows(
     for symbol in constant:
         if symbol not in law.symbols:
             warnings.append(
-                f"every row has the same {columns[symbol]}, {rows.values[symbol][0]:g}: it is not in the law"
-                if columns[symbol][:1].isalpha()
-                else f"every row has the same {symbol}, {columns[symbol]}: it is not in the law"
+                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in "
+                "the law"
+                if columns.get(symbol, symbol)[:1].isalpha()
+                else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
             )
     if (
         isinstance(law, PowerLaw)
@@ -199,6 +207,7 @@ def fit_rows(
     residual = residual or law.residual
     objective = objective or law.objective
     delta = _threshold(objective, delta)
+    weights = row_weights(rows, residual)
     reference = {s: _middle(v) for s, v in rows.values.items()}
 
     if isinstance(law, LocalLaw):
@@ -206,12 +215,14 @@ def fit_rows(
             raise UserError(
                 f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals"
             )
+        if above != 1:
+            raise UserError(f"law {law.name!r} is linear: rows above and below it weigh the same")
         features = local_features(law, rows.values, reference)
         blocks = _block_intercepts(rows, features)
-        solved = _solve_local(rows, law, features, blocks)
+        solved = _solve_local(rows, law, features, blocks, weights)
     else:
         blocks = np.zeros((rows.size, 0))
-        law, solved = _solve_signed(_Task(rows, law, constraints, residual, objective, delta))
+        law, solved = _solve_signed(_Task(rows, law, constraints, residual, objective, delta, weights, above))
     warnings += solved.warnings
     endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
     if endless:
@@ -232,6 +243,8 @@ def fit_rows(
         objective_name=objective,
         delta=delta,
         residual=residual,
+        weights=weights,
+        above=above,
         rmse_nats=float(np.sqrt(np.mean(error**2))),
         rmse_percent=float(100 * np.sqrt(np.mean((error / rows.loss) ** 2))),
         r_squared=1.0 - float(error @ error) / total if total > 0 else float("nan"),
@@ -244,7 +257,7 @@ def fit_rows(
         is_exact=solved.is_exact,
         reference=reference,
         domain={s: (float(v.min()), float(v.max())) for s, v in rows.values.items()},
-        columns={s: columns[s] for s in rows.values},
+        columns={s: columns.get(s, s) for s in rows.values},
         dropped=dropped,
         loss=loss,
         stage=stage,
@@ -292,14 +305,40 @@ def _middle(values: Array) -> float:
     return float(np.exp(np.log(values).mean()) if (values > 0).all() else values.mean())
 
 
-def _problem(
-    reduced: Reduced, values: Mapping[str, Array], residual: Residual, delta: float, hold: str | None = None
-) -> engine.Problem:
-    if isinstance(reduced.law, ExpressionLaw):
-        return expression_problem(reduced.law, values, residual=residual, delta=delta, bounds=reduced.bounds)
-    return engine.make_problem(
-        reduced.law, values, residual=residual, delta=delta, bounds=reduced.bounds, hold=hold
-    )
+def row_weights(rows: Rows, residual: Residual) -> Array | None:
+    """Weights of the rows' residuals, mean 1: as given, over the variance of the residual where errors are given.
+
+    The standard error of ln L is that of L over L.
+    """
+    if rows.weight is None and rows.error is None:
+        return None
+    weights = np.ones(rows.size) if rows.weight is None else rows.weight
+    if rows.error is not None:
+        weights = weights * ((rows.loss if residual == "log" else 1.0) / rows.error) ** 2
+    return np.asarray(weights / weights.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What is posed to the engine, rows aside."""
+
+    reduced: Reduced
+    residual: Residual
+    delta: float
+    weights: Array | None
+    above: float
+
+    def on(self, values: Mapping[str, Array], hold: str | None = None) -> engine.Problem:
+        """The problem on the rows of ``values``."""
+        law, bounds = self.reduced.law, self.reduced.bounds
+        problem: engine.Problem
+        if isinstance(law, ExpressionLaw):
+            problem = expression_problem(law, values, residual=self.residual, delta=self.delta, bounds=bounds)
+        else:
+            problem = engine.make_problem(
+                law, values, residual=self.residual, delta=self.delta, bounds=bounds, hold=hold
+            )
+        return replace(problem, row_weights=self.weights, above=self.above)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +351,8 @@ class _Task:
     residual: Residual
     objective: Objective
     delta: float
+    weights: Array | None
+    above: float
 
     @property
     def reduced(self) -> Reduced:
@@ -414,7 +455,8 @@ def _solve(task: _Task, extra: Array | None = None) -> _Solved:
 def _search(task: _Task, reduced: Reduced, known: Array) -> tuple[engine.Problem, engine.Solution]:
     """Where the law's own starts lead, and after them those ``known`` [S, free coefficients]."""
     loss = task.rows.loss
-    problem = _problem(reduced, task.rows.values, task.residual, task.continuation[0])
+    posed = _Problem(reduced, task.residual, task.continuation[0], task.weights, task.above)
+    problem = posed.on(task.rows.values)
     if isinstance(problem, ExpressionProblem):
         solution = generic_search(problem, loss, extra=known)
     else:
@@ -497,7 +539,7 @@ def refit(fit: FitResult, weights: Array) -> Array:
     are not linear.
     """
     law, reduced = _whole(fit)
-    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta)
+    problem = _posed(fit, reduced).on(fit.rows.values)
     start = problem.theta(reduced.restrict(fit.vector, law))
     solution = engine.minimise(
         problem, np.repeat(start[None], len(weights), axis=0), fit.rows.loss, weights=weights
@@ -517,7 +559,7 @@ def profile(fit: FitResult, name: str, values: Array) -> Array:
     held = reduced.leaders[name]
     if isinstance(reduced.law, PowerLaw) and held in reduced.law.scales and (values <= 0).any():
         raise UserError(f"{name} is a scale of a power law: it can be held at positive values only")
-    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta, hold=held)
+    problem = _posed(fit, reduced).on(fit.rows.values, hold=held)
     optimum = reduced.restrict(fit.vector, law)
     position = reduced.law.coefficients.index(held)
     moved = np.repeat(optimum[None], len(values), axis=0)
@@ -546,7 +588,7 @@ def slopes(fit: FitResult, name: str) -> tuple[int, Array]:
     """
     law, reduced = _whole(fit)
     held = reduced.leaders[name]
-    problem = _problem(reduced, fit.rows.values, fit.residual, fit.delta, hold=held)
+    problem = _posed(fit, reduced).on(fit.rows.values, hold=held)
     theta = problem.theta(reduced.restrict(fit.vector, law))
     return reduced.law.coefficients.index(held), problem.surface(theta[None]).jacobian[0].T
 
@@ -555,15 +597,22 @@ def _no_box(n_coefficients: int) -> tuple[Array, Array]:
     return np.full(n_coefficients, -np.inf), np.full(n_coefficients, np.inf)
 
 
+def _posed(fit: FitResult, reduced: Reduced) -> _Problem:
+    return _Problem(reduced, fit.residual, fit.delta, fit.weights, fit.above)
+
+
 def _whole(fit: FitResult) -> tuple[PowerLaw | ExpressionLaw, Reduced]:
     if isinstance(fit.law, LocalLaw):
         raise ValueError(f"law {fit.law.name!r} is linear: it is solved, not refitted")
     return fit.law, reduce_law(fit.law, fit.constraints)
 
 
-def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _Solved:
+def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array, weights: Array | None) -> _Solved:
     design = np.hstack([features, blocks])
-    solution = np.linalg.lstsq(design, rows.loss, rcond=_SINGULAR)[0].astype(np.float64)
+    root = np.ones(rows.size) if weights is None else np.sqrt(weights)
+    solution = np.linalg.lstsq(design * root[:, None], rows.loss * root, rcond=_SINGULAR)[0].astype(
+        np.float64
+    )
     fitted = design @ solution
     within = features
     if blocks.shape[1]:
@@ -573,7 +622,7 @@ def _solve_local(rows: Rows, law: LocalLaw, features: Array, blocks: Array) -> _
     return _Solved(
         coefficients=solution[: len(law.coefficients)],
         fitted=fitted,
-        objective=0.5 * float((rows.loss - fitted) @ (rows.loss - fitted)),
+        objective=0.5 * float((root * (rows.loss - fitted)) @ (root * (rows.loss - fitted))),
         condition_number=condition,
         rank=rank,
         unidentified=loose,

@@ -18,29 +18,13 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws import tree
+from umscale.results.columns import Array
 
-Array = NDArray[np.float64]
 Residual = Literal["log", "raw"]
 Objective = Literal["huber", "least_squares", "least_absolute"]
-
-COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "N": "active_params",
-        "N_s": "sparse_params",
-        "D": "tokens",
-        "m": "top_m",
-        "rho": "density",
-        "G": "granularity",
-        "r": "memory_to_ffn",
-        "experts": "n_experts",
-        "C": "training_flops",
-    }
-)
-"""Symbol of a formula → column of a results table, unless the caller maps it elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +346,14 @@ _TOKENS_P3 = Term(
 )
 
 _OURS = "this project"
+_WITH_TOKENS = "+ p·log2(m/m0)·log2(D/D0) + q·log2(N_s/N_s0)·log2(D/D0)"
+_TREND = (
+    Slope(coefficient="a", symbols=("m",)),
+    Slope(coefficient="b", symbols=("N_s",)),
+    Slope(coefficient="d", symbols=("D",)),
+    Slope(coefficient="p", symbols=("m", "D")),
+    Slope(coefficient="q", symbols=("N_s", "D")),
+)
 _PUBLISHED: tuple[Law, ...] = (
     LocalLaw(
         name="null",
@@ -388,6 +380,37 @@ _PUBLISHED: tuple[Law, ...] = (
             Slope(coefficient="b", symbols=("N_s",)),
             Slope(coefficient="x", symbols=("m", "N_s")),
             Slope(coefficient="d", symbols=("D",)),
+        ),
+    ),
+    LocalLaw(
+        name="trend",
+        source=f"{_OURS}: effects of m and N_s that change with tokens",
+        formula=f"c0 + a·log2(m/m0) + b·log2(N_s/N_s0) + d·log2(D/D0) {_WITH_TOKENS}",
+        slopes=_TREND,
+    ),
+    LocalLaw(
+        name="trend_curved",
+        source=f"{_OURS}: trend, and what tokens buy changes with tokens",
+        formula=f"c0 + a·log2(m/m0) + b·log2(N_s/N_s0) + d·log2(D/D0) {_WITH_TOKENS} + d2·log2²(D/D0)",
+        slopes=(*_TREND, Slope(coefficient="d2", symbols=("D", "D"))),
+    ),
+    PowerLaw(
+        name="power_product",
+        source=f"{_OURS}: effects of m and N_s shrink with tokens as the reducible loss does",
+        formula="E + B·D^-beta·m^-kappa·N_s^-gamma",
+        terms=(
+            _E,
+            Term(scale="B", factors=(_power("beta", "D"), _power("kappa", "m"), _power("gamma", "N_s"))),
+        ),
+    ),
+    PowerLaw(
+        name="power_trend",
+        source=f"{_OURS}: effects of m and N_s of which a part stays and a part shrinks with tokens",
+        formula="E + A·m^-kappa·N_s^-gamma + B·D^-beta·m^-mu·N_s^-nu",
+        terms=(
+            _E,
+            Term(scale="A", factors=(_power("kappa", "m"), _power("gamma", "N_s"))),
+            Term(scale="B", factors=(_power("beta", "D"), _power("mu", "m"), _power("nu", "N_s"))),
         ),
     ),
     PowerLaw(

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.laws import tree
+from umscale import formulas as tree
 from umscale.laws.engine import Bounds, Solution, Surface, minimise, objective_at
-from umscale.laws.forms import Array, ExpressionLaw, Residual
+from umscale.laws.forms import ExpressionLaw, Residual
 from umscale.laws.projection import Projection, view_of
 from umscale.laws.starts import draw
+from umscale.results.columns import Array
 
 _DRAWS = 1500  # looked at in a round
 _REFINED = 40  # of them refined: half the best, half from all over
@@ -43,6 +44,8 @@ class ExpressionProblem:
     residual: Residual
     delta: float
     box: tuple[Array, Array] | None
+    row_weights: Array | None = None
+    above: float = 1.0
 
     def with_delta(self, delta: float) -> "ExpressionProblem":
         return replace(self, delta=delta)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, Array, evaluate
-from umscale.laws.table import Codes, Rows
+from umscale.laws.forms import evaluate
 from umscale.laws.uncertainty import without_each
+from umscale.results.columns import COLUMNS, Array
+from umscale.results.table import Codes, Rows
 
 Edge = Literal["largest", "sparsest", "future"]
 
@@ -151,6 +152,7 @@ def hold_out(fit: FitResult, edge: Edge, groups: Codes, noise: Array) -> HoldOut
             pins=fit.constraints.pins,
             ties=fit.constraints.ties,
             bounds=fit.constraints.bounds,
+            above=fit.above,
         )
     except UserError as error:
         return _skipped(fit, edge, name, n_test, str(error))

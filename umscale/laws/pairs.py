@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from umscale.laws.forms import Array
-from umscale.laws.table import Codes, Rows
+from umscale.results.columns import Array
+from umscale.results.table import Codes, Rows
 
 Cell = tuple[int, int]
 """Positions among the levels of (m, N_s)."""

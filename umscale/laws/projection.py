@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.laws import tree
-from umscale.laws.tree import Apply, Coefficient, Node, Number
+from umscale import formulas as tree
+from umscale.formulas import Apply, Coefficient, Node, Number
 
 Array = tree.Array
 

@@ -4,7 +4,6 @@ The file is not trusted for numbers. Its source is read again and the law fitted
 one recorded; intervals of whatever is predicted from it then come from refits, not from the file's marginal ones.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,18 @@ from typing import Any
 import numpy as np
 
 from umscale.errors import UserError
+from umscale.files import read_bounded
 from umscale.laws.compare import Recipe, fit_each
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import COLUMNS, LAWS, Law
-from umscale.laws.report import SCHEMA_VERSION
-from umscale.laws.source import choose_rows, map_columns, satisfies
-from umscale.laws.table import Table, text
+from umscale.laws.forms import LAWS, Law
+from umscale.laws.sections import SCHEMA_VERSION
+from umscale.results.source import rows_and_columns, satisfies
+from umscale.results.table import Table, text
+from umscale.trees import parse_json
 
+_NO_SYMBOLS = ("loss", "--weight", "--error")
+"""What a mapping gives beside symbols."""
 _SAME = 1e-6  # relative difference of two objectives that are one optimum
 
 
@@ -33,15 +36,27 @@ class SavedFit:
     """A study or a table file, as it was named."""
     is_study: bool
     where: str | None
+    group: str | None
+    """Column of --group."""
+    mapping: Mapping[str, str]
+    """As --map and the options of weights gave it: symbol → column or formula."""
     by: Mapping[str, str]
     law: Law
     recipe: Recipe
     columns: Mapping[str, str]
+    units: Mapping[str, str]
+    """Symbol → what the fit says it is."""
     loss: str
     stage: str | None
     compensation: str | None
     rows: int
     objective: float
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The mapping that gives the fit's columns again."""
+        beside = dict(zip(_NO_SYMBOLS, (self.loss, self.recipe.weight, self.recipe.error), strict=True))
+        return {**self.columns, **{k: c for k, c in beside.items() if c is not None}, **self.mapping}
 
 
 def read_saved(path: Path, *, law: str | None = None, stage: str | None = None) -> SavedFit:
@@ -50,7 +65,7 @@ def read_saved(path: Path, *, law: str | None = None, stage: str | None = None) 
     Raises ``UserError`` for a file that is no such output, is of another schema, or has no such fit.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(read_bounded(path))
         version = tree["schema"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not what `umscale fit --json` prints") from None
@@ -67,15 +82,7 @@ def refit_saved(saved: SavedFit, table: Table) -> FitResult:
 
     Raises ``UserError`` when the rows or the optimum are not those recorded.
     """
-    if saved.where:
-        table = choose_rows(table, saved.where)
-    given = {symbol: column for symbol, column in saved.columns.items() if COLUMNS.get(symbol) != column}
-    mapped, columns = map_columns(table, given)
-    for column, value in saved.by.items():
-        kept = text(mapped, column) == value
-        if not kept.any():
-            kept = satisfies(mapped, f"`{column}` == {value}")
-        mapped = {name: np.asarray(cells)[kept] for name, cells in mapped.items()}
+    mapped, columns = rows_of(saved, table)
     fits, refused = fit_each(
         mapped,
         [saved.law],
@@ -95,6 +102,18 @@ def refit_saved(saved: SavedFit, table: Table) -> FitResult:
             f"objective {fit.objective:.9g}, then {saved.objective:.9g}): fit again"
         )
     return fit
+
+
+def rows_of(saved: SavedFit, table: Table) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The rows that a fit was made of, stages aside, with derived columns; and the column of every symbol."""
+    mapped, columns = rows_and_columns(table, saved.where, saved.given)
+    columns = {symbol: column for symbol, column in columns.items() if symbol not in _NO_SYMBOLS}
+    for column, value in saved.by.items():
+        kept = text(mapped, column) == value
+        if not kept.any():
+            kept = satisfies(mapped, f"`{column}` == {value}")
+        mapped = {name: np.asarray(cells)[kept] for name, cells in mapped.items()}
+    return mapped, columns
 
 
 def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | None) -> SavedFit:
@@ -118,8 +137,12 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
         source=str(source.get("study") or source["table"]),
         is_study="study" in source,
         where=source["where"],
+        group=source.get("group"),
+        mapping={str(s): str(c) for s, c in source.get("map", {}).items()},
         by=dict(fit["by"]),
-        law=LAWS[law] if law in LAWS else parse_law(str(fit["formula"]), columns),
+        law=LAWS[law]
+        if law in LAWS
+        else parse_law(str(fit["formula"]), columns, law, as_power=fit.get("form") != "expression"),
         recipe=Recipe(
             objective=fit["objective"]["name"],
             delta=fit["objective"]["delta"] if fit["objective"]["name"] == "huber" else None,
@@ -133,8 +156,12 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
                 )
                 for name, (low, high) in how["bounds"].items()
             },
+            weight=fit["objective"].get("weight"),
+            error=fit["objective"].get("error"),
+            above=float(fit["objective"].get("above", 1.0)),
         ),
         columns=columns,
+        units={str(s): str(words) for s, words in tree["units"].items()},
         loss=str(fit["loss"]),
         stage=fit["stage"],
         compensation=fit["compensation"],

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from umscale.laws import tree
-from umscale.laws.tree import Apply, Coefficient, Node
+from umscale import formulas as tree
+from umscale.formulas import Apply, Coefficient, Node
 
 Array = tree.Array
 Kind = Literal["term", "base", "argument", "exponent"]

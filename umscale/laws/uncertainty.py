@@ -29,8 +29,9 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult, profile, refit, slopes
-from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, local_features
-from umscale.laws.table import Codes
+from umscale.laws.forms import Law, LocalLaw, PowerLaw, evaluate, local_features
+from umscale.results.columns import Array
+from umscale.results.table import Codes
 
 Group = Literal["auto", "cell", "run", "seed"]
 Interval = Literal["percentile", "bca"]
@@ -150,7 +151,7 @@ def without_each(fit: FitResult, codes: Codes) -> Array:
     if isinstance(fit.law, LocalLaw):
         leverage = _leverage(fit, fit.law, codes)
         moves = [
-            leverage.bread @ leverage.design[rows].T @ (adjust @ (adjust @ fit.residuals[rows]))
+            leverage.bread @ leverage.design[rows].T @ (adjust @ (adjust @ leverage.residuals[rows]))
             for rows, adjust in zip(leverage.members, leverage.adjust, strict=True)
         ]
         return fit.vector - np.array(moves)[:, : len(fit.law.coefficients)]
@@ -193,7 +194,7 @@ def profile_interval(
     value, freedom = fit.coefficients[name], n_groups - fit.n_free
     if freedom < 1:
         return Estimate(value=value, low=float("nan"), high=float("nan"))
-    psi = np.clip(fit.residuals, -fit.delta, fit.delta)
+    psi = np.clip(fit.residuals, -fit.delta, fit.delta) * _root_weights(fit)
     quantile = float(stdtrit(freedom, (1 + level) / 2))
     spread = float(psi @ psi) / freedom
     if shared and codes is not None:
@@ -272,13 +273,15 @@ def _exact_interval(fit: FitResult, law: LocalLaw, name: str, level: float) -> E
 
     if name not in law.coefficients:
         raise UserError(f"law {law.name!r} has no coefficient {name!r}{nearest(name, law.coefficients)}")
-    design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks])
+    root = _root_weights(fit)
+    residuals = fit.residuals * root
+    design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks]) * root[:, None]
     k = law.coefficients.index(name)
     value, freedom = fit.coefficients[name], fit.n_rows - fit.rank - fit.blocks.shape[1]
     if freedom < 1 or name in fit.unidentified:
         return Estimate(value=value, low=float("nan"), high=float("nan"))
     bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
-    error = float(np.sqrt(bread[k, k] * (fit.residuals @ fit.residuals) / freedom))
+    error = float(np.sqrt(bread[k, k] * (residuals @ residuals) / freedom))
     half = float(stdtrit(freedom, (1 + level) / 2)) * error
     return Estimate(value=value, low=value - half, high=value + half)
 
@@ -367,7 +370,7 @@ def _wild(
     leverage = _leverage(fit, law, codes)
     scores = np.stack(
         [
-            (leverage.bread @ leverage.design[rows].T @ adjust @ fit.residuals[rows])[:n_coefficients]
+            (leverage.bread @ leverage.design[rows].T @ adjust @ leverage.residuals[rows])[:n_coefficients]
             for rows, adjust in zip(leverage.members, leverage.adjust, strict=True)
         ]
     )
@@ -452,14 +455,20 @@ def _student_over_normal(freedom: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Leverage:
-    design: Array  # X [rows, P]
+    design: Array  # √w X [rows, P]
+    residuals: Array  # √w r [rows]
     bread: Array  # (X'X)^-1 [P, P], pseudo-inverse where X is rank-deficient
     members: tuple[Codes, ...]  # row numbers of each group
     adjust: tuple[Array, ...]  # (1 − H_gg)^-½ of each group
 
 
+def _root_weights(fit: FitResult) -> Array:
+    return np.ones(fit.n_rows) if fit.weights is None else np.sqrt(fit.weights)
+
+
 def _leverage(fit: FitResult, law: LocalLaw, codes: Codes) -> _Leverage:
-    design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks])
+    weigh = _root_weights(fit)
+    design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks]) * weigh[:, None]
     bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True).astype(np.float64)
     members = tuple(np.flatnonzero(codes == g) for g in range(int(codes.max()) + 1))
     adjust = []
@@ -468,7 +477,13 @@ def _leverage(fit: FitResult, law: LocalLaw, codes: Codes) -> _Leverage:
         room, axes = np.linalg.eigh(np.eye(len(rows)) - x @ bread @ x.T)
         root = np.where(room > _EXACT, 1 / np.sqrt(np.maximum(room, _EXACT)), 0.0)
         adjust.append((axes * root) @ axes.T)
-    return _Leverage(design=design, bread=bread, members=members, adjust=tuple(adjust))
+    return _Leverage(
+        design=design,
+        residuals=fit.residuals * weigh,
+        bread=bread,
+        members=members,
+        adjust=tuple(adjust),
+    )
 
 
 def _degrees_of_freedom(fit: FitResult, law: LocalLaw, leverage: _Leverage) -> float:

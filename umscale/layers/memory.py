@@ -9,16 +9,18 @@ Memory+'s, pre-values are UltraMemV2's and PEER's, whose GELU is the only activa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from umscale.layers.precision import full_precision
-from umscale.layers.tables import Shuffle, Tables, first_table
+from umscale.layers.tables import Chain, Shuffle, Tables, first_table
 from umscale.rng import derive_seed
 from umscale.spec import MemorySpec
-from umscale_kernels import count_rows, lookup
+from umscale_kernels import count_rows, lookup, lookup_linked
+from umscale_kernels.lookup.parts import Part
 
 
 class Memory(nn.Module, ABC):
@@ -26,9 +28,9 @@ class Memory(nn.Module, ABC):
 
     ``index`` counts the model's memory layers. Attributes that callers may set: ``usage``, an int64 tensor
     ``[visible_values]`` that counts the rows read; ``backend``, which kernels run; ``row_gradients``, whether table
-    gradients are row-sparse; ``lookup``, another where tables are split over processes; ``replica_mean``, the mean of a
-    statistic over processes that share a batch. After a forward pass in training ``auxiliary`` holds the layer's
-    auxiliary loss, if it has one.
+    gradients are row-sparse; ``atomic_gradients``, whether a GPU adds them up atomically; ``lookup``, another where
+    tables are split over processes; ``replica_mean``, the mean of a statistic over processes that share a batch. After
+    a forward pass in training ``auxiliary`` holds the layer's auxiliary loss, if it has one.
     """
 
     def __init__(self, d_model: int, memory: MemorySpec, index: int, n_layers: int, seed: int) -> None:
@@ -49,6 +51,7 @@ class Memory(nn.Module, ABC):
         self.out = None if bare else nn.Linear(wide, d_model, bias=False)
         self.backend = "auto"
         self.row_gradients = False
+        self.atomic_gradients = False
         self.lookup: Callable[..., Tensor] = lookup
         self.replica_mean: Callable[[Tensor], Tensor] = lambda share: share
         self.usage: Tensor | None = None
@@ -71,6 +74,8 @@ class Memory(nn.Module, ABC):
         pre_values: Tensor | None,
         values: Tensor,
         read: tuple[Tensor | None, Tensor] | None = None,
+        parts: tuple[Part | None, Part] | None = None,
+        chain: Chain | None = None,
     ) -> Tensor:
         flat = y.reshape(-1, y.shape[-1])  # [T, h]
         address, scores = self.retrieve(flat)
@@ -80,28 +85,29 @@ class Memory(nn.Module, ABC):
             self.usage += count_rows(local, visible)
         rows = local if values.shape[0] == visible else (local + self.first_row) % values.shape[0]
         p = flat if self.pre_value is None else self.pre_value(flat)
-        n_blocks = self.spec.value_expansion
-        # One bag per virtual block, each with a projection of its own: masking keeps the kernel simple.
-        blocks = [scores] if n_blocks == 1 else self._by_block(scores, address // visible)
-        pooled = torch.cat([self._pool(p, s, rows, Tables(pre_values, values, read)) for s in blocks], -1)
+        blocks = address // visible if self.spec.value_expansion > 1 else None
+        pooled = self._pool(p, scores, rows, blocks, Tables(pre_values, values, read, parts, chain))
         if self.gate is not None:
             pooled = pooled * F.silu(self.gate(flat))
         return (pooled.to(y.dtype) if self.out is None else self.out(pooled)).view(y.shape)
 
-    def _by_block(self, scores: Tensor, block: Tensor) -> list[Tensor]:
-        return [
-            scores * (block == i).unsqueeze(-1).to(scores.dtype) for i in range(self.spec.value_expansion)
-        ]
-
-    def _pool(self, p: Tensor, s: Tensor, rows: Tensor, tables: Tables) -> Tensor:  # [T, Dv]
-        return self.lookup(
-            None if tables.pre_values is None else full_precision(p),
-            s,
-            rows,
-            tables.pre_values,
-            tables.values,
-            activation="gelu" if self.spec.kind == "peer" else "none",
-            sparse_grad=self.row_gradients,
-            read=tables.read,
-            backend=self.backend,
-        )
+    def _pool(
+        self, p: Tensor, s: Tensor, rows: Tensor, blocks: Tensor | None, tables: Tables
+    ) -> Tensor:  # [T, value_expansion Dv]
+        inputs = (None if tables.pre_values is None else full_precision(p), s, rows)
+        options: dict[str, Any] = {
+            "blocks": blocks,
+            "n_blocks": self.spec.value_expansion,
+            "activation": "gelu" if self.spec.kind == "peer" else "none",
+            "backward": "atomic" if self.atomic_gradients and s.device.type == "cuda" else "sorted",
+            "backend": self.backend,
+        }
+        chain = tables.chain
+        if chain is None or self.row_gradients or self.lookup is not lookup or self.backend == "reference":
+            options |= {"sparse_grad": self.row_gradients, "read": tables.read}
+            if tables.parts is not None and self.lookup is lookup:
+                options["parts"] = tables.parts
+            return self.lookup(*inputs, tables.pre_values, tables.values, **options)
+        read = (tables.pre_values, tables.values) if tables.read is None else tables.read
+        pooled, chain.links = lookup_linked(*inputs, *chain.links, read=read, **options)
+        return pooled

@@ -7,6 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from umscale.spec import MemorySpec
+from umscale_kernels.lookup.parts import Part, table_parts
+
+
+class Chain:
+    """The tables that several layers read, as the next of them takes them.
+
+    The first takes the tables, each later one the stand-ins of the layer before, so that one gradient passes from
+    layer to layer in place of one of all tables from each; see ``umscale_kernels.lookup_linked``.
+    """
+
+    def __init__(self, pre_values: Tensor | None, values: Tensor) -> None:
+        self.links = pre_values, values
 
 
 class Tables(NamedTuple):
@@ -18,23 +30,32 @@ class Tables(NamedTuple):
     """``[N, Dv]``."""
     read: tuple[Tensor | None, Tensor] | None
     """Copies of both in another precision that are read in their place."""
+    parts: tuple[Part | None, Part] | None = None
+    """Where the rows this layer reads and their gradients go, when the pool's gradients are made of rows."""
+    chain: Chain | None = None
+    """Of layers that share tables, one object for all of them."""
 
 
 class ValueTables(nn.Module):
-    """Pre-values and values of all memory layers, one pool: ``[n_tables n², Dp]`` and ``[n_tables n², Dv]``."""
+    """Pre-values and values of all memory layers, one pool: ``[n_tables n², Dp]`` and ``[n_tables n², Dv]``.
+
+    With ``part = (r, W)`` the r-th 1/W of the columns of both, see ``columns``; nothing of their whole size is made.
+    """
 
     pre_values_copy: Tensor | None
     values_copy: Tensor | None
 
-    def __init__(self, memory: MemorySpec, n_layers: int) -> None:
+    def __init__(self, memory: MemorySpec, n_layers: int, part: tuple[int, int] = (0, 1)) -> None:
         super().__init__()
-        self.n_layers = n_layers
+        self.n_layers, self.part = n_layers, part
         self.sharing = memory.sharing
         n_rows = memory.n_tables(n_layers) * memory.n_values
         self.pre_values = (
-            nn.Parameter(torch.empty(n_rows, memory.d_pre_value)) if memory.d_pre_value else None
+            nn.Parameter(torch.empty(n_rows, memory.d_pre_value // part[1])) if memory.d_pre_value else None
         )
-        self.values = nn.Parameter(torch.empty(n_rows, memory.d_value))
+        self.values = nn.Parameter(torch.empty(n_rows, memory.d_value // part[1]))
+        self.compact_gradients = False
+        """Whether gradients may be row-sparse where they would be dense; the optimiser takes one for the other."""
         self.keep_copies(False)
 
     def keep_copies(self, enabled: bool) -> None:
@@ -62,15 +83,36 @@ class ValueTables(nn.Module):
         """
         copies = None if self.values_copy is None else (self.pre_values_copy, self.values_copy)
         if whole or self.sharing != "none":
-            return [Tables(self.pre_values, self.values, copies)] * self.n_layers
-        pre_values, values = self._unbind(self.pre_values), self._unbind(self.values)
-        reads: list[tuple[Tensor | None, Tensor] | None] = [None] * self.n_layers
+            windows = self.sharing in ("ring", "no_ring", "block")
+            chain = Chain(self.pre_values, self.values) if windows and not whole else None
+            return [Tables(self.pre_values, self.values, copies, chain=chain)] * self.n_layers
+        n = self.n_layers
+        reads: list[tuple[Tensor | None, Tensor] | None] = [None] * n
         if copies is not None:
             reads = list(zip(self._unbind(copies[0]), self._unbind(copies[1]), strict=True))
-        return [Tables(*tables) for tables in zip(pre_values, values, reads, strict=True)]
+        if not self.compact_gradients:
+            pairs = zip(self._unbind(self.pre_values), self._unbind(self.values), strict=True)
+            return [Tables(*pair, read) for pair, read in zip(pairs, reads, strict=True)]
+        values, value_parts = table_parts(self.values, n)
+        pre_values, pre_value_parts = (
+            ([None] * n, [None] * n) if self.pre_values is None else table_parts(self.pre_values, n)
+        )
+        parts = zip(pre_value_parts, value_parts, strict=True)
+        return [Tables(*tables) for tables in zip(pre_values, values, reads, parts, strict=True)]
 
     def _unbind(self, table: Tensor | None) -> Any:
         return [None] * self.n_layers if table is None else table.unflatten(0, (self.n_layers, -1)).unbind(0)
+
+
+def column_groups(memory: MemorySpec) -> dict[str, int]:
+    """Return into how many equal groups of columns each table falls; a part of a table has a part of every group."""
+    return {"pre_values": 1, "values": memory.n_cores}
+
+
+def columns(table: Tensor, groups: int, part: tuple[int, int]) -> Tensor:
+    """Return columns ``[N, D / W]`` of ``table [N, D]``, a view or a copy: of each group those of ``part = (r, W)``."""
+    rank, size = part
+    return table.unflatten(1, (groups, size, -1))[:, :, rank].flatten(1)
 
 
 def first_table(memory: MemorySpec, layer: int, n_layers: int) -> int:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.architectures import ArchitectureTable, compare_architectures
-from umscale.laws.table import Table, levels, numeric, text, where
-from umscale.laws.words import spread_words
 from umscale.plots.style import INK, caption, house_style, human, loss_words, ordered_colours, panels
 from umscale.plots.training import cell_and_seed
+from umscale.questions.architectures import ArchitectureTable, compare_architectures
+from umscale.results.table import Table, levels, numeric, text, where
+from umscale.say.laws import spread_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

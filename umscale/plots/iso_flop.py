@@ -5,16 +5,13 @@ are not symmetric about the vertex it is biased (arXiv 2603.22339), so a law's o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import COLUMNS, Array
-from umscale.laws.table import Table, levels, numeric
-from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
+from umscale.laws.uncertainty import Estimate, Uncertainty
 from umscale.plots.style import (
     INK,
     MARKERS,
@@ -23,118 +20,25 @@ from umscale.plots.style import (
     caption,
     house_style,
     human,
-    level_codes,
     log_ticks,
     loss_words,
     ordered_colours,
     panels,
 )
+from umscale.questions.iso_flops import (
+    FEWEST_SIZES,
+    SAME_COMPUTE,
+    IsoFlop,
+    exponent,
+    iso_flops,
+    training_flops,
+)
+from umscale.results.columns import COLUMNS, Array
+from umscale.results.table import Table, levels, numeric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_SAME_COMPUTE = 1.12  # runs whose FLOPs lie within this factor are of one compute
-_FEWEST_SIZES = 4  # of one compute: three determine a parabola and leave nothing over
-_LEAST_SPAN = 2.0  # factor between the smallest and the largest of them
-_MOST_CURVES = 12
-_FLOPS_PER_PARAMETER = 6.0  # and token, forward and backward
-_BACKWARD = 3.0  # times the forward FLOPs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IsoFlop:
-    """The runs of one compute and their parabola L = c + b·log2(N/N0) + a·log2²(N/N0)."""
-
-    flops: float
-    """Geometric mean of the runs' training FLOPs."""
-    per_parameter: float
-    """FLOPs per parameter and token of these runs, so that D = C/(per_parameter·N)."""
-    n: Array
-    """Sizes, ascending, [runs]."""
-    loss: Array
-    origin: float
-    """N0."""
-    parabola: Array
-    """[a, b, c]."""
-
-    @property
-    def best(self) -> float:
-        """N of least loss; NaN where the parabola has no minimum among the sizes."""
-        a, b, _ = self.parabola
-        best = self.origin * 2.0 ** (-b / (2 * a)) if a > 0 else float("nan")
-        return best if self.n[0] <= best <= self.n[-1] else float("nan")
-
-    def predict(self, n: Array) -> Array:
-        """The parabola at sizes ``n``."""
-        return np.asarray(np.polyval(self.parabola, np.log2(n / self.origin)))
-
-
-def training_flops(table: Table, columns: Mapping[str, str] | None = None) -> tuple[Array, str]:
-    """Training FLOPs of every row, and where they come from in words.
-
-    A column of them; else three times a study's measured forward FLOPs; else 6·N·D. Raises ``UserError`` without.
-    """
-    mapping = {**COLUMNS, **(columns or {})}
-    if mapping["C"] in table:
-        return numeric(table, mapping["C"]), f"column {mapping['C']}"
-    if mapping["D"] in table:
-        tokens = numeric(table, mapping["D"])
-        if "flops_per_token" in table:
-            return _BACKWARD * numeric(table, "flops_per_token") * tokens, "3 × forward FLOPs"
-        if mapping["N"] in table:
-            return _FLOPS_PER_PARAMETER * numeric(table, mapping["N"]) * tokens, "6·N·D"
-    raise UserError(f"the table has no column {mapping['C']!r} for C, nor {mapping['D']!r} for D")
-
-
-def iso_flops(n: Array, flops: Array, loss: Array, tokens: Array | None = None) -> tuple[IsoFlop, ...]:
-    """The computes at which enough sizes were trained, ascending; arrays are [rows] and positive."""
-    tokens = flops / (_FLOPS_PER_PARAMETER * n) if tokens is None else tokens
-    left = np.arange(len(n))
-    found: list[IsoFlop] = []
-    while len(left) and len(found) < _MOST_CURVES:
-        windows = [left[_within(flops[left], start)] for start in np.unique(flops[left])]
-        counts = [len(level_codes(n[w])[1]) for w in windows]
-        best = windows[int(np.argmax(counts))]
-        if max(counts) < _FEWEST_SIZES:
-            break
-        left = np.setdiff1d(left, best)
-        best = best[np.argsort(n[best], kind="stable")]
-        if n[best[-1]] < _LEAST_SPAN * n[best[0]]:
-            continue
-        origin = float(np.exp(np.log(n[best]).mean()))
-        found.append(
-            IsoFlop(
-                flops=float(np.exp(np.log(flops[best]).mean())),
-                per_parameter=float(np.exp(np.log(flops[best] / (n[best] * tokens[best])).mean())),
-                n=n[best],
-                loss=loss[best],
-                origin=origin,
-                parabola=np.polyfit(np.log2(n[best] / origin), loss[best], 2),
-            )
-        )
-    return tuple(sorted(found, key=lambda one: one.flops))
-
-
-def _within(flops: Array, start: float) -> Any:
-    return (flops >= start * (1 - 1e-9)) & (flops <= start * _SAME_COMPUTE)
-
-
-def exponent(found: Sequence[IsoFlop]) -> Estimate | None:
-    """α of N* ∝ C^α over the computes with a minimum, with Student's interval; None with fewer than three."""
-    from scipy.special import stdtrit
-
-    best = np.array([one.best for one in found])
-    there = np.isfinite(best)
-    if there.sum() < 3:
-        return None
-    x, y = np.log([one.flops for one in found])[there], np.log(best[there])
-    slope, origin = np.polyfit(x, y, 1)
-    freedom = len(x) - 2
-    residual = y - slope * x - origin
-    error = float(np.sqrt(residual @ residual / freedom / ((x - x.mean()) ** 2).sum()))
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    return Estimate(value=float(slope), low=float(slope) - half, high=float(slope) + half)
 
 
 def iso_flop(
@@ -163,7 +67,7 @@ def iso_flop(
     curves = iso_flops(n[usable], flops[usable], y[usable], tokens)
     if not curves:
         raise UserError(
-            f"no compute has {_FEWEST_SIZES} sizes or more (C within {_SAME_COMPUTE - 1:.0%}, {source}): "
+            f"no compute has {FEWEST_SIZES} sizes or more (C within {SAME_COMPUTE - 1:.0%}, {source}): "
             "there is no iso-FLOP curve"
         )
     fit = found.fit if found is not None and set(found.fit.law.symbols) == {"N", "D"} else None
@@ -236,9 +140,9 @@ def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, f
         ax.plot(flops, theirs, color=INK, lw=1.0, ls=":", label=f"law {fit.law.name}")
         sizes.append(theirs)
     ax.set_xlabel(axis_words("training_flops"))
-    log_ticks(ax, "x", flops, most_levels=0)
+    log_ticks(ax, "x", flops)
     if len(everything := np.concatenate(sizes)):
-        log_ticks(ax, "y", everything, most_levels=0)
+        log_ticks(ax, "y", best[there] if there.any() else everything)  # the optima are what is read off here
     else:
         ax.text(0.5, 0.5, "no parabola has a minimum\namong its sizes", ha="center", transform=ax.transAxes)
 
@@ -268,7 +172,7 @@ def _words(
     found: Uncertainty | None,
 ) -> list[str]:
     runs = sum(len(one.n) for one in curves)
-    near = f"C ({source}) within {_SAME_COMPUTE - 1:.0%} of each other"
+    near = f"C ({source}) within {SAME_COMPUTE - 1:.0%} of each other"
     said = [
         f"{runs} of {n_rows} runs, at {len(curves)} computes, {near}.",
         "Parabolas in log N by least squares; they are biased where the surface is not symmetric.",

@@ -11,12 +11,9 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.compare import Compared
-from umscale.laws.forms import COLUMNS, Law
-from umscale.laws.map import DensityMap, density_map, study_map
-from umscale.laws.report import Section, Settings, question_laws, table_report
-from umscale.laws.table import Table, levels, numeric, where
+from umscale.laws.forms import FIRST_LAWS, Law
+from umscale.laws.sections import Section, Settings, table_report
 from umscale.laws.uncertainty import Uncertainty
-from umscale.laws.verdict import fit_effects, why_thin
 from umscale.plots.architectures import architectures
 from umscale.plots.coefficients import coefficient_pairs
 from umscale.plots.iso_flop import iso_flop
@@ -26,7 +23,16 @@ from umscale.plots.predictions import predicted
 from umscale.plots.rates import learning_rates
 from umscale.plots.ratio import memory_ratio
 from umscale.plots.residuals import residuals
+from umscale.plots.scaling import Along, scaling
 from umscale.plots.training import curves
+from umscale.plots.trend import token_trend_figure
+from umscale.questions.density_map import DensityMap, density_map, study_map
+from umscale.questions.density_over_size import fit_effects, why_thin
+from umscale.questions.iso_flops import training_flops
+from umscale.questions.laws import LAWS
+from umscale.questions.token_trend import token_trends
+from umscale.results.columns import COLUMNS
+from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +87,7 @@ class Gallery:
             raise UserError("this figure needs a law: name one with --law; `umscale laws` lists them")
         self.require_one_architecture()
         settings = replace(self.settings, diagnostics=True)
-        laws = self.laws or question_laws(self.question)
+        laws = self.laws or (LAWS if self.question == "laws" else FIRST_LAWS)
         found = table_report(self.table, laws, settings, loss=self.loss, seed=self.seed)
         self.skipped = found.skipped
         for section in found.sections:
@@ -220,6 +226,13 @@ def _ratio(gallery: Gallery) -> Figures:
     }
 
 
+def _trend(gallery: Gallery) -> Figures:
+    return {
+        suffix: token_trend_figure(token_trends(part, losses=(gallery.loss,), seed=gallery.seed))
+        for suffix, _, part in gallery.parts()
+    }
+
+
 def _residuals(gallery: Gallery) -> Figures:
     return {
         suffix: residuals(section.uncertainty[i], section.diagnostics[i])
@@ -248,6 +261,24 @@ def _iso_flop(gallery: Gallery) -> Figures:
             words = f"-{stage}" if len(levels(part, "stage")) > 1 else ""
             out[suffix + words] = iso_flop(rows, law, loss=gallery.loss, columns=gallery.columns)
     return out
+
+
+def _scaling(along: Along) -> Callable[[Gallery], Figures]:
+    def figures(gallery: Gallery) -> Figures:
+        if not gallery.laws:
+            raise UserError("this figure needs a law of N and D: name one with --law, as in --law chinchilla")
+        out: Figures = {}
+        for suffix, section, i in gallery.fits():
+            found, compared = section.uncertainty[i], section.comparison.laws[i]
+            compute, source = None, ""
+            if along == "C":
+                rows = where(gallery.table, stage=section.stage, compensation=section.compensation)
+                every, source = training_flops(rows, gallery.columns)
+                compute = every[found.fit.rows.index]
+            out[suffix] = scaling(found, compared, along, compute=compute, source=source)
+        return out
+
+    return figures
 
 
 def _curves(gallery: Gallery) -> Figures:
@@ -297,6 +328,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             needs="a law of top_m and N_s",
             draw=_map,
         ),
+        "trend": Kind(
+            shows="what a doubling of top_m and of N_s buys by token budget, and where their difference turns",
+            needs="two token budgets or more, beside top_m and N_s",
+            draw=_trend,
+        ),
         "ratio": Kind(
             shows="loss against the memory's share of compute, its optimum and the paper's 17%",
             needs="three memory-to-FFN ratios or more",
@@ -322,6 +358,21 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             shows="loss against size at constant compute, with parabolas and the best size",
             needs="four sizes N or more at one compute",
             draw=_iso_flop,
+        ),
+        "loss-n": Kind(
+            shows="loss against size N by tokens, with a law's curves, bands and hold-out",
+            needs="a law of N, and of D or nothing else",
+            draw=_scaling("N"),
+        ),
+        "loss-d": Kind(
+            shows="loss against tokens D by size, with a law's curves, bands and hold-out",
+            needs="a law of D, and of N or nothing else",
+            draw=_scaling("D"),
+        ),
+        "loss-c": Kind(
+            shows="loss against compute C by size, with a law's curves and its least loss at each compute",
+            needs="a law of N and D",
+            draw=_scaling("C"),
         ),
         "curves": Kind(
             shows="training loss by run along trunk and branches",

@@ -1,4 +1,4 @@
-"""Where in the (m, N_s) plane density beats size: the map of ``umscale.laws.map`` as a picture."""
+"""Where in the (m, N_s) plane density beats size: the map of ``umscale.questions.density_map`` as a picture."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.forms import Array
-from umscale.laws.map import DensityMap
 from umscale.plots.style import (
     INK,
     Artists,
@@ -18,6 +16,8 @@ from umscale.plots.style import (
     log_ticks,
     panels,
 )
+from umscale.questions.density_map import DensityMap
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +40,9 @@ def density_plane(
     """
     if not maps:
         raise UserError("no map: there is nothing to draw")
-    from matplotlib.ticker import MaxNLocator
-
     with house_style():
+        from matplotlib.ticker import MaxNLocator
+
         figure, [row] = panels(1, len(maps), width=3.2, height=3.1)
         shades = _shades(maps)
         for ax, (title, one) in zip(row, maps.items(), strict=True):

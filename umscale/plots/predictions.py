@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from umscale.errors import UserError
 from umscale.laws.compare import Compared, Edge, HoldOut
 from umscale.laws.fit import FitResult, refit
-from umscale.laws.forms import Array, LocalLaw, evaluate
+from umscale.laws.forms import LocalLaw, evaluate
 from umscale.laws.uncertainty import without_each
 from umscale.plots.style import GREY, INK, caption, house_style, loss_words, ordered_colours, panels
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,11 +43,11 @@ def predicted(found: Mapping[str, Compared]) -> "Figure":
         for above, below, (title, one) in zip(upper, lower, found.items(), strict=True):
             handles |= _column(above, below, one, colours)
             above.set_title(title)
-            below.set_xlabel("predicted loss (nats per token)")
+            below.set_xlabel(f"predicted loss{' (nats per token)' if fit.stage else ''}")
         upper[0].set_ylabel(
             f"observed {loss_words(fit.loss, study=fit.stage is not None)}".replace(" (", "\n(")
         )
-        lower[0].set_ylabel("observed −\npredicted (nats)")
+        lower[0].set_ylabel(f"observed −\npredicted{' (nats)' if fit.stage else ''}")
         figure.legend(handles=list(handles.values()), loc="outside right upper", alignment="left")
         laws = {one.fit.law.name: one.fit.law.formula for one in found.values()}
         formulas = [f"Law {name}: {formula}." for name, formula in laws.items()]
@@ -60,6 +61,13 @@ def predicted(found: Mapping[str, Compared]) -> "Figure":
 
 def held_out(fit: FitResult, one: HoldOut) -> tuple[NDArray[np.bool_], Array]:
     """Which rows a hold-out left out [rows], and the losses the law fitted to all others predicts there."""
+    chosen = rows_held_out(fit, one)
+    there = {symbol: v[chosen] for symbol, v in fit.rows.values.items()}
+    return chosen, evaluate(fit.law, coefficients_without(fit, chosen), there, fit.reference)
+
+
+def rows_held_out(fit: FitResult, one: HoldOut) -> NDArray[np.bool_]:
+    """Which rows a hold-out left out, [rows]."""
     values = fit.rows.values
     if one.axis == "rho":
         axis = 1 / values["rho"] if "rho" in values else values["N_s"] / values["m"]
@@ -67,12 +75,14 @@ def held_out(fit: FitResult, one: HoldOut) -> tuple[NDArray[np.bool_], Array]:
         axis = values[one.axis]
     chosen = np.zeros(fit.n_rows, dtype=bool)
     chosen[np.argsort(axis, kind="stable")[fit.n_rows - one.n_test :]] = True
+    return chosen
+
+
+def coefficients_without(fit: FitResult, chosen: NDArray[np.bool_]) -> Array:
+    """Coefficients fitted to all rows but those ``chosen``."""
     if isinstance(fit.law, LocalLaw):
-        coefficients = without_each(fit, chosen.astype(np.int64))[1]
-    else:
-        coefficients = refit(fit, (~chosen).astype(np.float64)[None])[0]
-    there = {symbol: v[chosen] for symbol, v in values.items()}
-    return chosen, evaluate(fit.law, coefficients, there, fit.reference)
+        return without_each(fit, chosen.astype(np.int64))[1]
+    return refit(fit, (~chosen).astype(np.float64)[None])[0]
 
 
 def _column(above: "Axes", below: "Axes", compared: Compared, colours: Mapping[Edge, Any]) -> dict[str, Any]:
@@ -107,7 +117,9 @@ def _words(one: HoldOut) -> str:
 def _errors(compared: Compared) -> str:
     """RMSE of the fit and of every hold-out."""
     fit = compared.fit
-    parts = [f"RMSE {fit.rmse_nats:.4f} nats of law {fit.law.name} as fitted to {fit.n_rows} rows"]
+    parts = [
+        f"RMSE {fit.rmse_nats:.4f}{' nats' if fit.stage else ''} of law {fit.law.name} as fitted to {fit.n_rows} rows"
+    ]
     parts += [
         f"{one.rmse_nats:.4f} on {one.n_test} rows of {_words(one)} held out"
         for one in compared.holdouts

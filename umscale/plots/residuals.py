@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.laws.diagnostics import AxisResiduals, Diagnostics, residuals_in_nats
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.style import (
     ACCENT,
@@ -18,6 +17,7 @@ from umscale.plots.style import (
     panels,
     part_words,
 )
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def residuals(found: Uncertainty, diagnostics: Diagnostics) -> "Figure":
         figure, grid = panels(-(-n_panels // n_columns), n_columns, width=2.5, height=2.2, margin=0.0)
         places = [ax for row in grid for ax in row]
         _panel(places[0], fit.predict(fit.rows.values), residual, fit.rmse_nats)
-        places[0].set_xlabel("fitted loss (nats per token)")
+        places[0].set_xlabel(f"fitted loss{' (nats per token)' if fit.stage else ''}")
         for ax, axis in zip(places[1:], diagnostics.axes, strict=False):
             values = fit.rows.values[axis.symbol]
             log_ticks(ax, "x", values)
@@ -47,9 +47,10 @@ def residuals(found: Uncertainty, diagnostics: Diagnostics) -> "Figure":
         for ax in places[n_panels:]:
             ax.remove()
         for row in grid:
-            row[0].set_ylabel("observed − fitted (nats)")
+            row[0].set_ylabel(f"observed − fitted{' (nats)' if fit.stage else ''}")
         marks = (
-            f"Dashed: ± RMSE, {fit.rmse_nats:.4f} nats. Squares: mean of a level or stretch, with its standard "
+            f"Dashed: ± RMSE, {fit.rmse_nats:.4f}{' nats' if fit.stage else ''}. Squares: mean of a level or "
+            "stretch, with its standard "
             "deviation; above: slope with Student's t between groups of rows."
         )
         blocks = "Offsets of seed blocks are taken out." if fit.blocks.shape[1] else ""
@@ -75,4 +76,4 @@ def _stretches(ax: "Axes", axis: AxisResiduals) -> None:
     )
     drawn.lines[0].set_label("mean of a stretch")
     t = "" if np.isnan(axis.t) else f", t = {round(axis.t, 1) + 0:.1f}"  # + 0 makes −0 a zero
-    ax.set_title(f"slope {round(axis.slope, 4) + 0:.4f} nats/octave{t}", fontsize=7.5)
+    ax.set_title(f"slope {round(axis.slope, 4) + 0:.4f} an octave{t}", fontsize=7.5)

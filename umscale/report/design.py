@@ -10,13 +10,14 @@ import numpy as np
 
 from umscale.design.conditioning import condition
 from umscale.labels import cell_name, cell_parts
-from umscale.laws.table import Table, levels, numeric, text
-from umscale.records import budget_rows
-from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
-from umscale.report.numbers import counted, fixed, listed, significant
-from umscale.report.page import Block, Bullets, Fold, Grid, Paragraph
-from umscale.store import FINAL
-from umscale.words import count, duration, percent
+from umscale.report.evidence import Evidence
+from umscale.results.budgets import budget_rows
+from umscale.results.table import Table, levels, numeric, text
+from umscale.say.blocks import Block, Bullets, Fold, Grid, Paragraph
+from umscale.say.estimates import counted, fixed, listed, significant
+from umscale.say.labels import COMPENSATION_WORDS, STAGE_WORDS
+from umscale.say.numbers import count, duration, percent
+from umscale.store.store import FINAL
 
 _QUANTITIES: Mapping[str, str] = {
     "architecture": "architecture",

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from umscale.laws.table import levels, numeric, text
 from umscale.report.design import statuses
 from umscale.report.evidence import Evidence
-from umscale.report.numbers import listed
+from umscale.results.table import levels, numeric, text
+from umscale.say.basis import basis
+from umscale.say.estimates import listed
+from umscale.say.numbers import count
 from umscale.spec import read_run
-from umscale.words import count
 
 _FEW_SEEDS = 5
 
@@ -22,6 +23,7 @@ def limits(evidence: Evidence) -> list[str]:
         *_rates(evidence),
         *_seeds(evidence),
         *_gaps(evidence),
+        *basis(evidence.store, evidence.table),
     ]
 
 
@@ -44,15 +46,7 @@ def _scale(evidence: Evidence) -> list[str]:
     ]
     if len(set(numeric(table, "budget").tolist())) == 1:
         said.append("There is one token budget: how effects change with training is not measured.")
-    if evidence.question == "density-over-size":
-        said.append(
-            "A verdict holds at the centre of the grid, where the law is read. Elsewhere in it, see the map; "
-            "outside it, nothing is known."
-        )
-        beyond = dict.fromkeys(
-            p for v in (evidence.laws.verdicts if evidence.laws else ()) for p in v.extrapolated
-        )
-        said += [f"A contrast reaches outside what was measured: {words}." for words in beyond]
+    said += evidence.answer.limits() if evidence.answer else []
     return said
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umscale.accounting import memory_access_bytes
@@ -17,7 +18,7 @@ from umscale.design.study import Cell, Study, expand
 from umscale.errors import UserError
 from umscale.search.settings import MEASURED, Range, Settings, access_batch
 from umscale.spec import RunSpec
-from umscale.store import Store
+from umscale.store.store import Store
 from umscale.urls import redact
 
 if TYPE_CHECKING:
@@ -250,7 +251,8 @@ def _value(run: RunSpec, name: str) -> Any:
 def open_storage(store: Store, storage: str | None) -> "optuna.storages.BaseStorage":
     """The store's own journal, or any Optuna RDB by URL; raises ``UserError`` when it cannot be opened."""
     from optuna import storages
-    from optuna.storages.journal import JournalFileBackend
+
+    from umscale.search.journal import Journal
 
     if storage is None and not store.is_folder:
         raise UserError(
@@ -259,14 +261,11 @@ def open_storage(store: Store, storage: str | None) -> "optuna.storages.BaseStor
         )
     with quiet():
         try:
-            if storage is None:
-                path = store.root / JOURNAL
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                return storages.JournalStorage(JournalFileBackend(str(path)))
-            if "://" not in storage:
-                return storages.JournalStorage(JournalFileBackend(storage))
+            if storage is None or "://" not in storage:
+                return storages.JournalStorage(Journal(Path(storage or store.root / JOURNAL)))
             return storages.RDBStorage(storage)
+        except UserError:
+            raise
         except Exception as error:  # a driver's own exceptions, of any package
             raise _unopened(storage, error) from None
 

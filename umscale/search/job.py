@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from umscale.design.study import Cell, parse
 from umscale.errors import UserError
+from umscale.execute.job import Kinds
 from umscale.execute.running import STORAGE_VARIABLE, Reporter, train_one
-from umscale.optim import Schedule
 from umscale.search.bridge import Bridge, quiet
 from umscale.search.settings import parse_settings
 from umscale.spec import RunSpec
-from umscale.store import Store
+from umscale.store.store import Store
+from umscale.training.optimiser import Schedule
+from umscale.training.record import spec_row
 
 if TYPE_CHECKING:
     import optuna
 
-    from umscale.train import Outcome, Progress
+    from umscale.training.run import Outcome, Progress
 
 POINTS = 20
 """Reports a run makes along its trunk, at equal distances."""
 WAIT_SECONDS = 1.0
 UNCLAIMED_SECONDS = 30.0  # between asking for a trial and claiming its run
+SAME_AS = "same_as"
+"""User attribute of a trial that asked for a model again: the trial that had it first. It counts as any other."""
 VOID = "void"
 """User attribute of trials that do not count: interrupted ones, which were asked for again, and those too many."""
 
@@ -83,7 +87,9 @@ class SearchJob:
         runs = {run.run_id: run for run in store.specs("running")}
         with store.claim(run_id) as mine:
             if mine and run_id in runs:
-                store.write_run(runs[run_id], str(self.study["name"]), status="failed", reason=reason)
+                store.write_run(
+                    spec_row(runs[run_id]), str(self.study["name"]), status="failed", reason=reason
+                )
 
     def to_tree(self) -> dict[str, Any]:
         """The job as JSON."""
@@ -99,7 +105,7 @@ class SearchJob:
     def from_tree(cls, tree: Mapping[str, Any]) -> "SearchJob":
         """Read what ``to_tree`` gave."""
         return cls(
-            study=tree["study"],
+            study=dict(tree["study"]),
             precision=str(tree["precision"]),
             n_trials=int(tree["n_trials"]),
             n_workers=int(tree["n_workers"]),
@@ -161,14 +167,18 @@ def _do(
     """Bring one trial to its end."""
     from optuna.trial import TrialState
 
-    def tell(state: Any, reason: str = "", values: "list[float] | None" = None) -> None:
+    def tell(
+        state: Any, reason: str = "", values: "list[float] | None" = None, same_as: int | None = None
+    ) -> None:
         if reason:
             trial.set_user_attr("reason", reason)
+        if same_as is not None:
+            trial.set_user_attr(SAME_AS, same_as)
         with quiet():
             study.tell(trial, values, state, skip_if_finished=True)
         report(
             "trial", number=trial.number, state=state.name.lower(), reason=reason, values=values,
-            label=trial.user_attrs.get("label", ""),
+            label=trial.user_attrs.get("label", ""), same_as=same_as,
         )  # fmt: skip
 
     try:
@@ -216,7 +226,7 @@ def _train(
     store, name = bridge.store, bridge.study.name
     values = bridge.values(run)
     if values is not None:
-        tell(TrialState.COMPLETE, values=values)
+        tell(TrialState.COMPLETE, values=values, same_as=_earlier(study, trial.number, run.run_id))
         return
     status = store.status(run.run_id)
     if status in ("diverged", "failed"):
@@ -230,7 +240,7 @@ def _train(
         tell(TrialState.PRUNED, f"diverged: {outcome.reason}")
     elif watch.pruned:
         reason = f"pruned by {bridge.settings.pruner} at {watch.point}"
-        store.write_run(run, name, status="pruned", reason=reason)
+        store.write_run(spec_row(run), name, status="pruned", reason=reason)
         report("end", run=run.run_id, status="pruned", reason=reason)
         tell(TrialState.PRUNED, reason)
     elif report.stopping:  # its checkpoint is kept: the trial that repeats it goes on from there
@@ -238,6 +248,12 @@ def _train(
         study.enqueue_trial(trial.params, user_attrs={"repeats": trial.number})
     else:
         tell(TrialState.FAIL, "failed")
+
+
+def _earlier(study: "optuna.Study", number: int, run_id: str) -> int | None:
+    """Return the first trial before ``number`` that has this run; None if the store had it from elsewhere."""
+    same = [t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get("run_id") == run_id]
+    return next((n for n in same if n < number), None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -290,3 +306,7 @@ class TrialWatch:
     @property
     def _single(self) -> bool:
         return len(self.bridge.settings.objectives) == 1
+
+
+JOBS: Kinds = {SearchJob.kind: SearchJob.from_tree}
+"""What a worker of a search reads."""

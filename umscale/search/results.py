@@ -25,6 +25,8 @@ class TrialRow:
     values: tuple[float, ...] | None
     run_id: str | None
     label: str
+    same_as: int | None
+    """The earlier trial whose model it asked for again, so that nothing was trained."""
     best: bool
     """On the Pareto front of feasible trials; with one objective, the least."""
 
@@ -45,6 +47,11 @@ class Found:
         front = {row.run_id: row for row in self.trials if row.best}
         return tuple(sorted(front.values(), key=lambda row: row.values or ()))
 
+    @property
+    def repeated(self) -> int:
+        """Trials that asked for a model that an earlier one had."""
+        return sum(row.same_as is not None for row in self.trials)
+
     def count(self, state: str) -> int:
         """Trials in a state."""
         return sum(row.state == state for row in self.trials)
@@ -54,7 +61,7 @@ def summarise(bridge: Bridge, study: "optuna.Study") -> Found:
     """Read a search out of its storage."""
     from optuna.trial import TrialState
 
-    from umscale.search.job import VOID
+    from umscale.search.job import SAME_AS, VOID
 
     trials = [
         t
@@ -74,6 +81,7 @@ def summarise(bridge: Bridge, study: "optuna.Study") -> Found:
             values=tuple(t.values) if t.state == TrialState.COMPLETE else None,
             run_id=t.user_attrs.get("run_id"),
             label=t.user_attrs.get("label", ""),
+            same_as=t.user_attrs.get(SAME_AS),
             best=t.number in front,
         )
         for t in trials

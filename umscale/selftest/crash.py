@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umscale.claims import Claim
 from umscale.processes import start_time
 from umscale.selftest.instrument import CLOCK_VARIABLE, FILE_VARIABLE, STEPS_VARIABLE
 from umscale.selftest.nursery import Child, alive, open_nursery, spawn
 from umscale.selftest.steps import read_logs, repetitions
-from umscale.store import FINAL, RUN_TABLES, Store
+from umscale.store.leases import Claim
+from umscale.store.store import FINAL, RUN_TABLES, Store
 
 WORKERS = 2
 N_RUNS = 4
@@ -72,7 +72,18 @@ checkpoint_seconds = {CHECKPOINT_SECONDS}
 precision = "float32"
 """
 
-_NOT_RESULTS = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+_NOT_RESULTS = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 """Columns that say how a result came about."""
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -44,16 +44,15 @@ def _default_to(name: str, now: "object") -> None:
 
 def _log_steps(folder: Path) -> None:
     """Append a line per step: run, phase, step, CPU seconds of this process, seconds on the machine's clock."""
-    from umscale.train import Run
+    from umscale.training.run import Run
 
     name = f"{os.getpid()}-{secrets.token_hex(4)}.log"
     target = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-    plain = Run.train_step
+    plain = Run.launch_step
 
-    def train_step(self: Run) -> float:
-        loss = plain(self)
+    def launch_step(self: Run) -> None:
+        plain(self)
         now = f"{time.process_time():.6f} {time.monotonic():.6f}"
         os.write(target, f"{self.spec.run_id} {self._phase} {self.step} {now}\n".encode())
-        return loss
 
-    Run.train_step = train_step  # type: ignore[method-assign]
+    Run.launch_step = launch_step  # type: ignore[method-assign]

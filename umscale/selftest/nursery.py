@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from umscale.execute.executor import python_path
+from umscale.processes import python_command
 from umscale.selftest.instrument import instrument
 
 START_SECONDS = 300.0
 LONGEST_MESSAGE = 1 << 17
 MODULES = ("umscale.execute.worker", "umscale.selftest.sweep")
 _BEFOREHAND = (
-    *MODULES, "torch._dynamo", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local", "umscale.execute.plan",
-    "umscale.train",
+    *MODULES, "torch._dynamo", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local",
+    "umscale.execute.workload", "umscale.training.run",
 )  # fmt: skip
 """No threads are started by importing these, so forking is safe."""
 
@@ -171,7 +172,7 @@ class Child:
 
 def open_nursery(address: Path) -> "subprocess.Popen[bytes]":
     """Start a nursery and wait until it serves; closing its stdin ends it."""
-    command = [sys.executable, "-m", "umscale.selftest.nursery", str(address)]
+    command = python_command("umscale.selftest.nursery", str(address))
     environment = dict(os.environ) | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     nursery = subprocess.Popen(
         command,

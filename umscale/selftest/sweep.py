@@ -18,15 +18,15 @@ class ForkedExecutor(LocalExecutor):
     address: Path
 
     def _launch(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[str]) -> Process:
-        _, _, module, *arguments = command
+        module, *arguments = command[command.index("-m") + 1 :]
         return nursery.spawn(self.address, module, arguments, environment, errors, hear=True)
 
 
 def main(arguments: list[str]) -> int:
     """Run the sweep STORE STUDY WORKERS NURSERY to its end; returns the exit code."""
     from umscale.design.study import expand, load_study
-    from umscale.execute.plan import make_plan
-    from umscale.store import Store
+    from umscale.execute.workload import make_plan
+    from umscale.store.store import Store
 
     def stop(signum: int, frame: object) -> None:
         raise KeyboardInterrupt

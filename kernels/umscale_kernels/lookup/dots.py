@@ -42,8 +42,8 @@ class _RowDots(torch.autograd.Function):
         ctx.save_for_backward(p, rows, read)
         ctx.options = sparse_grad, backend, table.dtype
         unused, weights = p.new_empty(0), p.new_zeros(*rows.shape, 1)
-        inputs = (p, unused, weights, unused, rows, None, read, "none")
-        return _lookup_backward(*inputs, False, "auto", backend)[1].squeeze(-1)
+        inputs = (p, unused, weights, unused, rows, None, None, read, "none")
+        return _lookup_backward(*inputs, False, "sorted", backend)[1].squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, d_z: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,12 +53,13 @@ class _RowDots(torch.autograd.Function):
         d_p = d_table = None
         if ctx.needs_input_grad[0]:
             tables = (None, read, None, read)
-            d_p = _lookup(unused, weights, rows, *tables, "none", False, "auto", backend)[0].to(p.dtype)
+            options = (1, "none", False, "sorted", backend)
+            d_p = _lookup(unused, weights, rows, None, *tables, *options)[0].to(p.dtype)
         if ctx.needs_input_grad[2]:
-            inputs = (p, unused, weights, unused, rows, None, read, "none")
+            inputs = (p, unused, weights, unused, rows, None, None, read, "none")
             if sparse_grad:
                 _, _, distinct, _, gradients = _lookup_row_gradients(*inputs, backend)
                 d_table = _row_sparse(distinct, gradients.to(dtype), read.shape[0])
             else:
-                d_table = _lookup_backward(*inputs, True, "auto", backend)[3].to(dtype)
+                d_table = _lookup_backward(*inputs, True, "sorted", backend)[3].to(dtype)
         return d_p, None, d_table, None, None, None

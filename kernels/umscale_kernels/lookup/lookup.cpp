@@ -4,24 +4,23 @@
 //   g_qk = <do[slice q], V[R_k][slice q]>       ds_qk = h_k g_qk        dz_k = act'(z_k) sum_q s_qk g_qk
 //   dp = sum_k dz_k P[R_k]       dP[R] = sum_{lookups of R} dz p        dV[R][slice q] = sum s_q h do[slice q]
 //
+// o has E rows a token where virtual blocks are summed apart; slots[l] is then the row that lookup l adds to.
+//
 // The token pass computes z, o, ds, dz, dp. The row pass visits the lookups of each row in ascending order (stable
 // radix sort), so a table gradient is one fixed sum whatever the number of threads.
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "../vector.h"
 
 namespace {
 
-constexpr int L = 8;  // lanes
-typedef float vf __attribute__((vector_size(4 * L)));
 typedef uint16_t vh __attribute__((vector_size(2 * L)));
 typedef uint32_t vu __attribute__((vector_size(4 * L)));
 
 struct bf16 { uint16_t bits; };
 
-inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 inline vf load(const bf16* p) {
   vh x;
   std::memcpy(&x, p, sizeof x);
@@ -34,8 +33,6 @@ inline float at(const bf16* p) {
   std::memcpy(&f, &x, 4);
   return f;
 }
-inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
-inline float sum_of(vf x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
 
 template <typename Row>
 inline float dot(const float* x, const Row* y, int n) {
@@ -52,7 +49,7 @@ inline float dot(const float* x, const Row* y, int n) {
 }
 
 // out[i .. i + W * L) = sum_k weight[k * stride] * row(k)[i ..), accumulated in registers.
-template <int W, typename Row, typename RowOf>
+template <int W, typename Row, bool ADD, typename RowOf>
 inline void bag_block(int count, const float* weight, int stride, const RowOf& row_of, int i, float* out) {
   vf acc[W] = {};
   for (int k = 0; k < count; ++k) {
@@ -60,27 +57,53 @@ inline void bag_block(int count, const float* weight, int stride, const RowOf& r
     const float w = weight[k * stride];
     for (int b = 0; b < W; ++b) acc[b] += load(row + b * L) * w;
   }
-  for (int b = 0; b < W; ++b) store(out + i + b * L, acc[b]);
+  for (int b = 0; b < W; ++b) store(out + i + b * L, ADD ? load(out + i + b * L) + acc[b] : acc[b]);
 }
 
-// out[begin .. end) = sum_k weight[k * stride] * row(k)[begin .. end)
-template <typename Row, typename RowOf>
+// out[begin .. end) = sum_k weight[k * stride] * row(k)[begin .. end), or += it
+template <typename Row, bool ADD = false, typename RowOf>
 inline void bag(int count, const float* weight, int stride, const RowOf& row_of, int begin, int end, float* out) {
   int i = begin;
-  for (; i + 8 * L <= end; i += 8 * L) bag_block<8, Row>(count, weight, stride, row_of, i, out);
-  if (i + 4 * L <= end) bag_block<4, Row>(count, weight, stride, row_of, i, out), i += 4 * L;
-  if (i + 2 * L <= end) bag_block<2, Row>(count, weight, stride, row_of, i, out), i += 2 * L;
-  if (i + L <= end) bag_block<1, Row>(count, weight, stride, row_of, i, out), i += L;
+  for (; i + 8 * L <= end; i += 8 * L) bag_block<8, Row, ADD>(count, weight, stride, row_of, i, out);
+  if (i + 4 * L <= end) bag_block<4, Row, ADD>(count, weight, stride, row_of, i, out), i += 4 * L;
+  if (i + 2 * L <= end) bag_block<2, Row, ADD>(count, weight, stride, row_of, i, out), i += 2 * L;
+  if (i + L <= end) bag_block<1, Row, ADD>(count, weight, stride, row_of, i, out), i += L;
   for (; i < end; ++i) {
     float sum = 0.0f;
     for (int k = 0; k < count; ++k) sum += weight[k * stride] * at(row_of(k) + i);
-    out[i] = sum;
+    out[i] = ADD ? out[i] + sum : sum;
   }
+}
+
+// The W vectors of a row at once, the first W / C of them weighted by core 0, and so on.
+template <int W, int C, typename Row, bool ADD, typename RowOf>
+inline void bag_row(int count, const float* weight, int by_lookup, int by_core, const RowOf& row_of, float* out) {
+  vf acc[W] = {};
+  for (int k = 0; k < count; ++k) {
+    const Row* row = row_of(k);
+    const float* w = weight + k * by_lookup;
+    for (int b = 0; b < W; ++b) acc[b] += load(row + b * L) * w[b * C / W * by_core];
+  }
+  for (int b = 0; b < W; ++b) store(out + b * L, ADD ? load(out + b * L) + acc[b] : acc[b]);
+}
+
+// out[slice q] = sum_k weight[k * by_lookup + q * by_core] * row(k)[slice q] of `cores` slices, or += it.
+template <typename Row, bool ADD = false, typename RowOf>
+inline void bags(int count, const float* weight, int by_lookup, int by_core, const RowOf& row_of, int cores, int width,
+                 float* out) {
+  if (cores == 1 && width == 2 * L) return bag_row<2, 1, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 1 && width == 4 * L) return bag_row<4, 1, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 2 * L) return bag_row<2, 2, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 4 * L) return bag_row<4, 2, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 8 * L) return bag_row<8, 2, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
+  const int slice = width / cores;
+  for (int q = 0; q < cores; ++q)
+    bag<Row, ADD>(count, weight + q * by_core, by_lookup, row_of, q * slice, (q + 1) * slice, out);
 }
 
 struct Shape {
   int64_t T, N;
-  int m, c, Dp, Dv;  // Dp = 0: no pre-values, h = 1
+  int m, c, E, Dp, Dv;  // Dp = 0: no pre-values, h = 1
   bool gelu;
 };
 
@@ -99,16 +122,22 @@ inline void prefetch(const Row* row, int width) {
 }
 
 template <typename Row>
-void forward(const Shape& d, const float* p, const float* s, const int64_t* rows, const Row* P, const Row* V,
-             int threads, float* o, float* z) {
-  const int slice = d.Dv / d.c;
+void forward(const Shape& d, const float* p, const float* s, const int64_t* rows, const int64_t* slots, const Row* P,
+             const Row* V, int threads, float* o, float* z) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     std::vector<float> weight(size_t(d.m) * d.c);
+    std::vector<int64_t> row(d.m);           // of the token's lookups, by block
+    std::vector<int> place(d.m), end(d.E);   // of lookup k among them; where each block ends
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < d.T; ++t) {
       const int64_t* R = rows + t * d.m;
       const float* st = s + t * d.m * d.c;
+      std::fill(end.begin(), end.end(), 0);
+      const auto block_of = [&](int k) { return slots ? int(slots[t * d.m + k] - t * d.E) : 0; };
+      for (int k = 0; k < d.m; ++k) ++end[block_of(k)];
+      for (int e = 0, sum = 0; e < d.E; ++e) sum += end[e], end[e] = sum - end[e];  // where it begins
+      for (int k = 0; k < d.m; ++k) row[place[k] = end[block_of(k)]++] = R[k];
       for (int k = 0; k < d.m; ++k) {
         float h = 1.0f;
         prefetch(V + R[k] * d.Dv, d.Dv);
@@ -116,11 +145,13 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
           if (t * d.m + k + AHEAD < d.T * d.m) prefetch(P + R[k + AHEAD] * d.Dp, d.Dp);
           h = act(d, z[t * d.m + k] = dot(p + t * d.Dp, P + R[k] * d.Dp, d.Dp));
         }
-        for (int q = 0; q < d.c; ++q) weight[q * d.m + k] = st[k * d.c + q] * h;
+        for (int q = 0; q < d.c; ++q) weight[q * d.m + place[k]] = st[k * d.c + q] * h;
       }
-      const auto row_of = [&](int k) { return V + R[k] * d.Dv; };
-      for (int q = 0; q < d.c; ++q)
-        bag<Row>(d.m, &weight[q * d.m], 1, row_of, q * slice, (q + 1) * slice, o + t * d.Dv);
+      for (int e = 0; e < d.E; ++e) {
+        const int first = e ? end[e - 1] : 0;
+        const auto row_of = [&](int k) { return V + row[first + k] * d.Dv; };
+        bags<Row>(end[e] - first, weight.data() + first, 1, d.m, row_of, d.c, d.Dv, o + (t * d.E + e) * d.Dv);
+      }
     }
   }
 }
@@ -128,7 +159,7 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
 // ds, dp, and per lookup what the row pass needs: weight[.., q] = s_q h and dz.
 template <typename Row>
 void token_pass(const Shape& d, const float* d_o, const float* s, const float* z, const int64_t* rows,
-                const Row* P, const Row* V, int threads, float* dp, float* ds, float* weight, float* dz) {
+                const int64_t* slots, const Row* P, const Row* V, int threads, float* dp, float* ds, float* weight, float* dz) {
   const int slice = d.Dv / d.c;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < d.T; ++t) {
@@ -140,8 +171,9 @@ void token_pass(const Shape& d, const float* d_o, const float* s, const float* z
       float dzk = 0.0f;
       if (l + AHEAD < d.T * d.m) prefetch(V + R[k + AHEAD] * d.Dv, d.Dv);
       if (d.Dp > 0) prefetch(P + R[k] * d.Dp, d.Dp);
+      const float* d_ot = d_o + (slots ? slots[l] : t) * d.Dv;
       for (int q = 0; q < d.c; ++q) {
-        const float g = dot(d_o + t * d.Dv + q * slice, V + R[k] * d.Dv + q * slice, slice);
+        const float g = dot(d_ot + q * slice, V + R[k] * d.Dv + q * slice, slice);
         const float sq = s[l * d.c + q];
         ds[l * d.c + q] = h * g;
         weight[l * d.c + q] = h * sq;
@@ -151,7 +183,7 @@ void token_pass(const Shape& d, const float* d_o, const float* s, const float* z
     }
     if (d.Dp > 0) {
       const auto row_of = [&](int k) { return P + R[k] * d.Dp; };
-      bag<Row>(d.m, dz + first, 1, row_of, 0, d.Dp, dp + t * d.Dp);
+      bags<Row>(d.m, dz + first, 1, 0, row_of, 1, d.Dp, dp + t * d.Dp);
     }
   }
 }
@@ -193,14 +225,17 @@ int bits_of(uint64_t n) {
   return bits;
 }
 
-// Gradients of every row (dense, those not read are 0) or of the distinct rows.
+enum Tables { NONE, ROWS, DENSE, ADD };  // which table gradients: none, of the distinct rows, of all, added to those
+
+// Gradients of every row (DENSE, those not read are 0), or of the distinct rows, in their order or added in place.
 void row_pass(const Shape& d, const float* d_o, const float* p, const float* weight, const float* dz,
-              const Segments& segments, bool dense, int threads, float* dP, float* dV) {
-  const int slice = d.Dv / d.c;
+              const int64_t* slots, const Segments& segments, Tables tables, int threads, float* dP, float* dV) {
+  const bool dense = tables == DENSE;
+  const double a_token = 1.0 / d.m;
   const int64_t outputs = dense ? d.N : segments.count, block = 256;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    std::vector<int64_t> token;
+    std::vector<int64_t> token, slot;
     std::vector<float> w, wz;
 #pragma omp for schedule(dynamic)
     for (int64_t first = 0; first < outputs; first += block) {
@@ -208,20 +243,25 @@ void row_pass(const Shape& d, const float* d_o, const float* p, const float* wei
       int64_t u = dense ? std::lower_bound(segments.distinct, end, first) - segments.distinct : first;
       for (int64_t r = first; r < std::min(outputs, first + block); ++r) {
         const bool is_read = !dense || (u < segments.count && segments.distinct[u] == r);
+        const int64_t out = tables == ADD ? segments.distinct[u] : r;
         const int count = is_read ? int(segments.start[u + 1] - segments.start[u]) : 0;
         const int64_t* l = is_read ? segments.order + segments.start[u++] : nullptr;
-        if (int(token.size()) < count) token.resize(count), wz.resize(count), w.resize(size_t(count) * d.c);
+        if (int(token.size()) < count)
+          token.resize(count), slot.resize(count), wz.resize(count), w.resize(size_t(count) * d.c);
         for (int k = 0; k < count; ++k) {
-          token[k] = l[k] / d.m;
+          token[k] = int64_t((double(l[k]) + 0.5) * a_token);  // l / m: exact below 2^51
+          slot[k] = slots ? slots[l[k]] : token[k];
           for (int q = 0; q < d.c; ++q) w[k * d.c + q] = weight[l[k] * d.c + q];
           if (d.Dp > 0) wz[k] = dz[l[k]];
         }
-        const auto out_row = [&](int k) { return d_o + token[k] * d.Dv; };
-        for (int q = 0; q < d.c; ++q)
-          bag<float>(count, w.data() + q, d.c, out_row, q * slice, (q + 1) * slice, dV + r * d.Dv);
-        if (d.Dp > 0) {
-          const auto in_row = [&](int k) { return p + token[k] * d.Dp; };
-          bag<float>(count, wz.data(), 1, in_row, 0, d.Dp, dP + r * d.Dp);
+        const auto out_row = [&](int k) { return d_o + slot[k] * d.Dv; };
+        const auto in_row = [&](int k) { return p + token[k] * d.Dp; };
+        if (tables == ADD) {
+          bags<float, true>(count, w.data(), d.c, 1, out_row, d.c, d.Dv, dV + out * d.Dv);
+          if (d.Dp > 0) bags<float, true>(count, wz.data(), 1, 0, in_row, 1, d.Dp, dP + out * d.Dp);
+        } else {
+          bags<float>(count, w.data(), d.c, 1, out_row, d.c, d.Dv, dV + out * d.Dv);
+          if (d.Dp > 0) bags<float>(count, wz.data(), 1, 0, in_row, 1, d.Dp, dP + out * d.Dp);
         }
       }
     }
@@ -230,25 +270,28 @@ void row_pass(const Shape& d, const float* d_o, const float* p, const float* wei
 
 template <typename Row>
 void backward(const Shape& d, const float* d_o, const float* p, const float* s, const float* z, const int64_t* rows,
-              const Row* P, const Row* V, int threads, float* dp, float* ds, const Segments& segments, bool dense,
-              float* dP, float* dV) {
+              const int64_t* slots, const Row* P, const Row* V, int threads, float* dp, float* ds,
+              const Segments& segments, Tables tables, float* dP, float* dV) {
   std::vector<float> weight(size_t(d.T) * d.m * d.c), dz(d.Dp > 0 ? size_t(d.T) * d.m : 0);
-  token_pass<Row>(d, d_o, s, z, rows, P, V, threads, dp, ds, weight.data(), dz.data());
-  if (dV) row_pass(d, d_o, p, weight.data(), dz.data(), segments, dense, threads, dP, dV);
+  token_pass<Row>(d, d_o, s, z, rows, slots, P, V, threads, dp, ds, weight.data(), dz.data());
+  if (tables != NONE) row_pass(d, d_o, p, weight.data(), dz.data(), slots, segments, tables, threads, dP, dV);
 }
 
 }  // namespace
 
-// Returns 1 when a row is outside [0, N).
-extern "C" int umscale_lookup(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv, int gelu,
-                              const float* p, const float* s, const int64_t* rows, const void* P, const void* V,
-                              int threads, float* o, float* z) {
+// Returns 1 when a row is outside [0, N). `slots` is null for E = 1.
+extern "C" int umscale_lookup(int bf16_tables, int64_t T, int64_t N, int m, int c, int E, int Dp, int Dv, int gelu,
+                              const float* p, const float* s, const int64_t* rows, const int64_t* slots,
+                              const void* P, const void* V, int threads, float* o, float* z) {
   int64_t lowest = 0, highest = 0;
   for (int64_t l = 0; l < T * m; ++l) lowest = std::min(lowest, rows[l]), highest = std::max(highest, rows[l]);
   if (lowest < 0 || highest >= N) return 1;
-  const Shape d{T, N, m, c, Dp, Dv, gelu != 0};
-  if (bf16_tables) forward(d, p, s, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, o, z);
-  else forward(d, p, s, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, o, z);
+  const Shape d{T, N, m, c, E, Dp, Dv, gelu != 0};
+  const auto run = [&](auto type) {
+    using Row = decltype(type);
+    forward(d, p, s, rows, slots, static_cast<const Row*>(P), static_cast<const Row*>(V), threads, o, z);
+  };
+  bf16_tables ? run(bf16{}) : run(float{});
   return 0;
 }
 
@@ -275,19 +318,20 @@ extern "C" int umscale_lookup_sort(int64_t lookups, int64_t N, const int64_t* ro
   return 0;
 }
 
-// dP, dV (fp32, overwritten) are left out when dV is null.
-extern "C" int umscale_lookup_backward(int bf16_tables, int64_t T, int64_t N, int m, int c, int Dp, int Dv, int gelu,
-                                       const float* d_o, const float* p, const float* s, const float* z,
-                                       const int64_t* rows, const void* P, const void* V, int threads, float* dp,
-                                       float* ds, const int64_t* distinct, const int64_t* order, const int64_t* start,
-                                       int64_t count, int dense, float* dP, float* dV) {
-  const Shape d{T, N, m, c, Dp, Dv, gelu != 0};
+// `tables` is one of Tables; dP and dV are fp32.
+extern "C" int umscale_lookup_backward(int bf16_tables, int64_t T, int64_t N, int m, int c, int E, int Dp, int Dv,
+                                       int gelu, const float* d_o, const float* p, const float* s, const float* z,
+                                       const int64_t* rows, const int64_t* slots, const void* P, const void* V,
+                                       int threads, float* dp, float* ds, const int64_t* distinct,
+                                       const int64_t* order, const int64_t* start, int64_t count, int tables,
+                                       float* dP, float* dV) {
+  const Shape d{T, N, m, c, E, Dp, Dv, gelu != 0};
   const Segments segments{distinct, order, start, count};
-  if (bf16_tables)
-    backward(d, d_o, p, s, z, rows, static_cast<const bf16*>(P), static_cast<const bf16*>(V), threads, dp, ds, segments,
-             dense != 0, dP, dV);
-  else
-    backward(d, d_o, p, s, z, rows, static_cast<const float*>(P), static_cast<const float*>(V), threads, dp, ds,
-             segments, dense != 0, dP, dV);
+  const auto run = [&](auto type) {
+    using Row = decltype(type);
+    backward(d, d_o, p, s, z, rows, slots, static_cast<const Row*>(P), static_cast<const Row*>(V), threads, dp, ds,
+             segments, Tables(tables), dP, dV);
+  };
+  bf16_tables ? run(bf16{}) : run(float{});
   return 0;
 }

@@ -11,13 +11,15 @@ def lookup(
     p: Tensor | None,
     s: Tensor,
     rows: Tensor,
+    slots: Tensor | None,
+    n_blocks: int,
     pre_values: Tensor | None,
     values: Tensor,
     activation: str = "none",
     sparse_grad: bool = False,
     source: tuple[Tensor | None, Tensor] | None = None,
 ) -> Tensor:
-    """See `umscale_kernels.lookup.lookup`; `source` are the tables that are read."""
+    """See `umscale_kernels.lookup.lookup`; `source` are the tables read, `slots` [T, m] rows of o [T n_blocks, Dv]."""
     rows = rows.long()
     read_pre_values, read_values = (pre_values, values) if source is None else source
     dtype = torch.float64 if read_values.dtype == torch.float64 else torch.float32
@@ -28,7 +30,11 @@ def lookup(
         weight_TxMxC = weight_TxMxC * (F.gelu(z_TxM) if activation == "gelu" else z_TxM).unsqueeze(-1)
     values_TxMxD = _gather(values, read_values, rows, dtype, sparse_grad)
     values_TxMxCxD = values_TxMxD.unflatten(-1, (s.shape[-1], -1))
-    return torch.einsum("tmc,tmcd->tcd", weight_TxMxC, values_TxMxCxD).flatten(1)
+    if slots is None:
+        return torch.einsum("tmc,tmcd->tcd", weight_TxMxC, values_TxMxCxD).flatten(1)
+    weighted_TxMxD = (weight_TxMxC.unsqueeze(-1) * values_TxMxCxD).flatten(2)
+    o = weighted_TxMxD.new_zeros(s.shape[0] * n_blocks, values.shape[1])
+    return o.index_add(0, slots.flatten(), weighted_TxMxD.flatten(0, 1)).view(s.shape[0], -1)
 
 
 def _gather(table: Tensor, read: Tensor, rows: Tensor, dtype: torch.dtype, sparse_grad: bool) -> Tensor:

@@ -45,6 +45,8 @@ def lookup_traffic_bytes(
     forward = gathered + by_token + ids + scores + z
 
     gradient_rows = distinct_rows if sparse_grad else n_rows
+    if not sparse_grad and lookups < n_rows:  # zeros first, then the rows read
+        gradient_rows += distinct_rows
     sort = (
         ids + 4 * lookups + 4 * 2 * (4 + 8) * lookups
     )  # 4 radix passes over 32-bit keys and their 64-bit places

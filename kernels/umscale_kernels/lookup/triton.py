@@ -13,6 +13,9 @@ once. Rows read more than SPLIT times are summed in blocks of SPLIT sorted looku
 not keep one program busy while the others are done. dp is then a forward pass with P for values and dz for scores.
 "atomic" (and frozen tables): a program a token gathers its rows again; table gradients are fp32 atomic adds.
 
+Where there are fewer lookups than rows, programs belong to the distinct rows, of which there are at most as many as
+lookups (the host does not learn how many), not to all rows of the table, most of which would find nothing to sum.
+
 Table rows times their width exceed 32 bits: rows are 64-bit before they are multiplied.
 """
 
@@ -89,11 +92,14 @@ def _score_gradients(
 
 @triton.jit
 def _forward(
-    p_ptr: tl.tensor, s_ptr: tl.tensor, rows_ptr: tl.tensor, P_ptr: tl.tensor, V_ptr: tl.tensor, o_ptr: tl.tensor,
-    z_ptr: tl.tensor, M: tl.constexpr, C: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr,
+    p_ptr: tl.tensor, s_ptr: tl.tensor, rows_ptr: tl.tensor, slots_ptr: tl.tensor, P_ptr: tl.tensor, V_ptr: tl.tensor,
+    o_ptr: tl.tensor, z_ptr: tl.tensor, M: tl.constexpr, C: tl.constexpr, E: tl.constexpr, DP: tl.constexpr,
+    DV: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
+    """A program a token, or a token and block: it gathers the rows of that block alone."""
     t = tl.program_id(0).to(tl.int64)
+    slot = t * E + tl.program_id(1)
     dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)
     if DP > 0:
         p = tl.load(p_ptr + t * DP + dp, mask=dp < DP, other=0.0)
@@ -102,6 +108,8 @@ def _forward(
         k = first + tl.arange(0, BLOCK_M)
         live = k < M
         l = t * M + k
+        if E > 1:
+            live = live & (tl.load(slots_ptr + l, mask=live, other=-1) == slot)
         row = tl.load(rows_ptr + l, mask=live, other=0)
         V = _rows(V_ptr, row, live, DV, BLOCK_DV)  # in flight while the pre-values are summed
         h = tl.full([BLOCK_M], 1.0, tl.float32)
@@ -110,19 +118,20 @@ def _forward(
             tl.store(z_ptr + l, z, mask=live)
             h = _act(z, GELU)
         o += _weights(s_ptr, l, live, h, C, DV, BLOCK_M, BLOCK_DV) * V
-    tl.store(o_ptr + t * DV + dv, tl.sum(o, axis=0), mask=dv < DV)
+    tl.store(o_ptr + slot * DV + dv, tl.sum(o, axis=0), mask=dv < DV)
 
 
 @triton.jit
 def _token_backward(
-    do_ptr: tl.tensor, p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, rows_ptr: tl.tensor, P_ptr: tl.tensor,
-    V_ptr: tl.tensor, dp_ptr: tl.tensor, ds_ptr: tl.tensor, dP_ptr: tl.tensor, dV_ptr: tl.tensor, M: tl.constexpr,
-    C: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr, ATOMIC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr,
+    do_ptr: tl.tensor, p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, rows_ptr: tl.tensor, slots_ptr: tl.tensor,
+    P_ptr: tl.tensor, V_ptr: tl.tensor, dp_ptr: tl.tensor, ds_ptr: tl.tensor, dP_ptr: tl.tensor, dV_ptr: tl.tensor,
+    M: tl.constexpr, C: tl.constexpr, E: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr,
+    ATOMIC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)
-    do = tl.load(do_ptr + t * DV + dv, mask=dv < DV, other=0.0)
+    if E == 1:
+        do = tl.load(do_ptr + t * DV + dv, mask=dv < DV, other=0.0)[None, :]
     if DP > 0:
         p = tl.load(p_ptr + t * DP + dp, mask=dp < DP, other=0.0)
         d_p = tl.zeros([BLOCK_M, BLOCK_DP], tl.float32)
@@ -131,18 +140,20 @@ def _token_backward(
         live = k < M
         l = t * M + k
         row = tl.load(rows_ptr + l, mask=live, other=0).to(tl.int64)
+        if E > 1:
+            do = _rows(do_ptr, tl.load(slots_ptr + l, mask=live, other=0), live, DV, BLOCK_DV)
         V = _rows(V_ptr, row, live, DV, BLOCK_DV)
         h = tl.full([BLOCK_M], 1.0, tl.float32)
         if DP > 0:
             P = _rows(P_ptr, row, live, DP, BLOCK_DP)
             z = tl.load(z_ptr + l, mask=live, other=0.0)
             h = _act(z, GELU)
-        dz = _score_gradients(s_ptr, ds_ptr, l, live, h, V * do[None, :], C, DV, BLOCK_M, BLOCK_DV)
+        dz = _score_gradients(s_ptr, ds_ptr, l, live, h, V * do, C, DV, BLOCK_M, BLOCK_DV)
         if DP > 0:
             dz = _act_backward(dz, z, GELU)
             d_p += dz[:, None] * P
         if ATOMIC:
-            d_V = _weights(s_ptr, l, live, h, C, DV, BLOCK_M, BLOCK_DV) * do[None, :]
+            d_V = _weights(s_ptr, l, live, h, C, DV, BLOCK_M, BLOCK_DV) * do
             mask = live[:, None] & (dv < DV)[None, :]
             tl.atomic_add(dV_ptr + row[:, None] * DV + dv[None, :], d_V, mask=mask, sem="relaxed")
             if DP > 0:
@@ -154,11 +165,24 @@ def _token_backward(
 
 
 @triton.jit
+def _put(
+    ptr: tl.tensor, row: tl.tensor, x: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr, ADD: tl.constexpr
+) -> None:
+    """Store x [BLOCK_D] as a row of a [., D] array, or add it to that row, which no other program touches."""
+    d = tl.arange(0, BLOCK_D)
+    at = ptr + row.to(tl.int64) * D + d
+    if ADD:
+        x += tl.load(at, mask=d < D, other=0.0)
+    tl.store(at, x, mask=d < D)
+
+
+@triton.jit
 def _sum_segment(
-    begin: tl.tensor, end: tl.tensor, row: tl.tensor, order_ptr: tl.tensor, do_ptr: tl.tensor, p_ptr: tl.tensor,
-    s_ptr: tl.tensor, z_ptr: tl.tensor, V_ptr: tl.tensor, ds_ptr: tl.tensor, dz_ptr: tl.tensor, dP_ptr: tl.tensor,
-    dV_ptr: tl.tensor, out: tl.tensor, M: tl.constexpr, C: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr,
-    GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr,
+    begin: tl.tensor, end: tl.tensor, row: tl.tensor, order_ptr: tl.tensor, slots_ptr: tl.tensor, do_ptr: tl.tensor,
+    p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, V_ptr: tl.tensor, ds_ptr: tl.tensor, dz_ptr: tl.tensor,
+    dP_ptr: tl.tensor, dV_ptr: tl.tensor, out: tl.tensor, M: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
+    DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr,
+    BLOCK_DV: tl.constexpr, ADD: tl.constexpr,
 ) -> None:  # fmt: skip
     """ds and dz of the sorted lookups [begin, end), all of one table row; their sums go to dP[out], dV[out]."""
     dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)
@@ -171,7 +195,10 @@ def _sum_segment(
         i = first + tl.arange(0, BLOCK_M)
         live = i < end
         l = tl.load(order_ptr + i, mask=live, other=0)
-        do = _rows(do_ptr, l // M, live, DV, BLOCK_DV)
+        slot = l // M
+        if E > 1:
+            slot = tl.load(slots_ptr + l, mask=live, other=0)
+        do = _rows(do_ptr, slot, live, DV, BLOCK_DV)
         h = tl.full([BLOCK_M], 1.0, tl.float32)
         if DP > 0:
             p = _rows(p_ptr, l // M, live, DP, BLOCK_DP)
@@ -183,18 +210,18 @@ def _sum_segment(
             dz = _act_backward(dz, z, GELU)
             tl.store(dz_ptr + l, dz, mask=live)
             d_P += tl.sum(dz[:, None] * p, axis=0)
-    tl.store(dV_ptr + out * DV + dv, d_V, mask=dv < DV)
+    _put(dV_ptr, out, d_V, DV, BLOCK_DV, ADD)
     if DP > 0:
-        tl.store(dP_ptr + out * DP + dp, d_P, mask=dp < DP)
+        _put(dP_ptr, out, d_P, DP, BLOCK_DP, ADD)
 
 
 @triton.jit
 def _long_segments(
-    owner_ptr: tl.tensor, start_ptr: tl.tensor, rows_ptr: tl.tensor, order_ptr: tl.tensor, do_ptr: tl.tensor,
-    p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, V_ptr: tl.tensor, ds_ptr: tl.tensor, dz_ptr: tl.tensor,
-    partial_P_ptr: tl.tensor, partial_V_ptr: tl.tensor, M: tl.constexpr, C: tl.constexpr, DP: tl.constexpr,
-    DV: tl.constexpr, GELU: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
+    owner_ptr: tl.tensor, start_ptr: tl.tensor, rows_ptr: tl.tensor, order_ptr: tl.tensor, slots_ptr: tl.tensor,
+    do_ptr: tl.tensor, p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, V_ptr: tl.tensor, ds_ptr: tl.tensor,
+    dz_ptr: tl.tensor, partial_P_ptr: tl.tensor, partial_V_ptr: tl.tensor, M: tl.constexpr, C: tl.constexpr,
+    E: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr,
 ) -> None:  # fmt: skip
     """Partial sums [2 blocks, D]: the segments at the two ends of each block of SPLIT lookups, where those are long."""
     slot = tl.program_id(0).to(tl.int64)
@@ -205,28 +232,35 @@ def _long_segments(
     if (end - start > SPLIT) & (begins_here == (slot % 2 == 1)):  # else short, or the other end's as well
         begin = tl.maximum(start, block * SPLIT)
         _sum_segment(
-            begin, tl.minimum(end, (block + 1) * SPLIT), tl.load(rows_ptr + u), order_ptr, do_ptr, p_ptr, s_ptr,
-            z_ptr, V_ptr, ds_ptr, dz_ptr, partial_P_ptr, partial_V_ptr, slot, M, C, DP, DV, GELU, BLOCK_M,
-            BLOCK_DP, BLOCK_DV,
+            begin, tl.minimum(end, (block + 1) * SPLIT), tl.load(rows_ptr + u), order_ptr, slots_ptr, do_ptr, p_ptr,
+            s_ptr, z_ptr, V_ptr, ds_ptr, dz_ptr, partial_P_ptr, partial_V_ptr, slot, M, C, E, DP, DV, GELU, BLOCK_M,
+            BLOCK_DP, BLOCK_DV, False,
         )  # fmt: skip
 
 
 @triton.jit
 def _segments(
-    start_ptr: tl.tensor, rows_ptr: tl.tensor, order_ptr: tl.tensor, do_ptr: tl.tensor, p_ptr: tl.tensor,
-    s_ptr: tl.tensor, z_ptr: tl.tensor, V_ptr: tl.tensor, ds_ptr: tl.tensor, dz_ptr: tl.tensor,
+    start_ptr: tl.tensor, rows_ptr: tl.tensor, order_ptr: tl.tensor, slots_ptr: tl.tensor, do_ptr: tl.tensor,
+    p_ptr: tl.tensor, s_ptr: tl.tensor, z_ptr: tl.tensor, V_ptr: tl.tensor, ds_ptr: tl.tensor, dz_ptr: tl.tensor,
     partial_P_ptr: tl.tensor, partial_V_ptr: tl.tensor, dP_ptr: tl.tensor, dV_ptr: tl.tensor, M: tl.constexpr,
-    C: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr,
+    C: tl.constexpr, E: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, GELU: tl.constexpr, SPLIT: tl.constexpr,
+    IN_PLACE: tl.constexpr, ADD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_DP: tl.constexpr, BLOCK_DV: tl.constexpr,
 ) -> None:  # fmt: skip
-    """dP, dV of segment u (0 when empty): its lookups summed, or its partial sums when it is long."""
+    """dP, dV of segment u: its lookups summed, or its partial sums when it is long.
+
+    At row u, zeros for an empty segment; or, IN_PLACE, at the segment's own row, and nothing for an empty one.
+    """
     u = tl.program_id(0).to(tl.int64)
     start, end = tl.load(start_ptr + u), tl.load(start_ptr + u + 1)
+    out = u
+    if IN_PLACE:
+        out = tl.load(rows_ptr + u).to(tl.int64)
     if end - start <= SPLIT:
-        _sum_segment(
-            start, end, tl.load(rows_ptr + u), order_ptr, do_ptr, p_ptr, s_ptr, z_ptr, V_ptr, ds_ptr, dz_ptr,
-            dP_ptr, dV_ptr, u, M, C, DP, DV, GELU, BLOCK_M, BLOCK_DP, BLOCK_DV,
-        )  # fmt: skip
+        if (end > start) | (not IN_PLACE):
+            _sum_segment(
+                start, end, tl.load(rows_ptr + u), order_ptr, slots_ptr, do_ptr, p_ptr, s_ptr, z_ptr, V_ptr, ds_ptr,
+                dz_ptr, dP_ptr, dV_ptr, out, M, C, E, DP, DV, GELU, BLOCK_M, BLOCK_DP, BLOCK_DV, ADD,
+            )  # fmt: skip
     else:
         dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)
         d_V = tl.zeros([BLOCK_DV], tl.float32)
@@ -236,33 +270,28 @@ def _segments(
             d_V += tl.load(partial_V_ptr + slot * DV + dv, mask=dv < DV, other=0.0)
             if DP > 0:
                 d_P += tl.load(partial_P_ptr + slot * DP + dp, mask=dp < DP, other=0.0)
-        tl.store(dV_ptr + u * DV + dv, d_V, mask=dv < DV)
+        _put(dV_ptr, out, d_V, DV, BLOCK_DV, ADD)
         if DP > 0:
-            tl.store(dP_ptr + u * DP + dp, d_P, mask=dp < DP)
-
-
-def table_mode(backward: str, lookups: int, n_rows: int) -> str:
-    """How dense table gradients are formed: "dense" (sorted) or "atomic".
-
-    "auto" is atomic below one lookup per two table rows: most rows read are then read once, so adds do not meet, while
-    the sorted pass starts a program for every row of the table. Above, sorting moves a fraction of the bytes
-    (`traffic`). The threshold follows from these counts, not from timings.
-    """
-    if backward == "auto" and not torch.are_deterministic_algorithms_enabled():
-        return "atomic" if 2 * lookups < n_rows else "dense"
-    return "atomic" if backward == "atomic" else "dense"
+            _put(dP_ptr, out, d_P, DP, BLOCK_DP, ADD)
 
 
 def lookup(
-    p: Tensor, s: Tensor, rows: Tensor, pre_values: Tensor | None, values: Tensor, gelu: bool
+    p: Tensor,
+    s: Tensor,
+    rows: Tensor,
+    slots: Tensor | None,
+    n_blocks: int,
+    pre_values: Tensor | None,
+    values: Tensor,
+    gelu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(o [T, Dv], z [T, m]); z is empty without pre-values, and `p` is then ignored."""
+    """(o [T, n_blocks Dv], z [T, m]); z is empty without pre-values, and `p` is then ignored."""
     if rows.device.type == "cpu" and rows.numel() and not 0 <= rows.min() <= rows.max() < values.shape[0]:
         raise IndexError(f"lookup rows must lie in [0, {values.shape[0]})")
-    o = s.new_empty(s.shape[0], values.shape[1])
+    o = s.new_empty(s.shape[0], n_blocks * values.shape[1])
     z = s.new_empty(rows.shape if pre_values is not None else 0)
     with torch.cuda.device_of(s):
-        _run_forward(p, s, rows, pre_values, values, gelu, o, z)
+        _run_forward(p, s, rows, slots, pre_values, values, gelu, o, z)
     return o, z
 
 
@@ -272,19 +301,21 @@ def lookup_backward(
     s: Tensor,
     z: Tensor,
     rows: Tensor,
+    slots: Tensor | None,
     pre_values: Tensor | None,
     values: Tensor,
     gelu: bool,
     tables: str,
+    into: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dp, ds, distinct rows, dP, dV), float32; those that do not apply are empty.
 
-    `tables`: "none", "atomic" or "dense" (dP [N, Dp], dV [N, Dv]), or "rows" (of the U distinct rows read, ascending).
+    `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]), "rows" (of the U distinct rows read, ascending), "add" (to the
+    dense gradients `into`), or "atomic": dense, or to `into`, by atomic adds.
     """
     with torch.cuda.device_of(s):
-        if tables in ("none", "atomic"):
-            return _by_token(d_o, p, s, z, rows, pre_values, values, gelu, tables == "atomic")
-        return _by_row(d_o, p, s, z, rows, pre_values, values, gelu, tables == "dense")
+        inputs = (d_o, p, s, z, rows, slots, pre_values, values, gelu)
+        return (_by_token if tables in ("none", "atomic") else _by_row)(*inputs, tables, into)
 
 
 def _by_token(
@@ -293,17 +324,21 @@ def _by_token(
     s: Tensor,
     z: Tensor,
     rows: Tensor,
+    slots: Tensor | None,
     pre_values: Tensor | None,
     values: Tensor,
     gelu: bool,
-    atomic: bool,
+    tables: str,
+    into: tuple[Tensor | None, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    atomic = tables == "atomic"
     dp, ds = torch.empty_like(p), torch.empty_like(s)
-    dP = s.new_zeros(pre_values.shape if pre_values is not None and atomic else 0)
-    dV = s.new_zeros(values.shape if atomic else 0)
+    shapes = (pre_values.shape if pre_values is not None else 0, values.shape)
+    dP, dV = (s.new_zeros(shape if atomic and into is None else 0) for shape in shapes)
     if s.shape[0]:
-        sizes, tiles = _sizes(s, pre_values, values), _token_tiles(s, pre_values, values)
-        tensors = (d_o, p, s, z, rows, pre_values, values, dp, ds, dP, dV)
+        sizes, tiles = _sizes(s, d_o, pre_values, values), _token_tiles(s, pre_values, values)
+        sums = (dP, dV) if into is None else into
+        tensors = (d_o, p, s, z, rows, slots, pre_values, values, dp, ds, *sums)
         _token_backward[(s.shape[0],)](*tensors, *sizes, gelu, atomic, **tiles)
     return dp, ds, rows.new_empty(0, dtype=torch.int64), dP, dV
 
@@ -314,46 +349,72 @@ def _by_row(
     s: Tensor,
     z: Tensor,
     rows: Tensor,
+    slots: Tensor | None,
     pre_values: Tensor | None,
     values: Tensor,
     gelu: bool,
-    dense: bool,
+    tables: str,
+    into: tuple[Tensor | None, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n_rows, lookups = values.shape[0], rows.numel()
     key = torch.int32 if n_rows < 2**31 else torch.int64
     sorted_rows, order = rows.reshape(-1).to(key).sort(stable=True)
-    if dense:  # a segment a table row, many of them empty: no number has to come back from the GPU
-        segment_rows = torch.arange(n_rows + 1, device=rows.device, dtype=key)  # and the end
-        start = torch.searchsorted(sorted_rows, segment_rows)
-    else:  # a segment a distinct row; waits for their number
+    in_place = tables == "add" or (tables == "dense" and lookups < n_rows)
+    if tables == "rows":  # a segment a distinct row; waits for their number
         segment_rows, counts = torch.unique_consecutive(sorted_rows, return_counts=True)
         start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    elif in_place:
+        start, segment_rows = _distinct_segments(sorted_rows)
+    else:  # a segment a table row: no number has to come back from the GPU
+        segment_rows = torch.arange(n_rows + 1, device=rows.device, dtype=key)  # and the end
+        start = torch.searchsorted(sorted_rows, segment_rows)
     n_segments = start.numel() - 1
     dp, ds, dz = torch.empty_like(p), torch.empty_like(s), torch.empty_like(z)
-    dP = s.new_empty((n_segments, pre_values.shape[1]) if pre_values is not None else 0)
-    dV = s.new_empty(n_segments, values.shape[1])
-    sizes = _sizes(s, pre_values, values)
+    dP, dV = s.new_empty(0), s.new_empty(0)
+    if into is None:
+        n_outputs, new = (n_rows, s.new_zeros) if in_place else (n_segments, s.new_empty)
+        dV = new((n_outputs, values.shape[1]))
+        dP = new((n_outputs, pre_values.shape[1]) if pre_values is not None else 0)
+    sums = (dP, dV) if into is None else into
+    sizes = _sizes(s, d_o, pre_values, values)
     tiles = _row_tiles(lookups, n_segments, pre_values, values)
     n_blocks = triton.cdiv(lookups, SPLIT)
     first = torch.arange(0, lookups, SPLIT, device=rows.device)
     ends = torch.stack([first, (first + SPLIT - 1).clamp(max=lookups - 1)], 1)
     owner = torch.searchsorted(start, ends, right=True) - 1  # segments at both ends of a block [n_blocks, 2]
-    partial_P, partial_V = (s.new_empty(2 * n_blocks * x.shape[1] if x.numel() else 0) for x in (dP, dV))
-    tensors = (start, segment_rows, order, d_o, p, s, z, values, ds, dz, partial_P, partial_V)
+    widths = (0 if pre_values is None else pre_values.shape[1], values.shape[1])
+    partial_P, partial_V = (s.new_empty(2 * n_blocks * width) for width in widths)
+    tensors = (start, segment_rows, order, slots, d_o, p, s, z, values, ds, dz, partial_P, partial_V)
     if n_blocks:
         _long_segments[(2 * n_blocks,)](owner, *tensors, *sizes, gelu, SPLIT, **tiles)
     if n_segments:
-        _segments[(n_segments,)](*tensors, dP, dV, *sizes, gelu, SPLIT, **tiles)
+        flags = (SPLIT, in_place, into is not None)
+        _segments[(n_segments,)](*tensors, *sums, *sizes, gelu, *flags, **tiles)
     if pre_values is not None:
-        _run_forward(p, dz.unsqueeze(-1), rows, None, pre_values, False, dp, z)
-    distinct = rows.new_empty(0, dtype=torch.int64) if dense else segment_rows.long()
+        _run_forward(p, dz.unsqueeze(-1), rows, None, None, pre_values, False, dp, z)
+    distinct = segment_rows.long() if tables == "rows" else rows.new_empty(0, dtype=torch.int64)
     return dp, ds, distinct, dP, dV
+
+
+def _distinct_segments(sorted_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(start [L + 1], row [L]) of a segment for each distinct one of the L sorted rows, then of empty ones at L."""
+    lookups = sorted_rows.numel()
+    begins = torch.ones_like(sorted_rows, dtype=torch.bool)
+    begins[1:] = sorted_rows[1:] != sorted_rows[:-1]
+    segment = begins.cumsum(0) - 1
+    nowhere = lookups + 1  # lookups that begin no segment write there
+    start = segment.new_full((lookups + 2,), lookups)
+    place = torch.arange(lookups, device=sorted_rows.device)
+    start.scatter_(0, torch.where(begins, segment, nowhere), place)
+    start = start[: lookups + 1]
+    return start, sorted_rows[start[:-1].clamp(max=max(lookups - 1, 0))]
 
 
 def _run_forward(
     p: Tensor,
     s: Tensor,
     rows: Tensor,
+    slots: Tensor | None,
     pre_values: Tensor | None,
     values: Tensor,
     gelu: bool,
@@ -361,13 +422,15 @@ def _run_forward(
     z: Tensor,
 ) -> None:
     if s.shape[0]:
-        sizes, tiles = _sizes(s, pre_values, values), _token_tiles(s, pre_values, values)
-        _forward[(s.shape[0],)](p, s, rows, pre_values, values, o, z, *sizes, gelu, **tiles)
+        sizes, tiles = _sizes(s, o, pre_values, values), _token_tiles(s, pre_values, values)
+        grid = (s.shape[0], o.shape[1] // values.shape[1])
+        _forward[grid](p, s, rows, slots, pre_values, values, o, z, *sizes, gelu, **tiles)
 
 
-def _sizes(s: Tensor, pre_values: Tensor | None, values: Tensor) -> tuple[int, int, int, int]:
-    """(m, c, Dp, Dv) as the kernels take them."""
-    return s.shape[1], s.shape[2], 0 if pre_values is None else pre_values.shape[1], values.shape[1]
+def _sizes(s: Tensor, o: Tensor, pre_values: Tensor | None, values: Tensor) -> tuple[int, int, int, int, int]:
+    """(m, c, blocks, Dp, Dv) as the kernels take them."""
+    d_pre_value = 0 if pre_values is None else pre_values.shape[1]
+    return *s.shape[1:], o.shape[1] // values.shape[1], d_pre_value, values.shape[1]
 
 
 def _tiles(pre_values: Tensor | None, values: Tensor, tile: int, lookups: int) -> dict[str, int]:

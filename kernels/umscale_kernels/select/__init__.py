@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from umscale_kernels.backends import resolve
+from umscale_kernels.backends import resolve, warn_slow
 from umscale_kernels.select import aten, native, reference
 
 
@@ -45,7 +45,9 @@ def select(
     """Exact top-m pairs of the m1 x m1 candidate grid.
 
     `scores` [.., 2, r, T, n] (row side, column side), `u` and `v` [.., r], `cores` [.., c, r, r]; any leading head
-    axes. bfloat16 scores are widened to float32; float64 stays. m1 = `preselect_m`, by default min(top_m, n).
+    axes. bfloat16 scores are widened to float32; float64 stays. m1 = `preselect_m`, by default min(top_m, n). The
+    Triton backend takes at most 256 candidates and 2048 pairs, the native one 1024 candidates; "auto" runs others on
+    `aten` with a `SlowPathWarning`.
     `quadrants` = 2 also searches I' x J' from the m1 largest of -a and of -b, where products of two negative scores
     are large: the best of both grids are kept, a pair in both counts once, and equal totals go to the lower
     (row, col). Only the backends `reference` and `aten` do so.
@@ -93,6 +95,8 @@ def _select(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if quadrants == 2:
+        if backend == "auto":
+            warn_slow("select", "two quadrants")
         row, col, s = aten.select(scores.to(cores.dtype), u, v, cores, top_m, preselect_m, quadrants)
     else:
         module, scores = _module(backend, scores, cores.dtype, top_m, preselect_m)
@@ -132,14 +136,20 @@ def _(
     return torch.empty_like(scores), torch.empty_like(cores)
 
 
+def triton_supports(rank: int, n: int, preselect_m: int, top_m: int) -> bool:
+    """One program holds a side of a token, a bit per cell of its grid and the kept pairs in registers."""
+    return rank <= 4 and n <= 8192 and preselect_m <= 256 and top_m <= 2048
+
+
 def _module(
     backend: str, scores: Tensor, dtype: torch.dtype, top_m: int, preselect_m: int
 ) -> tuple[ModuleType, Tensor]:
     """The implementation to run and the scores as it takes them: Triton widens bfloat16 on the chip."""
     rank, n = scores.shape[-3], scores.shape[-1]
-    # One program holds a side of a token, a bit per cell of its grid and the kept pairs in registers.
-    on_chip = rank <= 4 and n <= 8192 and preselect_m <= 256 and top_m <= 2048
-    name = resolve("select", backend, scores.device.type, dtype, native.supports(rank, preselect_m), on_chip)
+    sizes = (rank, n, preselect_m, top_m)
+    name = resolve(
+        "select", backend, scores.device.type, dtype, native.supports(*sizes), triton_supports(*sizes)
+    )
     module = importlib.import_module(f"umscale_kernels.select.{name}")  # triton only when it runs
     return module, scores if name == "triton" else scores.to(dtype)
 

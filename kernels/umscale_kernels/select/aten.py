@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from umscale_kernels.select import reference
 
-_CHUNK_ELEMENTS = 1 << 18  # grid cells per chunk: 1 MiB of fp32
+# Grid cells per chunk: 1 MiB of fp32 in a processor's cache; on a GPU enough to fill it (256 MiB).
+_CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 _MIN_WIDTH_TO_GROUP = 1024
 
 
@@ -102,7 +103,8 @@ def select(
     """See `umscale_kernels.select.select`. Not differentiable by autograd: see `select_backward`."""
     tokens, heads = scores.shape[-2], scores.shape[:-4].numel()
     core = reference.core_sum(cores)
-    step = max(1, _CHUNK_ELEMENTS // (heads * preselect_m * preselect_m))
+    elements = _CHUNK_ELEMENTS.get(scores.device.type, _CHUNK_ELEMENTS["cuda"])
+    step = max(1, elements // (heads * preselect_m * preselect_m))
     # On a GPU the answer to "were there ties?" would stall the host.
     may_be_clear = quadrants == 1 and scores.device.type == "cpu" and scores.dtype == torch.float32
     chosen = []

@@ -14,8 +14,8 @@ _FORWARD = (*[c_void_p] * 4, c_int64, *[c_int] * 6, *[c_void_p] * 3)
 _BACKWARD = (*[c_void_p] * 5, c_int64, *[c_int] * 5, *[c_void_p] * 2)
 
 
-def supports(rank: int, preselect_m: int) -> bool:
-    """Ranks are unrolled at compile time; the grid of one token must fit in cache."""
+def supports(rank: int, n: int, preselect_m: int, top_m: int) -> bool:
+    """Ranks are unrolled at compile time; the grid of one token must fit in cache. Any `n` and `top_m`."""
     return rank <= MAX_RANK and preselect_m <= MAX_PRESELECT
 
 

@@ -1,36 +1,9 @@
 // SwiGLU's gate and its gradient, one pass each, with sigma the logistic function.
 //
 //   y = g sigma(g) u         dg = dy u sigma(g) (1 + g (1 - sigma(g)))         du = dy g sigma(g)
-#include <cstdint>
-#include <cstring>
+#include "../vector.h"
 
 namespace {
-
-constexpr int L = 8;
-typedef float vf __attribute__((vector_size(4 * L)));
-typedef int32_t vi __attribute__((vector_size(4 * L)));
-
-inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
-inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
-
-// e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln(2)/2, a degree-6 polynomial in r, and n into the exponent.
-inline vf exp_of(vf x) {
-  const vf low = vf{} - 87.0f, high = vf{} + 87.0f;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  const vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer
-  const vf n = shifted - 12582912.0f;
-  vf r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-  return p * (vf)bits;
-}
 
 inline vf logistic(vf x) { return 1.0f / (1.0f + exp_of(-x)); }
 

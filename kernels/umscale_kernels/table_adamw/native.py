@@ -8,7 +8,7 @@ from torch import Tensor
 
 from umscale_kernels import native
 
-_ARGUMENTS = (*[c_int64] * 3, *[c_void_p] * 3, c_int, *[c_void_p] * 3, *[c_float] * 8, c_int)
+_ARGUMENTS = (*[c_int64] * 3, *[c_void_p] * 3, c_int, *[c_void_p] * 3, *[c_float] * 8, c_int, c_int)
 
 
 def table_adamw(
@@ -24,6 +24,7 @@ def table_adamw(
     beta2: float,
     eps: float,
     weight_decay: float,
+    all_rows: bool = False,
 ) -> None:
     """See `umscale_kernels.table_adamw.table_adamw`; `grad` is [U, D] over distinct `rows` [U] (None: all rows)."""
     grad = grad.contiguous()
@@ -47,6 +48,7 @@ def table_adamw(
         eps,
         1 - lr * weight_decay,
         lr / (1 - beta1**step),
+        all_rows,
         torch.get_num_threads(),
     )
     if outside:

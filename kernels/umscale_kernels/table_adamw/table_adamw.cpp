@@ -30,6 +30,15 @@ void update(const Rates& r, int64_t n, const float* __restrict g, float* __restr
   }
 }
 
+// The same for a gradient of zero.
+void coast(const Rates& r, int64_t n, float* __restrict m, float* __restrict v, float* __restrict p) {
+  for (int64_t i = 0; i < n; ++i) {
+    m[i] = r.beta1 * m[i];
+    v[i] = r.beta2 * v[i];
+    p[i] = r.decay * p[i] - r.rate * m[i] / (std::sqrt(v[i]) * r.correction + r.eps);
+  }
+}
+
 float mean_square(int64_t n, const float* g) {
   vf lanes{};
   int64_t i = 0;
@@ -64,6 +73,33 @@ void to_bf16(int64_t n, const float* __restrict p, uint16_t* __restrict shadow) 
   }
 }
 
+void coast_row(const Rates& r, int64_t n, float* __restrict m, float* v, float* __restrict p) {
+  *v = r.beta2 * *v;
+  const float rate = r.rate / (std::sqrt(*v) * r.correction + r.eps);
+  for (int64_t i = 0; i < n; ++i) {
+    m[i] = r.beta1 * m[i];
+    p[i] = r.decay * p[i] - rate * m[i];
+  }
+}
+
+// All rows [first, end), those between rows[u] and the next with a gradient of zero.
+void update_all(const Rates& r, int64_t first, int64_t end, int64_t D, const int64_t* rows, int64_t U, const float* g,
+                float* m, int row_wise, float* v, float* p, uint16_t* shadow) {
+  int64_t u = std::lower_bound(rows, rows + U, first) - rows;
+  for (int64_t R = first; R < end;) {
+    const int64_t next = u < U ? std::min(end, rows[u]) : end;
+    if (row_wise) for (int64_t k = R; k < next; ++k) coast_row(r, D, m + k * D, v + k, p + k * D);
+    else coast(r, (next - R) * D, m + R * D, v + R * D, p + R * D);
+    if (next < end) {
+      if (row_wise) update_row(r, D, g + u * D, m + next * D, v + next, p + next * D);
+      else update(r, D, g + u * D, m + next * D, v + next * D, p + next * D);
+      ++u;
+    }
+    R = next + 1;
+  }
+  if (shadow) to_bf16((end - first) * D, p + first * D, shadow + first * D);
+}
+
 template <typename T>
 void prefetch(const T* row, int64_t n) {
   const char* at = reinterpret_cast<const char*>(row);
@@ -73,11 +109,11 @@ void prefetch(const T* row, int64_t n) {
 }  // namespace
 
 // g [U, D] over distinct rows [U] of the [N, D] tables m, p, shadow (may be null) and v ([N] when row_wise, else
-// [N, D]); rows null: all, U = N. Returns 1, with nothing changed, when a row is outside [0, N).
+// [N, D]); rows null: all, U = N. With `all` the rows ascend, and the others have a gradient of zero. Returns 1, with nothing changed, when a row is outside [0, N).
 extern "C" int umscale_table_adamw(int64_t U, int64_t N, int64_t D, const int64_t* rows, const float* g, float* m,
                                    int row_wise, float* v, float* p, uint16_t* shadow, float beta1,
                                    float one_minus_beta1, float beta2, float one_minus_beta2, float correction,
-                                   float eps, float decay, float rate, int threads) {
+                                   float eps, float decay, float rate, int all, int threads) {
   const Rates r{beta1, one_minus_beta1, beta2, one_minus_beta2, correction, eps, decay, rate};
   if (!rows && !row_wise) {  // rows mean nothing here
     const int64_t n = N * D;
@@ -91,6 +127,13 @@ extern "C" int umscale_table_adamw(int64_t U, int64_t N, int64_t D, const int64_
   }
   for (int64_t k = 0; rows && k < U; ++k)
     if (rows[k] < 0 || rows[k] >= N) return 1;
+  if (rows && all) {
+    const int64_t block = std::max<int64_t>(1, 4 * BLOCK / D);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t first = 0; first < N; first += block)
+      update_all(r, first, std::min(N, first + block), D, rows, U, g, m, row_wise, v, p, shadow);
+    return 0;
+  }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t k = 0; k < U; ++k) {
     if (rows && k + AHEAD < U) {

@@ -1,0 +1,57 @@
+// Vectors of floats for the C++ kernels: L lanes, as wide as the processor's registers.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int L = 16;
+#else
+constexpr int L = 8;
+#endif
+typedef float vf __attribute__((vector_size(4 * L)));
+typedef int32_t vi __attribute__((vector_size(4 * L)));
+
+[[maybe_unused]] inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
+[[maybe_unused]] inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
+
+// Halves are added until one lane is left: a chain of 4 additions, not of 16.
+[[maybe_unused]] inline float sum_of(vf x) {
+#ifdef __AVX512F__
+  typedef float half __attribute__((vector_size(2 * L)));
+  half h[2];
+  std::memcpy(h, &x, sizeof x);
+  const half y = h[0] + h[1];
+#else
+  const vf y = x;
+#endif
+  return ((y[0] + y[4]) + (y[1] + y[5])) + ((y[2] + y[6]) + (y[3] + y[7]));
+}
+
+[[maybe_unused]] inline float largest_of(vf x) {
+  float largest = x[0];
+  for (int l = 1; l < L; ++l) largest = largest > x[l] ? largest : x[l];
+  return largest;
+}
+
+// e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln(2)/2, a degree-6 polynomial in r, and n into the exponent.
+[[maybe_unused]] inline vf exp_of(vf x) {
+  const vf low = vf{} - 87.0f, high = vf{} + 87.0f;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const vf shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer
+  const vf n = shifted - 12582912.0f;
+  vf r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+  return p * (vf)bits;
+}
+
+}  // namespace

@@ -1,0 +1,1 @@
+"""The decoder, how it starts and how its sizes and rates scale."""

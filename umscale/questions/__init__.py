@@ -1,0 +1,1 @@
+"""One file a question: what it needs, its answer."""

@@ -1,0 +1,304 @@
+"""Is the verdict honest, and what can a design decide? Tables from a known law, judged by the real procedure.
+
+A table takes the rows of a design (its cells, seed blocks and budgets) and losses
+
+    L = c0 − δ_m·u − δ_N·v + x·u·v + d·w + block + cell + run + record
+
+u, v and w are log2 of m, N_s and tokens about their geometric means, so δ_m and δ_N hold at the point where the
+verdict is read. ``block`` is shared by a seed, ``cell`` by all runs of a cell (what the law misses), ``run`` by all
+budgets of a run; ``record`` is a row's own. Each table goes through ``density_over_size`` like a measured one.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from umscale.design.axes import Infeasible, solve
+from umscale.design.study import Study, points
+from umscale.errors import UserError
+from umscale.laws.forms import LAWS
+from umscale.laws.pairs import corners, paired_contrast, run_noise, run_variance, steps_in_m, steps_in_n
+from umscale.laws.uncertainty import Estimate
+from umscale.questions.density_over_size import (
+    AnswerWord,
+    Contrasts,
+    Verdict,
+    density_over_size,
+    fit_effects,
+    why_thin,
+)
+from umscale.results.columns import Array
+from umscale.results.table import Table, levels, numeric, select_rows, where
+
+CONTRASTS = ("delta_m", "delta_n", "difference")
+_TEXT = ("run_id", "compensation")
+_COLUMNS = (*_TEXT, "seed", "tokens", "top_m", "sparse_params", "n_keys", "d_model", "d_ffn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """The law that tables are drawn from; nats per token, standard deviations of normal draws."""
+
+    delta_m: float
+    """What a doubling of m buys."""
+    delta_n: float
+    """What a doubling of N_s buys."""
+    interaction: float = 0.0
+    """x, loss per doubling of both."""
+    tokens: float = -0.1
+    """d, loss per doubling of tokens."""
+    loss: float = 2.0
+    """c0, at the centre of the design."""
+    run_sd: float = 0.02
+    block_sd: float = 0.02
+    cell_sd: float = 0.0
+    record_sd: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("run_sd", "block_sd", "cell_sd", "record_sd"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"{name} = {getattr(self, name):g} is a standard deviation: it must not be negative"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A share of tables with its 95% interval (Clopper–Pearson)."""
+
+    count: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        return self.count / self.of if self.of else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        from scipy.special import betaincinv
+
+        k, n = self.count, self.of
+        low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0
+        high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
+        return low, high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """What the verdict said over many tables of one design and truth."""
+
+    truth: Truth
+    n_tables: int
+    seed: int
+    n_cells: int
+    n_runs: int
+    n_seeds: int
+    n_rows: int
+    coverage: Mapping[str, Rate]
+    """Of the law's 95% intervals, by contrast (``CONTRASTS``); tables without an interval are left out."""
+    coverage_pairs: Mapping[str, Rate]
+    """Of the intervals from paired cells, which speak of the cells measured, ``cell`` included."""
+    answers: Mapping[str, Rate]
+    """supported, contradicted, inconclusive."""
+    false_verdicts: Rate
+    """Decided tables whose answer has not the sign of δ_m − δ_N; any decision when the two are equal."""
+    power: Rate | None
+    """Tables decided rightly; None when the two are equal."""
+    half_width: float
+    """Median half-width of the law's interval of δ_m − δ_N, nats."""
+
+
+def study_design(study: Study, compensation: str | None = None) -> dict[str, np.ndarray]:
+    """The rows that a study would record at one stage, without losses; infeasible cells are left out.
+
+    Args:
+        compensation: one of the study's; None takes its first.
+
+    Raises:
+        UserError: a compensation the study does not have, no feasible cell, or cells without a memory layer.
+    """
+    compensation = compensation or study.compensation[0]
+    if compensation not in study.compensation:
+        raise UserError(f"study {study.name!r} has no compensation {compensation!r}")
+    if study.architectures or any("." in name for name in study.axes):
+        raise UserError("simulation knows studies of density and size: no architectures, no dotted axes")
+    model = study.reference.model
+    rows = []
+    for targets, seeds in points(study):
+        try:
+            solved = solve(model, targets, compensation, study.reference.data.seq_len, study.tolerance)
+        except Infeasible:
+            continue
+        memory, width = solved.model.memory, solved.model.d_model
+        if memory is None:
+            raise UserError("simulation needs cells with a memory layer: add a [model.memory] table")
+        for seed, budget in itertools.product(seeds, study.reference.train.budgets):
+            run = f"{json.dumps(targets)} seed {seed}"
+            sizes = (memory.top_m, solved.cost.sparse_params, memory.n_keys, width, solved.model.ffn.d_ffn)
+            rows.append((run, compensation, seed, budget, *sizes))
+    if not rows:
+        raise UserError(f"no cell of study {study.name!r} is feasible")
+    return {
+        name: np.array(column, dtype=object if name in _TEXT else np.float64)
+        for name, column in zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+    }
+
+
+def fitted_truth(
+    table: Table, *, stage: str | None = None, compensation: str | None = None, loss: str = "loss"
+) -> tuple[Truth, dict[str, np.ndarray]]:
+    """The law and the noise of a finished study, and its design: the rows that the fit used, without losses.
+
+    Raises:
+        UserError: the runs cannot separate the effects, or leave nothing over to estimate their noise from.
+    """
+    stages = levels(table, "stage")
+    stage = stage or ("annealed" if "annealed" in stages else next(iter(stages), None))
+    compensation = compensation or next(iter(levels(table, "compensation")), None)
+    part = where(table, stage=stage, compensation=compensation)
+    fit = fit_effects(part, stage=stage, loss=loss)
+    thin = why_thin(fit)
+    if thin:
+        raise UserError(thin)
+    rows = fit.rows
+    n_runs = len(np.unique(rows.run))
+    left = n_runs - len(fit.law.coefficients) - fit.blocks.shape[1] + ("d" in fit.law.coefficients)
+    if left < 1:
+        raise UserError("the law passes through every run: there is no noise to simulate with")
+    residual = run_variance(rows, fit.residuals, left)
+    noise, freedom = run_noise(rows)
+    missed = 0.0
+    if not freedom:
+        noise = residual
+    elif left > freedom:
+        per_cell = n_runs / len(np.unique(rows.cell))
+        missed = max(0.0, ((residual * left - noise * freedom) / (left - freedom) - noise) / per_cell)
+    offsets = rows.loss - fit.predict(rows.values)
+    blocks = np.array([offsets[rows.seed == s].mean() for s in np.unique(rows.seed)])
+    truth = Truth(
+        delta_m=-fit.coefficients["a"],
+        delta_n=-fit.coefficients["b"],
+        interaction=fit.coefficients.get("x", 0.0),
+        tokens=fit.coefficients.get("d", 0.0),
+        loss=fit.coefficients["c0"],
+        run_sd=float(np.sqrt(noise)),
+        block_sd=float(blocks.std(ddof=1)) if len(blocks) > 1 else 0.0,
+        cell_sd=float(np.sqrt(missed)),
+    )
+    return truth, {name: np.asarray(part[name])[rows.index] for name in _COLUMNS if name in part}
+
+
+def draw(design: Table, truth: Truth, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One table: the design with losses."""
+    shared, own = _losses(design, truth, rng)
+    return {**design, "loss": shared + own}
+
+
+def _losses(design: Table, truth: Truth, rng: np.random.Generator) -> tuple[Array, Array]:
+    """What another run of these cells would share, and what it would not: [rows] each."""
+    u, v, w = (_octaves(numeric(design, name)) for name in ("top_m", "sparse_params", "tokens"))
+    losses = truth.loss - truth.delta_m * u - truth.delta_n * v + truth.interaction * u * v + truth.tokens * w
+    cells = np.char.add(numeric(design, "top_m").astype(str), numeric(design, "sparse_params").astype(str))
+
+    def normal(sd: float, labels: np.ndarray) -> Array:
+        """One draw a label, [rows]."""
+        codes = np.unique(labels, return_inverse=True)[1].reshape(-1)
+        return np.asarray(sd * rng.standard_normal(codes.max() + 1)[codes])
+
+    block = normal(truth.block_sd, numeric(design, "seed"))
+    cell = normal(truth.cell_sd, cells)
+    run = normal(truth.run_sd, np.asarray(design["run_id"]).astype(str))
+    record = normal(truth.record_sd, np.arange(len(losses)))
+    return losses + cell, block + run + record
+
+
+def simulate(
+    design: Table,
+    truth: Truth,
+    *,
+    n_tables: int = 500,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Simulation:
+    """Judge ``n_tables`` tables of ``design`` drawn from ``truth``; the same seed draws the same tables.
+
+    Raises:
+        UserError: no tables, or a design on which the verdict cannot be read at all.
+    """
+    if n_tables < 1:
+        raise UserError(f"{n_tables} tables: ask for one or more")
+    found: list[Verdict] = []
+    of_cells: list[Mapping[str, float]] = []
+    for i in range(n_tables):
+        shared, own = _losses(design, truth, np.random.default_rng([seed, i]))
+        verdict = density_over_size({**design, "loss": shared + own}, stage=None, seed=i)
+        if i == 0 and verdict.from_law is None:
+            raise UserError(f"no verdict can be read on this design: {verdict.reason}")
+        found.append(verdict)
+        if not of_cells or truth.cell_sd:
+            of_cells.append(_paired_truth({**design, "loss": shared}))
+        on_progress(i + 1, n_tables)
+    real = dict(zip(CONTRASTS, (truth.delta_m, truth.delta_n, truth.delta_m - truth.delta_n), strict=True))
+    sign = np.sign(real["difference"]) if abs(real["difference"]) > 1e-12 else 0.0
+    right = {1.0: "supported", -1.0: "contradicted"}.get(float(sign), "")
+    answers: list[str] = [v.answer for v in found]
+    decided = [a for a in answers if a != "inconclusive"]
+    widths = [
+        (d.high - d.low) / 2 for v in found if v.from_law and (d := v.from_law.difference) and d.has_interval
+    ]
+    return Simulation(
+        truth=truth,
+        n_tables=n_tables,
+        seed=seed,
+        n_cells=found[0].n_cells,
+        n_runs=found[0].n_runs,
+        n_seeds=found[0].n_seeds,
+        n_rows=found[0].n_rows,
+        coverage={c: _coverage([v.from_law for v in found], c, [real]) for c in CONTRASTS},
+        coverage_pairs={c: _coverage([v.from_pairs for v in found], c, of_cells) for c in CONTRASTS},
+        answers={a: Rate(count=answers.count(a), of=n_tables) for a in get_args(AnswerWord)},
+        false_verdicts=Rate(count=sum(a != right for a in decided), of=n_tables),
+        power=Rate(count=answers.count(right), of=n_tables) if right else None,
+        half_width=float(np.median(widths)) if widths else float("nan"),
+    )
+
+
+def _paired_truth(table: Table) -> dict[str, float]:
+    """What paired cells would say without noise: the contrasts of these cells, averaged as the verdict does."""
+    rows = select_rows(table, [LAWS["interaction"]])
+    found = (paired_contrast(rows, steps) for steps in (steps_in_m, steps_in_n, corners))
+    return {name: pair.value if pair else float("nan") for name, pair in zip(CONTRASTS, found, strict=True)}
+
+
+def _coverage(readings: Sequence[Contrasts | None], name: str, real: Sequence[Mapping[str, float]]) -> Rate:
+    """Intervals that hold the truth, of one table each or of all."""
+    hits = []
+    for i, reading in enumerate(readings):
+        estimate: Estimate | None = getattr(reading, name) if reading else None
+        if estimate is not None and estimate.has_interval:
+            hits.append(estimate.low <= real[i % len(real)][name] <= estimate.high)
+    return Rate(count=sum(hits), of=len(hits))
+
+
+def _octaves(values: Array) -> Array:
+    logs = np.log2(values)
+    return np.asarray(logs - logs.mean())
+
+
+def to_json(found: Simulation) -> dict[str, object]:
+    """The simulation as plain data; rates become {share, low, high, count, of}."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, Rate):
+            low, high = value.interval
+            return {"share": value.share, "low": low, "high": high, "count": value.count, "of": value.of}
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return dataclasses.asdict(value) if isinstance(value, Truth) else value
+
+    return {f.name: plain(getattr(found, f.name)) for f in dataclasses.fields(found)}

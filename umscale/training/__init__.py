@@ -1,0 +1,1 @@
+"""One run: trunk, branches, checkpoints, evaluation, optimiser; alone or on several processes."""

@@ -193,6 +193,8 @@ def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     else:
         target, weight = kept, 1 / kept if relative else np.ones_like(kept)
     columns = {name: np.broadcast_to(column, loss.shape)[rows] for name, column in problem.columns.items()}
+    if problem.row_weights is not None:
+        weight = weight * np.sqrt(problem.row_weights[rows])
     return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
 
 

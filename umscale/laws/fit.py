@@ -223,9 +223,7 @@ def fit_rows(
         solved = _solve_local(rows, law, features, blocks, weights)
     else:
         blocks = np.zeros((rows.size, 0))
-        law, solved = _solve_signed(
-            _Task(rows, law, constraints, residual, objective, delta, weights, above)
-        )
+        law, solved = _solve_signed(_Task(rows, law, constraints, residual, objective, delta, weights, above))
     warnings += solved.warnings
     endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
     if endless:

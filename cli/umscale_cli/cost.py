@@ -241,26 +241,31 @@ def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
             out().print(f"{entry['model']} ({entry['source']}): {entry['note']}", soft_wrap=True)
 
 
-def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
-    """Print the learning rates of a run of each model, and the factors they are made of."""
+def _rates_of(model: str, run: "RunSpec") -> dict[str, Any]:
+    """Return the rates of a run and, where they follow from its shape, the factors they are made of."""
     from dataclasses import asdict
-
-    from rich.table import Table
 
     from umscale.model.scaling import BASE, learning_rates, row_step, table_decay
 
+    lr, value_lr = learning_rates(run)
+    entry: dict[str, Any] = {"model": model, "architecture": run.model.architecture, "lr": lr}
+    if run.model.memory is None:
+        return entry
+    entry |= {"value_lr": value_lr, "table_decay_per_step": value_lr * table_decay(run)}
+    if run.train.rate_scaling == "shape":
+        row, base = (row_step(m, run.train.score_energy == "measured") for m in (run.model, BASE))
+        entry |= {"row": asdict(row), "base_row": asdict(base), "value_factor": row.step / base.step}
+    return entry
+
+
+def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
+    """Print the learning rates of a run of each model, and the factors they are made of."""
+    from rich.table import Table
+
+    from umscale.model.scaling import BASE
+
     runs = {model: _load_run(model, overrides) for model in models}
-    entries = []
-    for model, run in runs.items():
-        scaled, (lr, value_lr) = run.train.rate_scaling == "shape", learning_rates(run)
-        measured = run.train.score_energy == "measured"
-        entry = {"model": model, "architecture": run.model.architecture, "lr": lr}
-        if run.model.memory is not None:
-            entry |= {"value_lr": value_lr, "table_decay_per_step": value_lr * table_decay(run)}
-            if scaled:
-                row, base = row_step(run.model, measured), row_step(BASE, measured)
-                entry |= {"row": asdict(row), "base_row": asdict(base), "value_factor": row.step / base.step}
-        entries.append(entry)
+    entries = [_rates_of(model, run) for model, run in runs.items()]
     if json_:
         print_json(entries[0] if len(entries) == 1 else entries)
         return
@@ -285,9 +290,9 @@ def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
     line("architecture", of("architecture"), "")
     line("lr", of("lr"), f"train.lr x {BASE.d_model} / d_model")
     line("value_lr", of("value_lr"), "train.value_lr x factor")
-    base = next((entry["base_row"] for entry in entries if "base_row" in entry), None)
-    if base is not None:
-        at_base = {name: f"{value:.4g} at the base shape" for name, value in base.items()}
+    base: dict[str, float] = next((entry["base_row"] for entry in entries if "base_row" in entry), {})
+    at_base = {name: f"{value:.4g} at the base shape" for name, value in base.items()}
+    if at_base:
         line("  factor", of("value_factor"), "sigma / width^(1/2), over that of the base shape")
         line("  sigma", of("row", "sigma"), f"deviation values start with (init paper); {at_base['sigma']}")
         line("  width", of("row", "width"), f"d_pre_value + d_value; {at_base['width']}")

@@ -17,7 +17,9 @@ from umscale_cli.answers import (
     print_rates,
     print_ratio,
     print_suggestion,
+    print_trainer_choices,
 )
+from umscale_cli.completion import sources
 from umscale_cli.console import JsonFlag, note, out, print_json
 from umscale_cli.law_options import (
     choice,
@@ -44,7 +46,8 @@ def fit(
     source: Annotated[
         str,
         typer.Argument(
-            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz.",
+            autocompletion=sources,
         ),
     ],
     law: Annotated[
@@ -181,8 +184,8 @@ def fit(
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, or laws alone; default the "
-            "study's.",
+            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, trainer-choice, or "
+            "laws alone; default the study's.",
             show_default=False,
         ),
     ] = None,
@@ -221,8 +224,8 @@ def fit(
     """Fit scaling laws to a study's results or to any table; answer a study's question.
 
     A study's question is whether density beats size, which of several architectures, which memory-to-FFN ratio or
-    which learning rates are best, or how far runs of one cell lie apart. A table needs --law and, unless its columns
-    have the usual names, --map.
+    which learning rates are best, how far runs of one cell lie apart, or what a choice of the trainer decides. A table
+    needs --law and, unless its columns have the usual names, --map.
     """
     from umscale.errors import UserError, nearest
     from umscale.laws.compare import Recipe
@@ -308,6 +311,8 @@ def fit(
         _rates(table, details, stage, json_)
     elif asked == "noise":
         _noise(table, stage, json_)
+    elif asked == "trainer-choice":
+        print_choice(store, table, details, stage, json_)
     else:
         _fit_study(job, table, details, plane, asked)
     if not json_:
@@ -508,6 +513,21 @@ def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool
         print_rates(one, out())
 
 
+def print_choice(
+    store: "Store", table: "Table", losses: Sequence[str], stage: str | None, json_: bool = False
+) -> None:
+    """Print what a choice of the trainer decides in a store's runs."""
+    from umscale.questions.trainer_choice import recommendation, trainer_choices
+
+    documents = store.read("documents")
+    found = {loss: trainer_choices(table, loss=loss, stage=stage, documents=documents) for loss in losses}
+    if json_:
+        print_json([asdict(one) for each in found.values() for one in each])
+        return
+    for each in found.values():
+        print_trainer_choices(each, recommendation(each), out())
+
+
 def _noise(table: "Table", stage: str | None, json_: bool) -> None:
     from umscale.questions.noise import run_noise
 
@@ -518,12 +538,20 @@ def _noise(table: "Table", stage: str | None, json_: bool) -> None:
     print_noise(pooled, each, out())
 
 
-def laws() -> None:
+def laws(json_: JsonFlag = False) -> None:
     """List the laws that `umscale fit --law` knows, with formula and source."""
     from rich.table import Table
 
     from umscale.laws.forms import LAWS
 
+    if json_:
+        print_json(
+            [
+                {"name": law.name, "formula": law.formula, "source": law.source, "symbols": list(law.symbols)}
+                for law in LAWS.values()
+            ]
+        )
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("law", "loss in nats", "source"):
         table.add_column(name, no_wrap=name == "law")

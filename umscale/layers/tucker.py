@@ -63,7 +63,8 @@ class TuckerMemory(Memory):
         if q.shape[0] < 2 * memory.tucker_rank:
             q = q.repeat_interleave(memory.tucker_rank, 0)
         keys = self.key_norm(self.keys)  # [H, 2r, n, k]
-        raw = key_scores(q.expand(memory.heads, -1, -1, -1), keys)  # [H, 2r, T, n]
+        q = q.unsqueeze(0) if memory.heads == 1 else q.expand(memory.heads, -1, -1, -1)
+        raw = key_scores(q, keys)  # [H, 2r, T, n]
         return raw.view(memory.heads, 2, memory.tucker_rank, T, memory.keys_per_side)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from umscale.laws.pairs import (
 )
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.results.table import Table, levels, select_rows, where
+from umscale.say.numbers import count
 
 Answer = Literal["supported", "contradicted", "inconclusive"]
 
@@ -270,7 +271,9 @@ def _exchange_rate(uncertainty: Uncertainty, a: int, b: int) -> tuple[Estimate |
     if rate.has_interval and np.mean(uncertainty.draws[:, b] >= 0) <= (1 - LEVEL) / 2:
         return rate, []
     unbounded = Estimate(value=rate.value, low=_NAN, high=_NAN)
-    return unbounded, ["the exchange rate has no bounds: δ_N is not surely above zero"]
+    return unbounded, [
+        "what a doubling of top_m is worth in N_s cannot be bounded: more N_s may not lower the loss at all"
+    ]
 
 
 def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
@@ -291,13 +294,16 @@ def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
 
 
 def _extrapolated(fit: FitResult) -> tuple[str, ...]:
-    """The points of the contrasts beyond the largest level, in octaves."""
+    """The points of the contrasts beyond the largest level."""
     said = []
     for symbol, multiple in (("m", 2), ("N_s", 2), ("m", 3)):
-        octaves = float(np.log2(multiple * fit.reference[symbol] / fit.domain[symbol][1]))
-        if octaves > 0.01:
+        largest = fit.domain[symbol][1]
+        point = multiple * fit.reference[symbol]
+        if point > 1.01 * largest:
+            column = fit.columns[symbol]
             said.append(
-                f"{multiple}{symbol} lies {octaves:.2f} octaves beyond the largest {fit.columns[symbol]}"
+                f"{multiple} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
+                f"{count(largest)}"
             )
     return tuple(said)
 

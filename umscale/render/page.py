@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from umscale.plain import plain_lines
 from umscale.render.vector import inline
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Page:
 def to_html(page: Page) -> str:
     """Write a page as one HTML file with style and figures inside."""
     numbers = {picture.name: i for i, picture in enumerate(page.pictures, 1)}
-    return _template().render(page=page, numbers=numbers) + "\n"
+    return plain_lines(_template().render(page=page, numbers=numbers)) + "\n"
 
 
 def to_markdown(page: Page, figures: str) -> str:
@@ -181,7 +182,7 @@ def to_markdown(page: Page, figures: str) -> str:
     lines += _markdown(page.lead, figures, numbers)
     for section in page.sections:
         lines += [f"## {_plain(section.title)}", "", *_markdown(section.blocks, figures, numbers)]
-    return "\n".join([*lines, "---", "", _inline(page.footer), ""])
+    return plain_lines("\n".join([*lines, "---", "", _inline(page.footer), ""]))
 
 
 @cache

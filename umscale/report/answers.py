@@ -11,12 +11,13 @@ from umscale.questions.floor import floor_answers
 from umscale.questions.learning_rates import RatesReport
 from umscale.questions.memory_to_ffn import PAPER_MCP, RatioVerdict
 from umscale.questions.noise import run_noise
+from umscale.questions.trainer_choice import recommendation
 from umscale.render.page import Answer, Block, Fold, Grid, Paragraph
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
 from umscale.results.table import Table
 from umscale.say.estimates import both, counted, fixed, listed, pair, share, significant
-from umscale.say.laws import LOSS_NAMES, by_chance, spread_words
-from umscale.say.numbers import count
+from umscale.say.laws import LOSS_NAMES, by_chance, estimate_text, spread_words
+from umscale.say.numbers import count, further_runs
 from umscale.store.store import STAGES
 
 _QUESTIONS = {
@@ -26,6 +27,7 @@ _QUESTIONS = {
     "memory-to-ffn": "Which share of the computation of memory and FFN should go to the memory, at constant compute?",
     "noise": "How far do runs of one cell lie apart, and what does averaging weights do about it?",
     "laws": "What is the irreducible loss, and does a fitted law find it?",
+    "trainer-choice": "Does a choice of the trainer decide the loss, or the verdict on density over size?",
     "learning-rates": "Which learning rates are best in every cell, and what do the default ones cost?",
 }
 _CONTRASTS = (
@@ -63,6 +65,7 @@ def answer(evidence: Evidence) -> list[Block]:
     blocks += _ratios(evidence.ratios)
     blocks += _rates(evidence)
     blocks += _noise(evidence)
+    blocks += _choices(evidence)
     return blocks
 
 
@@ -135,7 +138,7 @@ def _density_sentence(verdict: Verdict) -> str:
     if verdict.answer == "inconclusive":
         said += f" {_sentence(verdict.reason)}"
         if verdict.further_runs is not None:
-            said += f" About {verdict.further_runs} more runs like these would settle it (80% power)."
+            said += f" {_sentence(further_runs(verdict.further_runs))}"
     return said
 
 
@@ -524,6 +527,43 @@ def _floors(evidence: Evidence) -> list[Block]:
         for one in found
         if one.loss == "loss"
     ]
+
+
+# -- a choice of the trainer ----------------------------------------------------------------------------------
+
+
+def _choices(evidence: Evidence) -> list[Block]:
+    raw = [one for one in evidence.choices if one.loss == "loss"]
+    if not raw:
+        return []
+    first, *others = recommendation(raw)
+    blocks: list[Block] = [Answer(verdict=first.rstrip("."), tone="open", text=" ".join(others))]
+    for one in evidence.choices:
+        shown = Grid(
+            caption=f"{LOSS_NAMES[one.loss]}, {count(one.budget)} tokens, {_when(one.stage)}, "
+            f"{_held(one.compensation)}: loss and what a doubling buys, nats per token, 95% intervals over seeds",
+            head=(one.axis, "seeds", "mean loss", f"minus {one.levels[0].level}", "delta_m", "delta_N", "difference",
+                  f"minus {one.levels[0].level}", "documents"),
+            sides="lrrrrrrrr",
+            rows=tuple(
+                (
+                    level.level,
+                    str(len(level.seeds)),
+                    fixed(level.loss.value),
+                    *(
+                        estimate_text(x)
+                        for x in (
+                            level.loss_change, level.delta_m, level.delta_n, level.difference, level.difference_change,
+                        )
+                    ),
+                    "–" if level.documents is None else f"± {level.documents:.4f}",
+                )
+                for level in one.levels
+            ),
+        )  # fmt: skip
+        main = one.loss == "loss" and one.stage == "annealed"
+        blocks.append(shown if main else Fold(summary=shown.caption, blocks=(shown,)))
+    return blocks
 
 
 # -- noise ----------------------------------------------------------------------------------------------------

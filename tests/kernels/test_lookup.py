@@ -492,7 +492,7 @@ def test_linked_lookups_compile_in_one_graph(path: str) -> None:
 def test_linked_lookups_refuse_what_they_cannot_add_to() -> None:
     operands: dict[str, Any] = problem((3, 50, 7, 2, 8, 16), torch.bfloat16)
     read = operands["pre_values"], operands["values"]
-    with pytest.raises(ValueError, match="not torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"not torch\.bfloat16"):
         lookup_linked(**operands, read=read)
     with pytest.raises(ValueError, match="another backend"):
         lookup_linked(**problem((3, 50, 7, 2, 8, 16)), read=read, backend="reference")

@@ -185,7 +185,7 @@ def _sum_segment(
     BLOCK_DV: tl.constexpr, ADD: tl.constexpr,
 ) -> None:  # fmt: skip
     """ds and dz of the sorted lookups [begin, end), all of one table row; their sums go to dP[out], dV[out]."""
-    dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)
+    dv = tl.arange(0, BLOCK_DV)
     V = tl.load(V_ptr + row.to(tl.int64) * DV + dv, mask=dv < tl.where(begin < end, DV, 0), other=0.0).to(
         tl.float32
     )

@@ -675,6 +675,35 @@ def test_triton_kernels_compile_for_gpus(source_paths: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton")
+@pytest.mark.parametrize("top_m", [3, 16, 32, 100, 768])
+def test_pipelines_of_a_token_pass_fill(top_m: int) -> None:
+    kernels = importlib.import_module("umscale_kernels.lookup.triton")
+    for d_pre_value, d_value in ((64, 64), (384, 384), (384, 768)):
+        tables = torch.empty(4, d_pre_value), torch.empty(4, d_value)
+        tiles = kernels._token_tiles(torch.empty(1, top_m, 2), *tables)
+        assert top_m / tiles["BLOCK_M"] >= tiles["STAGES"]
+
+
+def test_a_gpu_starts_no_program_for_rows_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer lookups than rows: a program a lookup at most."""
+    if "triton" not in BACKENDS:
+        pytest.skip("no Triton")
+    kernels, grids = importlib.import_module("umscale_kernels.lookup.triton"), []
+    launch = kernels._segments.__class__.__getitem__
+
+    class Spy:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return launch(segments, grid)
+
+    segments = kernels._segments
+    monkeypatch.setattr(kernels, "_segments", Spy())
+    shape = (3, 1000, 7, 2, 8, 16)
+    run("triton", problem(shape), upstream(shape))
+    assert grids == [(21,)]
+
+
 def test_reference_in_float64_keeps_its_dtype() -> None:
     operands = {
         name: x.double() if x.is_floating_point() else x for name, x in problem((3, 9, 2, 1, 4, 4)).items()

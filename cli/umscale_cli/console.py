@@ -7,12 +7,16 @@ import json
 import math
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umscale.plain import plain_lines
 from umscale.say.numbers import count, duration, number, percent
+
+if TYPE_CHECKING:
+    from umscale.say.blocks import Block
 
 __all__ = [
     "EXIT_FAILED",
@@ -29,8 +33,10 @@ __all__ = [
     "number",
     "out",
     "percent",
+    "plain_table",
     "prepare_streams",
     "print_json",
+    "show",
 ]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
@@ -73,7 +79,8 @@ def _console(stderr: bool) -> Any:
         def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
             return super().render_str(plain_lines(text), **options)
 
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else UNWATCHED_WIDTH
+    watched = (sys.stderr if stderr else sys.stdout).isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    width = None if watched else UNWATCHED_WIDTH
     return PlainConsole(
         stderr=stderr, soft_wrap=False, width=width, highlight=False, markup=False, emoji=False
     )
@@ -83,6 +90,27 @@ def note(text: str) -> None:
     """Write one line to stderr; that nobody can read it any more is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
         print(plain_lines(text), file=sys.stderr, flush=True)
+
+
+def show(blocks: "Sequence[Block]", *, folds: bool = True) -> None:
+    """Write blocks to stdout after an empty line, as wide as the terminal; ``folds`` shows what a page folds away."""
+    from umscale.render.terminal import to_text
+
+    if blocks:
+        console = out()
+        text = to_text(blocks, console.width, bold=console.is_terminal and not console.no_color, folds=folds)
+        print(f"\n{text}")
+
+
+def plain_table(title: str, columns: "Mapping[str, str]") -> Any:
+    """Return a table without lines; ``columns`` maps names to ``left`` or ``right``."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, side in columns.items():
+        justify: Any = side
+        table.add_column(name, justify=justify)
+    return table
 
 
 def print_json(value: Any) -> None:
@@ -123,6 +151,28 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode(), error.end
 
 
+class Stdout(io.TextIOWrapper):
+    """Stdout that remembers why it could not be written: a second attempt need not fail again."""
+
+    lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write ``text``."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.lost = error
+            raise
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        try:
+            super().flush()
+        except OSError as error:
+            self.lost = error
+            raise
+
+
 def prepare_streams() -> None:
     """Make stdout and stderr such that whatever is shown can be written, in the encoding that the user has.
 
@@ -135,6 +185,9 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(fileno, "w", encoding="utf-8", closefd=False))
     codecs.register_error(_SPELLED, _spell)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, lines = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = sys.__stdout__ = Stdout(sys.stdout.detach(), encoding=encoding, line_buffering=lines)  # type: ignore[misc]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_SPELLED)

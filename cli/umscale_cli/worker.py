@@ -14,6 +14,7 @@ from umscale_cli.executors import (
     WorkersOption,
     choose,
     parting,
+    recorded,
     stopping_noted,
 )
 from umscale_cli.runs import is_recorded, open_store
@@ -52,6 +53,8 @@ def worker(
     """
     from umscale.errors import UserError
     from umscale.execute.job import newest_job, read_job
+    from umscale.execute.workload import JOBS as SWEEPS
+    from umscale.search.job import JOBS as SEARCHES
 
     choice = choose("local", workers, threads, device, per_gpu=per_gpu)
     opened = open_store(store)
@@ -65,7 +68,7 @@ def worker(
             raise UserError(
                 f"{opened.name} has no job yet; `umscale sweep` and `umscale search` put one there"
             )
-        work = read_job(opened, name) if name else None
+        work = read_job(opened, name, {**SWEEPS, **SEARCHES}) if name else None
         remaining = work.remaining(opened) if work else 0
         if name and work and remaining:
             waiting = False
@@ -119,9 +122,7 @@ class Lines:
         elif kind == "progress":
             self.running[worker] = label, event["steps_done"] / event["total_steps"]
         elif kind == "record":
-            self._line(
-                f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
-            )
+            self._line(recorded(label, event))
         elif kind == "end":
             self.ended[event["status"]] = self.ended.get(event["status"], 0) + 1
             self.running.pop(worker, None)

@@ -6,7 +6,6 @@ import pytest
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
 from umscale.laws.forms import (
-    COLUMNS,
     LAWS,
     Factor,
     PowerLaw,
@@ -17,6 +16,7 @@ from umscale.laws.forms import (
     to_theta,
     without_axes,
 )
+from umscale.results.columns import COLUMNS
 
 TRUTH = {
     "chinchilla": {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658},

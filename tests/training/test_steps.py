@@ -1,5 +1,6 @@
 """A step in parts: micro-batches, recomputed blocks, losses in parts, no waiting, divergence found later."""
 
+import dataclasses
 import math
 import sys
 
@@ -12,6 +13,7 @@ from umscale.errors import UserError
 from umscale.layers import loss
 from umscale.layers.loss import linear_cross_entropy
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
+from umscale.training import optimiser
 from umscale.training.run import Diverged, Run
 
 CPU = torch.device("cpu")
@@ -181,7 +183,7 @@ def test_broken_tables_break_nothing_else(table_gradient: str, tmp_path) -> None
     run.model.refresh()
     for _ in range(3):
         run.launch_step()
-    with pytest.raises(Diverged, match="at step 1$"):
+    with pytest.raises(Diverged, match=r"at step 1$"):
         run.settle()
 
 
@@ -222,3 +224,35 @@ def test_a_loss_in_parts_holds_no_whole_logits(monkeypatch: pytest.MonkeyPatch) 
     with Largest() as largest:
         linear_cross_entropy(x, weight, torch.randint(0, vocab, (tokens,))).backward()
     assert largest.found == vocab * part
+
+
+@pytest.mark.parametrize("name", ["ultramem_v2", "memory_plus", "peer"])
+@pytest.mark.parametrize("options", [{}, {"table_copy": "bfloat16"}, {"table_second_moment": "row"}])
+def test_gradients_too_large_to_be_dense_are_rows_and_the_steps_are_the_same(
+    name: str, options: dict[str, str], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = "table_copy" not in options  # which makes results fp32
+
+    def steps(limit: int) -> tuple[list[float], dict[str, torch.Tensor], bool]:
+        monkeypatch.setattr(optimiser, "ROW_GRADIENT_BYTES", limit)
+        spec = run_spec(name, batch_size=1, budgets=(2_000,), warmup_tokens=0, **options)
+        memory = dataclasses.replace(spec.model.memory, n_keys=24, top_m=2)
+        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, memory=memory))
+        torch.set_default_dtype(
+            torch.float64 if exact else torch.float32
+        )  # Adam makes much of what rounding leaves of a gradient near 0
+        try:
+            run = Run(spec, open_corpus("kjv"), tmp_path, CPU)
+            losses = [run.train_step() for _ in range(6)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        weights = {key: p.detach() for key, p in run.model.named_parameters()}
+        return losses, weights, run.model.tables.values.grad.is_sparse
+
+    dense, rows = steps(2**40), steps(0)
+    assert (dense[2], rows[2]) == (False, True)
+    assert rows[0] == pytest.approx(dense[0], rel=1e-12 if exact else 1e-6)
+    for key, weight in dense[1].items():
+        torch.testing.assert_close(
+            rows[1][key], weight, rtol=0, atol=(1e-10 if exact else 1e-3) * float(weight.abs().max())
+        )

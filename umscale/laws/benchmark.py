@@ -19,7 +19,8 @@ import numpy as np
 
 from umscale.laws import engine
 from umscale.laws.fit import HUBER_DELTA, FitResult, fit_law, refit
-from umscale.laws.forms import LAWS, Array, PowerLaw, evaluate
+from umscale.laws.forms import LAWS, PowerLaw, evaluate
+from umscale.results.columns import Array
 from umscale.results.table import Table, numeric
 
 HOFFMANN_GRID = {

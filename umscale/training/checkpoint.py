@@ -22,7 +22,9 @@ import torch
 from torch import nn
 
 from umscale.files import Files, Unusable, quarantine
+from umscale.layers.split import is_split, split_like, whole
 from umscale.store.leases import Lease
+from umscale.store.store import Store
 from umscale.training.optimiser import WeightAverage, load_optimizer_tensors, optimizer_tensors
 from umscale.training.process_group import ALONE, World
 from umscale.training.shards import columns, from_columns, groups_of, tensor_groups
@@ -42,6 +44,11 @@ class Workspace:
     lease: Lease | None = None
     world: World = ALONE
     """Processes that train the run together; only the first touches ``files``."""
+
+    @classmethod
+    def of(cls, store: Store, run_id: str) -> "Workspace":
+        """A run's checkpoints in a store, under the lease by which this process works on it."""
+        return cls(files=store.files, folder=store.checkpoint_folder(run_id), lease=store.lease(run_id))
 
     def path(self, phase: str) -> str:
         """Return the name of a phase's checkpoint."""
@@ -141,6 +148,9 @@ def save(
         if n_groups := groups_of(name, tensor.dim(), groups):
             parts = world.collect(tensor.detach().cpu())
             tensors[name] = from_columns(parts, n_groups) if parts else tensor
+        elif is_split(tensor):
+            complete = whole(tensor)
+            tensors[name] = complete.cpu() if path is not None else tensor
     if path is None:
         return
     text = json.dumps(state | {"average_steps": average.steps})
@@ -187,11 +197,15 @@ def _share(content: Content | None, model: nn.Module, world: World) -> Content:
     text = world.share_text(content.text if content else "")
     layout = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in found.items()]
     groups = tensor_groups(model, world)
+    split = {name: p for name, p in model.named_parameters() if is_split(p)}
     tensors = {}
     for name, dtype, shape in json.loads(world.share_text(json.dumps(layout))):
         tensor = found[name] if content else torch.empty(shape, dtype=getattr(torch, dtype))
         world.share(tensor)
         n_groups = groups_of(name, tensor.dim(), groups)
+        parameter = split.get(name.partition("/")[2].removesuffix("/exp_avg").removesuffix("/exp_avg_sq"))
+        if parameter is not None:
+            tensor = split_like(tensor, parameter)
         tensors[name] = columns(tensor, n_groups, world) if n_groups else tensor
     return Content(tensors=tensors, text=text)
 

@@ -166,24 +166,10 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     reports = []
     for i, name in enumerate(names):
         mine = usable & (cells == name)
-        best, rule = draws.optimum[:, i] + centre, np.log(rules[name])
-        inside = _inside(best[0], (x[mine], y[mine]))
-        draws.optimum[:, i, ~inside] = np.nan
-        best = draws.optimum[:, i] + centre
-        priced = bool(_inside(rule, (x[mine], y[mine])).all())
-        warnings += _outside(name, inside, placed, priced, rules[name], surface.bowl)
-        price = draws.above(i, rule - centre)
-        reports.append(
-            CellRates(
-                name=name,
-                n_runs=int((kept & (cells == name)).sum()),
-                best=_best(x, y, losses, mine),
-                lr=_interval(best[:, 0], np.exp),
-                value_lr=_interval(best[:, 1], np.exp),
-                default=rules[name],
-                excess=_interval(price if priced else np.full_like(price, np.nan)),
-            )
-        )
+        rows = _CellRows(name, x[mine], y[mine], losses[mine], int((kept & mine).sum()))
+        cell, said = _cell(rows, i, draws, centre, rules[name], placed, surface.bowl)
+        reports.append(cell)
+        warnings += said
     noise, freedom = _repeats(cells, x, y, losses, usable)
     return RatesReport(
         stage=stage,
@@ -200,6 +186,45 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
         n_far=int((usable & ~near).sum()),
         warnings=tuple(warnings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _CellRows:
+    """All usable rows of one cell."""
+
+    name: str
+    x: Array
+    y: Array
+    losses: Array
+    n_kept: int
+
+
+def _cell(
+    rows: _CellRows,
+    i: int,
+    draws: "_Draws",
+    centre: Array,
+    rule: tuple[float, float],
+    placed: tuple[bool, bool],
+    bowl: bool,
+) -> tuple[CellRates, list[str]]:
+    """The ``i``-th cell, and what is not said of it; an optimum outside its values leaves ``draws``."""
+    measured = (rows.x, rows.y)
+    inside = _inside(draws.optimum[0, i] + centre, measured)
+    draws.optimum[:, i, ~inside] = np.nan
+    best = draws.optimum[:, i] + centre
+    priced = bool(_inside(np.log(rule), measured).all())
+    price = draws.above(i, np.log(rule) - centre)
+    cell = CellRates(
+        name=rows.name,
+        n_runs=rows.n_kept,
+        best=_best(rows.x, rows.y, rows.losses, np.ones(len(rows.x), dtype=bool)),
+        lr=_interval(best[:, 0], np.exp),
+        value_lr=_interval(best[:, 1], np.exp),
+        default=rule,
+        excess=_interval(price if priced else np.full_like(price, np.nan)),
+    )
+    return cell, _outside(rows.name, inside, placed, priced, rule, bowl)
 
 
 def _placed(

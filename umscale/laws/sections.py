@@ -296,10 +296,12 @@ def resampling_groups(table: Table, fit: FitResult, settings: Settings) -> tuple
 
 def _noticed(table: Table, fit: FitResult) -> FitResult:
     """The fit, with a warning where rows that share a value of some column err together."""
+    # Along an axis that the law does not read, residuals agree because the law misses it.
+    unread = {column for symbol, column in fit.columns.items() if symbol not in fit.law.symbols}
     kept = {
         name: np.asarray(column)[fit.rows.index]
         for name, column in table.items()
-        if name not in (ROW, fit.loss) and np.asarray(column).ndim == 1
+        if name not in (ROW, fit.loss, *unread)
     }
     found = repeated_group(residuals_in_nats(fit), kept)
     if found is None:

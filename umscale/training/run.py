@@ -282,6 +282,7 @@ class Run:
                 self.outcome.status = "finished"
             except Diverged as error:
                 self.outcome.status, self.outcome.reason = "diverged", str(error)
+            self.workspace.flush()
             on_record(self.outcome)
         except (ClaimLost, PeerLost) as error:
             raise Interrupted(str(error)) from error
@@ -327,6 +328,7 @@ class Run:
             if should_stop():
                 self._log(on_progress)
                 self._save(self._phase)
+                self.workspace.flush()
                 raise Interrupted
             self.workspace.beat()
             began = time.perf_counter()
@@ -512,7 +514,8 @@ class Run:
             "kernels": self.outcome.kernels,
         }
         began = time.perf_counter()
-        self.workspace.save(phase, self.model, self.optimizer, self.average, state)
+        gpu = self.device.type == "cuda"  # on a CPU the copy would cost what writing does
+        self.workspace.save(phase, self.model, self.optimizer, self.average, state, in_background=gpu)
         self.checkpoint_seconds += time.perf_counter() - began
         self.checkpointed = time.monotonic()
 

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, out, print_json
+from umscale_cli.console import JsonFlag, out, plain_table, print_json
 from umscale_cli.law_options import mapping_of, split
-from umscale_cli.law_tables import plain_table
 from umscale_cli.predicted import part_text, value_text
 from umscale_cli.rows import RowsAsked, rows_of
 

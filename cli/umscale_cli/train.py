@@ -133,7 +133,7 @@ class How:
 
     def take_part(self, report: "Reporter") -> "AbstractContextManager[tuple[World, torch.device]]":
         """Join torchrun's processes."""
-        from umscale.parallel.worker import take_part
+        from umscale.execute.member import take_part
 
         return take_part(report, "env://", self.shard_tables, self.shard_dense, self.device, self.threads)
 
@@ -214,8 +214,8 @@ def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, lis
 
 def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callable[[Event], None]") -> str:
     """Train as the first of torchrun's processes."""
+    from umscale.execute.member import LOST, lead
     from umscale.execute.running import Reporter
-    from umscale.parallel.worker import LOST, lead
 
     assert cell.run is not None
     report = Reporter(Events(on_event))
@@ -231,8 +231,8 @@ def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callabl
 
 def _follow(how: How) -> None:
     """Train as any other of torchrun's processes."""
+    from umscale.execute.member import LOST, follow
     from umscale.execute.running import Reporter
-    from umscale.parallel.worker import LOST, follow
 
     with open(os.devnull, "w", encoding="utf-8") as nobody:
         report = Reporter(nobody)

@@ -13,6 +13,7 @@ from umscale.selftest.crash import STUDY
 from umscale.store.store import RUN_TABLES, Store
 from umscale.training.checkpoint import Workspace
 from umscale.training.optimiser import WeightAverage, make_optimizer
+from umscale.training.record import spec_row
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
     store = Store.create(tmp_path / "store")
     keys = [{"budget": b, "stage": s} for b in run.train.budgets for s in ("stable", "annealed")]
     store.write_run(
-        run,
+        spec_row(run),
         "t",
         status="finished",
         records=keys,

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing import (
 
 from umscale.errors import UserError
 from umscale.execute.executor import STOP_SECONDS, Event, parse_event, worker_environment
-from umscale.parallel.worker import EXIT_LOST, Job
+from umscale.execute.member import EXIT_LOST, Job
 from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
 from umscale.store.store import Store

@@ -12,7 +12,7 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.diagnostics import residuals_in_nats
 from umscale.laws.fit import FitResult, Objective, fit_rows
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, LAWS, Array, Law, LocalLaw, Residual, law_named
+from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Residual, law_named
 from umscale.laws.holdout import (
     BEYOND,
     EDGES,
@@ -26,6 +26,7 @@ from umscale.laws.holdout import (
     mean_error,
 )
 from umscale.laws.uncertainty import resampled_together
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Codes, Table, levels, missing_columns, select_rows, where
 
 NULLS = ("null", "power_null", "P0", "P0_log")

@@ -11,7 +11,8 @@ import numpy as np
 
 from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws.forms import Array, ExpressionLaw, Law, LocalLaw, PowerLaw, Term, as_written
+from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, Term, as_written
+from umscale.results.columns import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

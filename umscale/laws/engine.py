@@ -15,8 +15,9 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.laws.forms import Array, PowerLaw, Residual, from_theta, power_features, to_theta
+from umscale.laws.forms import PowerLaw, Residual, from_theta, power_features, to_theta
 from umscale.laws.starts import between
+from umscale.results.columns import Array
 
 Bounds = Mapping[str, tuple[float, float]]
 """Coefficient → least and greatest value."""

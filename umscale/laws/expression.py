@@ -34,7 +34,8 @@ def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: 
     """The law that ``text`` writes; ``symbols`` are the names that stand for columns, all others coefficients.
 
     It is called ``name``, or else what it says. ``as_power=False`` keeps a sum of products of powers an expression,
-    whose scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of ``tree``, and
+    whose scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of
+    ``umscale.formulas``, and
     for a law without columns or coefficients.
     """
     formula = " ".join(text.split())

@@ -12,8 +12,6 @@ from umscale.errors import UserError, nearest
 from umscale.laws import engine
 from umscale.laws.constraints import Constraints, Reduced, check, needs_signs, reduce_law
 from umscale.laws.forms import (
-    COLUMNS,
-    Array,
     ExpressionLaw,
     Law,
     LocalLaw,
@@ -29,6 +27,7 @@ from umscale.laws.forms import (
 from umscale.laws.generic import ExpressionProblem, expression_problem
 from umscale.laws.generic import search as generic_search
 from umscale.laws.pairs import run_noise, run_variance
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, select_rows, where
 
 HUBER_DELTA = 1e-3

@@ -18,29 +18,13 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from umscale import formulas as tree
 from umscale.errors import UserError, nearest
+from umscale.results.columns import Array
 
-Array = NDArray[np.float64]
 Residual = Literal["log", "raw"]
 Objective = Literal["huber", "least_squares", "least_absolute"]
-
-COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "N": "active_params",
-        "N_s": "sparse_params",
-        "D": "tokens",
-        "m": "top_m",
-        "rho": "density",
-        "G": "granularity",
-        "r": "memory_to_ffn",
-        "experts": "n_experts",
-        "C": "training_flops",
-    }
-)
-"""Symbol of a formula → column of a results table, unless the caller maps it elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from umscale import formulas as tree
 from umscale.laws.engine import Bounds, Solution, Surface, minimise, objective_at
-from umscale.laws.forms import Array, ExpressionLaw, Residual
+from umscale.laws.forms import ExpressionLaw, Residual
 from umscale.laws.projection import Projection, view_of
 from umscale.laws.starts import draw
+from umscale.results.columns import Array
 
 _DRAWS = 1500  # looked at in a round
 _REFINED = 40  # of them refined: half the best, half from all over

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, Array, evaluate
+from umscale.laws.forms import evaluate
 from umscale.laws.uncertainty import without_each
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Codes, Rows
 
 Edge = Literal["largest", "sparsest", "future"]

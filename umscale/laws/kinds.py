@@ -15,7 +15,8 @@ from umscale import formulas as tree
 from umscale.laws.engine import huber
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import HUBER_DELTA, FitResult, fit_law
-from umscale.laws.forms import Array, Law, Objective
+from umscale.laws.forms import Law, Objective
+from umscale.results.columns import Array
 from umscale.results.table import Table
 
 _SAME = 1e-6  # relative excess over the least objective that still counts as reaching it

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.laws.forms import Array
+from umscale.results.columns import Array
 from umscale.results.table import group_codes
 
 _CHANCE = 1e-3  # probability of as large an F among all columns looked at, where rows are independent

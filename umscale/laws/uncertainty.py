@@ -29,7 +29,8 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult, profile, refit, slopes
-from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, local_features
+from umscale.laws.forms import Law, LocalLaw, PowerLaw, evaluate, local_features
+from umscale.results.columns import Array
 from umscale.results.table import Codes
 
 Group = Literal["auto", "cell", "run", "seed"]

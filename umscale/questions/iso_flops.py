@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.forms import COLUMNS, Array
 from umscale.laws.uncertainty import LEVEL, Estimate
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Codes, Table, numeric
 
 SAME_COMPUTE = 1.12  # runs whose FLOPs lie within this factor are of one compute

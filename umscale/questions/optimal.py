@@ -16,9 +16,10 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, evaluate
+from umscale.laws.forms import evaluate
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.questions.iso_flops import IsoFlop, iso_flops, refitted
+from umscale.results.columns import Array
 from umscale.results.table import Codes
 
 FLOPS_PER_PARAMETER = 6.0

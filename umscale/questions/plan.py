@@ -22,8 +22,9 @@ from umscale.design.axes import COMPENSATIONS, Infeasible, solve
 from umscale.errors import UserError, nearest
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.fit import FitResult, fit_law
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, Array, LocalLaw, evaluate
+from umscale.laws.forms import FIRST_LAWS, LocalLaw, evaluate
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric, where
 from umscale.spec import ModelSpec, to_dict
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
+from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
+from umscale.results.columns import Array
 
 TREND_LAWS = ("trend", "trend_curved", "power_product", "power_trend")
 """Laws whose effects of m and N_s change with tokens, fewest coefficients first."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws.forms import COLUMNS
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, n_rows, numeric, text
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def map_columns(
     """The table with derived columns, and the column of every symbol that has one.
 
     A symbol stands for the column it is given; else, in order, for the column of its own name and its default of
-    ``forms.COLUMNS``. Where no column is called what is given, a formula or a condition of columns and other symbols is
+    ``results.columns.COLUMNS``. Where no column is called what is given, a formula or a condition of columns and other symbols is
     (``1/num_experts``, ``6*N*D``, ``router == 'Hash'``) and becomes one, or a number, which every row then has. Raises
     ``UserError`` for neither, and for symbols that are defined by each other.
     """

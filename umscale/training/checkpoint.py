@@ -25,6 +25,7 @@ from torch import nn
 from umscale.files import Files, Unusable, quarantine
 from umscale.layers.split import is_split, split_like, whole
 from umscale.store.leases import Lease
+from umscale.store.store import Store
 from umscale.training.optimiser import WeightAverage, load_optimizer_tensors, optimizer_tensors
 from umscale.training.process_group import ALONE, World
 from umscale.training.shards import columns, from_columns, groups_of, tensor_groups
@@ -48,6 +49,11 @@ class Workspace:
     """Processes that train the run together; only the first touches ``files``."""
     writing: "list[Future[None]]" = field(default_factory=list)
     """The checkpoint that is being written in the background, if any."""
+
+    @classmethod
+    def of(cls, store: Store, run_id: str) -> "Workspace":
+        """A run's checkpoints in a store, under the lease by which this process works on it."""
+        return cls(files=store.files, folder=store.checkpoint_folder(run_id), lease=store.lease(run_id))
 
     def path(self, phase: str) -> str:
         """Return the name of a phase's checkpoint."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from umscale_kernels.backends import resolve
 
-
 _PIECE_NUMBERS = 2**24
 """Of a table whose dense gradient is formed a piece at a time."""
 

@@ -235,7 +235,13 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
             for task in ("needle", "recall")
         ]  # fmt: skip
         store.write_run(
-            spec_row(run), plan.name, status="finished", records=records, curve=curve, probes=probes, context=context
+            spec_row(run),
+            plan.name,
+            status="finished",
+            records=records,
+            curve=curve,
+            probes=probes,
+            context=context,
         )
     return store
 
@@ -311,6 +317,18 @@ def test_every_question_gives_a_page(tmp_path, question):
     if question == "memory-to-ffn":
         found = memory_to_ffn(store.columns(), stage="annealed")
         assert found.mcp is None or f"{found.mcp.value:.1%}" in Reader(to_html(page)).text
+
+
+def test_a_choice_of_the_trainer_gives_a_page(tmp_path):
+    axes = {
+        "top_m": [2, 8], "n_keys": [16, 32], "train.table_weight_decay": ["coupled", 0.0], "tokens": [100_000],
+        "seed": [0, 1],
+    }  # fmt: skip
+    page = build(made(tmp_path / "s", question="trainer-choice", axes=axes), "made")
+    text = Reader(to_html(page)).text
+    assert "Recommended: table_weight_decay = " in text
+    assert "delta_m" in text
+    assert "documents" in text
 
 
 def test_hostile_words_are_shown_not_read(tmp_path):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umscale_cli.completion import sources
 from umscale_cli.console import JsonFlag, note, out, print_json, show
 from umscale_cli.law_options import (
     choice,
@@ -36,7 +37,8 @@ class FitOptions:
     source: Annotated[
         str,
         typer.Argument(
-            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz.",
+            autocompletion=sources,
         ),
     ]
     law: Annotated[
@@ -173,8 +175,8 @@ class FitOptions:
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, or laws alone; default the "
-            "study's.",
+            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, trainer-choice, token-trend, "
+            "or laws alone; default the study's.",
             show_default=False,
         ),
     ] = None
@@ -216,8 +218,8 @@ def fit(asked: FitOptions) -> None:
     """Fit scaling laws to a study's results or to any table; answer a study's question.
 
     A study's question is whether density beats size, which of several architectures, which memory-to-FFN ratio or
-    which learning rates are best, or how far runs of one cell lie apart. A table needs --law and, unless its columns
-    have the usual names, --map.
+    which learning rates are best, how far runs of one cell lie apart, or what a choice of the trainer decides. A table
+    needs --law and, unless its columns have the usual names, --map.
     """
     from umscale.errors import UserError
     from umscale.results.source import is_table
@@ -341,7 +343,7 @@ def _fit_study(asked: FitOptions, store: "Store") -> "Table":
         return table
     names = asked.law or asked.compare
     question = asked.question or ("density-over-size" if names else store.question())
-    answer = _answer(asked, table, question)
+    answer = _answer(asked, store, table, question)
     if asked.json_:
         inputs = {"study": asked.source, "where": asked.where, "map": _mapping(asked), "group": asked.group}
         print_json(answer.to_json(input=inputs))
@@ -383,7 +385,7 @@ def _losses(asked: FitOptions) -> tuple[str, ...]:
     return (measured,) if measured else LOSSES if asked.loss == "both" else (asked.loss,)
 
 
-def _answer(asked: FitOptions, table: "Table", question: str) -> "Answer":
+def _answer(asked: FitOptions, store: "Store", table: "Table", question: str) -> "Answer":
     """Ask a study's table."""
     from umscale.laws.sections import STUDY_UNITS
     from umscale.questions.question import Asked, find
@@ -406,6 +408,7 @@ def _answer(asked: FitOptions, table: "Table", question: str) -> "Answer":
             laws=laws,
             settings=replace(settings, recipe=recipe, columns=columns, units=units),
             seed=asked.seed,
+            read=store.read,
         ),
     )
 
@@ -444,12 +447,20 @@ def _suggest_or_contrast(asked: FitOptions, store: "Store", table: "Table") -> N
             note(f"wrote {asked.output}; run it with: umscale sweep {asked.output}")
 
 
-def laws() -> None:
+def laws(json_: JsonFlag = False) -> None:
     """List the laws that `umscale fit --law` knows, with formula and source."""
     from rich.table import Table
 
     from umscale.laws.forms import LAWS
 
+    if json_:
+        print_json(
+            [
+                {"name": law.name, "formula": law.formula, "source": law.source, "symbols": list(law.symbols)}
+                for law in LAWS.values()
+            ]
+        )
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("law", "loss in nats", "source"):
         table.add_column(name, no_wrap=name == "law")

@@ -65,7 +65,9 @@ def optimal(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     json_: JsonFlag = False,
 ) -> None:
-    """Say how to spend compute: the best N, D and tokens per parameter by a law, and by iso-FLOP parabolas beside it."""
+    """Say how to spend compute: the best N, D and tokens per parameter by a law, and by iso-FLOP parabolas beside
+    it.
+    """
     from umscale.laws.uncertainty import bootstrap
     from umscale.spec import quantity
 
@@ -129,9 +131,9 @@ def print_optimal(found: "Optimal", console: Any) -> None:
         console.print(table)
     console.print()
     if found.by_law:
-        one = found.by_law
-        console.print(f"law {one.law}: {one.formula}; {_powers(one.exponents)}", soft_wrap=True)
-        console.print(f"  intervals: {one.method}; resampled {one.resampled}", soft_wrap=True)
+        law = found.by_law
+        console.print(f"law {law.law}: {law.formula}; {_powers(law.exponents)}", soft_wrap=True)
+        console.print(f"  intervals: {law.method}; resampled {law.resampled}", soft_wrap=True)
     if found.by_parabolas and found.by_parabolas.exponents:
         words = _powers(found.by_parabolas.exponents)
         console.print(f"parabolas: {words}; resampled {found.by_parabolas.resampled}", soft_wrap=True)

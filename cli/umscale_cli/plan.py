@@ -85,7 +85,8 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="SYMBOL=QUANTITY",
-            help="What of a model a symbol of the law is: active_params, total_params, total_params_with_embedding, ...; "
+            help="What of a model a symbol of the law is: active_params, total_params, total_params_with_embedding, "
+            "...; "
             "default a study's columns.",
         ),
     ] = None,
@@ -128,9 +129,8 @@ def plan(
     missing = list(_missing(base, max_total_params, max_active_flops, max_memory_access))
     if base is None or missing:
         raise UserError(f"{source}: a plan needs also {'; '.join(missing)}")
-    if model is None:
-        if not base.vocab_size and len(table["vocab_size"]):
-            base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
+    if model is None and not base.vocab_size and len(table["vocab_size"]):
+        base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
 
     def limit(given: str | None, option: str) -> float | None:
         return None if given is None else quantity(given, option)

@@ -25,7 +25,18 @@ from umscale.training.run import Interrupted, Run
 
 moto = pytest.importorskip("moto.server")
 
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+TIMES = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 SECRET = "hunter2"
 
 

@@ -113,7 +113,9 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(store, damage):
 def test_damaged_files_are_quarantined_and_their_runs_count_as_not_done(store):
     other = dataclasses.replace(RUN, seed=1)
     for run in (RUN, other):
-        store.write_run(spec_row(run), "t", status="finished", records=records(), documents=DOCUMENTS, curve=CURVE)
+        store.write_run(
+            spec_row(run), "t", status="finished", records=records(), documents=DOCUMENTS, curve=CURVE
+        )
     path = store.root / "documents" / f"{RUN.run_id}.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x10

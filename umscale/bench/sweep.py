@@ -304,7 +304,10 @@ def _store(run: RunSpec, n_records: int, root: Path) -> dict[str, Any]:
     began = time.perf_counter()
     for seed in range(n_runs):
         store.write_run(
-            spec_row(dataclasses.replace(run, seed=seed)), "bench", status="finished", records=_records(run, 1.0 + seed)
+            spec_row(dataclasses.replace(run, seed=seed)),
+            "bench",
+            status="finished",
+            records=_records(run, 1.0 + seed),
         )
     writing = time.perf_counter() - began
     paths = sorted((store.root / "runs").glob("*.parquet"))

@@ -45,6 +45,7 @@ def launch(
     *,
     nproc: int,
     shard_tables: bool,
+    shard_dense: bool,
     device: str,
     threads: int,
     on_event: Callable[[Event], None],
@@ -68,8 +69,8 @@ def launch(
     )  # for writing too: no end of file before the first writer
     where = str(store.root.absolute()) if store.is_folder else redact(store.address)
     job = Job(
-        store=where, study=study, run=to_dict(run), shard_tables=shard_tables, device=device, threads=threads,
-        rendezvous=f"file://{folder}/rendezvous", events=str(pipe),
+        store=where, study=study, run=to_dict(run), shard_tables=shard_tables, shard_dense=shard_dense,
+        device=device, threads=threads, rendezvous=f"file://{folder}/rendezvous", events=str(pipe),
     )  # fmt: skip
     file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
     common = worker_environment(store, threads) | {"WORLD_SIZE": str(nproc)}

@@ -43,6 +43,7 @@ class Job:
     study: str
     run: Mapping[str, Any]
     shard_tables: bool
+    shard_dense: bool
     device: str
     threads: int
     rendezvous: str
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     first = int(os.environ["RANK"]) == 0
     with open(job.events if first else os.devnull, "w", encoding="utf-8") as stream:
         report = Reporter(stream)
-        part = take_part(report, job.rendezvous, job.shard_tables, job.device, job.threads)
+        part = take_part(report, job.rendezvous, job.shard_tables, job.shard_dense, job.device, job.threads)
         try:
             with part as (world, device):
                 if first:
@@ -77,14 +78,14 @@ def main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def take_part(
-    report: Reporter, rendezvous: str, shard_tables: bool, device: str, threads: int
+    report: Reporter, rendezvous: str, shard_tables: bool, shard_dense: bool, device: str, threads: int
 ) -> Iterator[tuple[World, torch.device]]:
     """Prepare this process, join the world (see ``joined``) and yield it with the process's own device."""
     _stop_on_signals(report)
     torch.set_num_threads(threads)
     keep_freed_memory()
     own = _own_device(device)
-    with joined(rendezvous, shard_tables=shard_tables, device=own) as world:
+    with joined(rendezvous, shard_tables=shard_tables, shard_dense=shard_dense, device=own) as world:
         yield world, own
 
 

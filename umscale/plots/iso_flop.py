@@ -140,9 +140,9 @@ def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, f
         ax.plot(flops, theirs, color=INK, lw=1.0, ls=":", label=f"law {fit.law.name}")
         sizes.append(theirs)
     ax.set_xlabel(axis_words("training_flops"))
-    log_ticks(ax, "x", flops, most_levels=0)
+    log_ticks(ax, "x", flops)
     if len(everything := np.concatenate(sizes)):
-        log_ticks(ax, "y", everything, most_levels=0)
+        log_ticks(ax, "y", best[there] if there.any() else everything)  # the optima are what is read off here
     else:
         ax.text(0.5, 0.5, "no parabola has a minimum\namong its sizes", ha="center", transform=ax.transAxes)
 

@@ -39,7 +39,7 @@ from umscale.say.blocks import Verdict as Said
 from umscale.say.estimates import both, counted, pair, significant
 from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
 from umscale.say.laws import law_blocks
-from umscale.say.numbers import count
+from umscale.say.numbers import count, further_runs
 from umscale.store.schema import is_probe_column
 
 AnswerWord = Literal["supported", "contradicted", "inconclusive"]
@@ -286,7 +286,9 @@ def _exchange_rate(uncertainty: Uncertainty, a: int, b: int) -> tuple[Estimate |
     if rate.has_interval and np.mean(uncertainty.draws[:, b] >= 0) <= (1 - LEVEL) / 2:
         return rate, []
     unbounded = Estimate(value=rate.value, low=_NAN, high=_NAN)
-    return unbounded, ["the exchange rate has no bounds: δ_N is not surely above zero"]
+    return unbounded, [
+        "what a doubling of top_m is worth in N_s cannot be bounded: more N_s may not lower the loss at all"
+    ]
 
 
 def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
@@ -307,13 +309,16 @@ def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
 
 
 def _extrapolated(fit: FitResult) -> tuple[str, ...]:
-    """The points of the contrasts beyond the largest level, in octaves."""
+    """The points of the contrasts beyond the largest level."""
     said = []
     for symbol, multiple in (("m", 2), ("N_s", 2), ("m", 3)):
-        octaves = float(np.log2(multiple * fit.reference[symbol] / fit.domain[symbol][1]))
-        if octaves > 0.01:
+        largest = fit.domain[symbol][1]
+        point = multiple * fit.reference[symbol]
+        if point > 1.01 * largest:
+            column = fit.columns[symbol]
             said.append(
-                f"{multiple}{symbol} lies {octaves:.2f} octaves beyond the largest {fit.columns[symbol]}"
+                f"{multiple} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
+                f"{count(largest)}"
             )
     return tuple(said)
 
@@ -451,7 +456,7 @@ def _density_sentence(verdict: Verdict) -> str:
     if verdict.answer == "inconclusive":
         said += f" {sentence(verdict.reason)}"
         if verdict.further_runs is not None:
-            said += f" About {verdict.further_runs} more runs like these would settle it (80% power)."
+            said += f" {sentence(further_runs(verdict.further_runs))}"
     return said
 
 

@@ -6,9 +6,10 @@ In every cell c of a design, with x = ln lr and y = ln value_lr,
 
 one curvature for all cells, an optimum (x*, y*) = −H⁻¹ (g_c, k_c) for each. A rate that was measured at two values in
 every cell has no optimum: then each of its values has an intercept of its own, and the other rate alone is placed. An
-optimum outside the values of its cell, and a price of rates outside them, are not said: nothing was measured there. This is linear in its coefficients, so
-intervals come from draws of their posterior under a flat prior (Student's t). Cells far from their optimum bend more
-than a parabola does: rows more than ``WINDOW`` nats above their cell's best are left out.
+optimum outside the values of its cell, and a price of rates outside them, are not said: nothing was measured there.
+This is linear in its coefficients, so intervals come from draws of their posterior under a flat prior (Student's t).
+Cells far from their optimum bend more than a parabola does: rows more than ``WINDOW`` nats above their cell's best are
+left out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -106,8 +107,20 @@ def rates_reports(table: Table, *, loss: str = "loss", stage: str | None = None)
                 continue
             part = where(table, stage=one, compensation=compensation)
             for budget in sorted(set(numeric(part, "budget")), reverse=True):
-                found.append(_report(where(part, budget=budget), loss, one, compensation, float(budget)))
+                found += [
+                    _report(rows, loss, one, compensation, float(budget))
+                    for rows in _apart(where(part, budget=budget))
+                ]
     return tuple(found)
+
+
+def _apart(table: Table) -> list[Table]:
+    """Return the cells that vary both rates, and those that hold value_lr, as models without value tables do."""
+    cells, rates = cell_names(table), numeric(table, "value_lr")
+    held = np.array([len(np.unique(rates[cells == cell])) == 1 for cell in cells], dtype=bool)
+    if held.all() or not held.any():
+        return [table]
+    return [{name: np.asarray(column)[chosen] for name, column in table.items()} for chosen in (~held, held)]
 
 
 def cell_names(table: Table) -> np.ndarray:
@@ -142,8 +155,8 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     draws = surface.draws()
     warnings = [
         f"{rate} was measured at two values: two give no optimum, and the default rates are not priced"
-        for rate, one in zip(_RATES, placed, strict=True)
-        if not one
+        for rate, values, one in zip(_RATES, (x, y), placed, strict=True)
+        if not one and len(np.unique(values[kept])) > 1
     ]
     if not surface.bowl:
         warnings.append("the fitted surface has no lowest point: measure further rates")
@@ -153,24 +166,10 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     reports = []
     for i, name in enumerate(names):
         mine = usable & (cells == name)
-        best, rule = draws.optimum[:, i] + centre, np.log(rules[name])
-        inside = _inside(best[0], (x[mine], y[mine]))
-        draws.optimum[:, i, ~inside] = np.nan
-        best = draws.optimum[:, i] + centre
-        priced = bool(_inside(rule, (x[mine], y[mine])).all())
-        warnings += _outside(name, inside, placed, priced, rules[name], surface.bowl)
-        price = draws.above(i, rule - centre)
-        reports.append(
-            CellRates(
-                name=name,
-                n_runs=int((kept & (cells == name)).sum()),
-                best=_best(x, y, losses, mine),
-                lr=_interval(best[:, 0], np.exp),
-                value_lr=_interval(best[:, 1], np.exp),
-                default=rules[name],
-                excess=_interval(price if priced else np.full_like(price, np.nan)),
-            )
-        )
+        rows = _CellRows(name, x[mine], y[mine], losses[mine], int((kept & mine).sum()))
+        cell, said = _cell(rows, i, draws, centre, rules[name], placed, surface.bowl)
+        reports.append(cell)
+        warnings += said
     noise, freedom = _repeats(cells, x, y, losses, usable)
     return RatesReport(
         stage=stage,
@@ -187,6 +186,45 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
         n_far=int((usable & ~near).sum()),
         warnings=tuple(warnings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _CellRows:
+    """All usable rows of one cell."""
+
+    name: str
+    x: Array
+    y: Array
+    losses: Array
+    n_kept: int
+
+
+def _cell(
+    rows: _CellRows,
+    i: int,
+    draws: "_Draws",
+    centre: Array,
+    rule: tuple[float, float],
+    placed: tuple[bool, bool],
+    bowl: bool,
+) -> tuple[CellRates, list[str]]:
+    """The ``i``-th cell, and what is not said of it; an optimum outside its values leaves ``draws``."""
+    measured = (rows.x, rows.y)
+    inside = _inside(draws.optimum[0, i] + centre, measured)
+    draws.optimum[:, i, ~inside] = np.nan
+    best = draws.optimum[:, i] + centre
+    priced = bool(_inside(np.log(rule), measured).all())
+    price = draws.above(i, np.log(rule) - centre)
+    cell = CellRates(
+        name=rows.name,
+        n_runs=rows.n_kept,
+        best=_best(rows.x, rows.y, rows.losses, np.ones(len(rows.x), dtype=bool)),
+        lr=_interval(best[:, 0], np.exp),
+        value_lr=_interval(best[:, 1], np.exp),
+        default=rule,
+        excess=_interval(price if priced else np.full_like(price, np.nan)),
+    )
+    return cell, _outside(rows.name, inside, placed, priced, rule, bowl)
 
 
 def _placed(
@@ -220,7 +258,8 @@ def _outside(
 ) -> list[str]:
     """What is not said of a cell because nothing was measured there."""
     said = [
-        f"{name}: the best {rate} lies at or beyond the ends of its values, or they are fewer than three; measure further ones"
+        f"{name}: the best {rate} lies at or beyond the ends of its values, or they are fewer than three; measure "
+        "further ones"
         for rate, there, one in zip(_RATES, inside, placed, strict=True)
         if one and not there and bowl
     ]
@@ -232,7 +271,9 @@ def _outside(
 
 
 def _places_optimum(x: Array, y: Array, chosen: np.ndarray) -> bool:
-    return min(len(np.unique(x[chosen])), len(np.unique(y[chosen]))) >= 2 and int(chosen.sum()) >= 4
+    """Whether both rates vary enough, or the dense one alone where the other is held."""
+    dense, tables = (len(np.unique(one[chosen])) for one in (x, y))
+    return (min(dense, tables) >= 2 or (tables == 1 and dense >= _LEVELS)) and int(chosen.sum()) >= 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +293,9 @@ class _Draws:
 
 
 class _Surface:
-    """Least squares of the module's equation, of the rates that are placed; of the other, an intercept for each value."""
+    """Least squares of the module's equation, of the rates that are placed; of the other, an intercept for each
+    value.
+    """
 
     def __init__(
         self,

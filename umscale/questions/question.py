@@ -11,6 +11,8 @@ from umscale.results.table import Table
 from umscale.say.blocks import Block
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from umscale.laws.forms import Law
     from umscale.laws.sections import Report, Settings
 
@@ -39,6 +41,8 @@ class Asked:
     """Of the fits; None takes a study's."""
     seed: int = 0
     """Of the bootstrap."""
+    read: "Callable[[str], pa.Table] | None" = None
+    """``Store.read``: another table of the study by its name; None where there are no others."""
 
 
 class Answer:

@@ -5,6 +5,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from umscale.plain import plain_lines
 from umscale.render.vector import inline
 from umscale.say.blocks import Page, Picture, spans
 
@@ -19,7 +20,7 @@ _INTERVAL = re.compile(r"\[[−\d.∞]+%?, [−\d.∞]+%?\]")
 def to_html(page: Page) -> str:
     """Write a page as one HTML file with style and figures inside."""
     numbers = {picture.name: i for i, picture in enumerate(page.pictures, 1)}
-    return _template().render(page=page, numbers=numbers) + "\n"
+    return plain_lines(_template().render(page=page, numbers=numbers)) + "\n"
 
 
 @cache

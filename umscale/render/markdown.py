@@ -2,6 +2,7 @@
 
 import re
 
+from umscale.plain import plain_lines
 from umscale.say.blocks import (
     Block,
     Bullets,
@@ -30,7 +31,7 @@ def to_markdown(page: Page, figures: str) -> str:
     lines += _markdown(page.lead, figures, numbers)
     for section in page.sections:
         lines += [f"## {_plain(section.title)}", "", *_markdown(section.blocks, figures, numbers)]
-    return "\n".join([*lines, "---", "", _inline(page.footer), ""])
+    return plain_lines("\n".join([*lines, "---", "", _inline(page.footer), ""]))
 
 
 def _markdown(blocks: tuple[Block, ...], figures: str, numbers: dict[str, int]) -> list[str]:

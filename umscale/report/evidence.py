@@ -101,7 +101,7 @@ def gather(store: Store, source: str) -> Evidence:
         if not len(table["run_id"]):
             refused = "no run has finished yet"
         else:
-            answer = find(question).answer(table, Asked(settings=Settings(diagnostics=True)))
+            answer = find(question).answer(table, Asked(settings=Settings(diagnostics=True), read=store.read))
     except UserError as error:
         refused = str(error)
     return Evidence(

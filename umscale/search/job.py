@@ -87,7 +87,9 @@ class SearchJob:
         runs = {run.run_id: run for run in store.specs("running")}
         with store.claim(run_id) as mine:
             if mine and run_id in runs:
-                store.write_run(spec_row(runs[run_id]), str(self.study["name"]), status="failed", reason=reason)
+                store.write_run(
+                    spec_row(runs[run_id]), str(self.study["name"]), status="failed", reason=reason
+                )
 
     def to_tree(self) -> dict[str, Any]:
         """The job as JSON."""

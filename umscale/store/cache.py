@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from umscale.errors import UserError
 from umscale.files import Entry, Files, Unusable
+from umscale.plain import plain
 from umscale.store.schema import Damaged, from_parquet, schema, to_parquet
 from umscale.trees import parse_json
 
@@ -96,7 +97,7 @@ class Scanner:
         data = pa.concat_tables(pieces).combine_chunks() if pieces else schema(table).empty_table()
         if len(read) >= MANY_FILES:
             self._keep(table, data, kept)
-        return data
+        return _shown(data)
 
     def status(self, run_id: str) -> str | None:
         """Return a run's status, None when nothing (readable) is stored about it."""
@@ -292,6 +293,20 @@ def _sources(rows: "pa.Table", notes: Mapping[str, str]) -> _Copy:
     if start != len(rows):
         raise ValueError("the footer names other rows than there are")
     return _Copy(rows, sources)
+
+
+def _shown(data: "pa.Table") -> "pa.Table":
+    """Return a table whose texts may be shown anywhere: terminals, pages, figures; specifications stay as they are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for i, field in enumerate(data.schema):
+        if not pa.types.is_string(field.type) or field.name == "spec":
+            continue
+        if pc.any(pc.match_substring_regex(data.column(i), r"[\p{C}\p{Zl}\p{Zp}]")).as_py():
+            texts = [None if text is None else plain(text) for text in data.column(i).to_pylist()]
+            data = data.set_column(i, field, pa.array(texts, pa.string()))
+    return data
 
 
 def _copy_name(table: str) -> str:

@@ -141,7 +141,7 @@ class Decoder(nn.Module):
     def configure_tables(self, train: TrainSpec, compact: bool = False, by_rows: bool = False) -> None:
         """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for.
 
-        ``compact`` allows dense gradients to arrive as the rows that are not zero, where that is faster, and ``by_rows``
+        ``compact`` allows dense gradients to arrive as the rows that are not zero where that is faster, and ``by_rows``
         makes them, so that nothing of a table's size is held: the optimiser must then be ``make_optimizer``'s, made
         after this call.
         """

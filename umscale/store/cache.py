@@ -300,12 +300,12 @@ def _shown(data: "pa.Table") -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for i, field in enumerate(data.schema):
-        if not pa.types.is_string(field.type) or field.name == "spec":
+    for i, column in enumerate(data.schema):
+        if not pa.types.is_string(column.type) or column.name == "spec":
             continue
         if pc.any(pc.match_substring_regex(data.column(i), r"[\p{C}\p{Zl}\p{Zp}]")).as_py():
             texts = [None if text is None else plain(text) for text in data.column(i).to_pylist()]
-            data = data.set_column(i, field, pa.array(texts, pa.string()))
+            data = data.set_column(i, column, pa.array(texts, pa.string()))
     return data
 
 

@@ -163,7 +163,8 @@ def _share(name: str, fit: FitResult, objectives: Array, least: float) -> float 
 def _scipy(starts: Array, values: Mapping[str, Array], loss: Array, analytic: bool) -> Array:
     """Objectives that scipy's L-BFGS-B reaches from ``starts``, as notebooks call it."""
     from scipy.optimize import minimize
-    from scipy.special import logsumexp
+
+    from umscale.laws.special import logsumexp
 
     log_n, log_d, target = np.log(values["N"]), np.log(values["D"]), np.log(loss)
     one = np.ones_like(log_n)

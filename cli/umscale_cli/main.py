@@ -92,11 +92,11 @@ def main() -> None:
 
 
 class _NoPandas(importlib.abc.MetaPathFinder):
-    """Finds that there is no pandas."""
+    """Finds that there is no pandas, unless torch is loaded: it looks for it, and takes longer anyway."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         """Raise ModuleNotFoundError for pandas; leave everything else to others."""
-        if fullname == "pandas":
+        if fullname == "pandas" and "torch" not in sys.modules:
             raise ModuleNotFoundError("pandas is left out of this process", name="pandas")
 
 

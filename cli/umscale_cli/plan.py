@@ -85,7 +85,8 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="SYMBOL=QUANTITY",
-            help="What of a model a symbol of the law is: active_params, total_params, total_params_with_embedding, ...; "
+            help="What of a model a symbol of the law is: active_params, total_params, total_params_with_embedding, "
+            "...; "
             "default a study's columns.",
         ),
     ] = None,
@@ -101,7 +102,7 @@ def plan(
     from umscale.errors import UserError
     from umscale.files import write_text
     from umscale.laws.saved import read_saved, refit_saved
-    from umscale.questions.laws import STUDY_UNITS
+    from umscale.laws.sections import STUDY_UNITS
     from umscale.questions.plan import Limits, to_json
     from umscale.questions.plan import plan as make_plan
     from umscale.results.source import read_table
@@ -128,9 +129,8 @@ def plan(
     missing = list(_missing(base, max_total_params, max_active_flops, max_memory_access))
     if base is None or missing:
         raise UserError(f"{source}: a plan needs also {'; '.join(missing)}")
-    if model is None:
-        if not base.vocab_size and len(table["vocab_size"]):
-            base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
+    if model is None and not base.vocab_size and len(table["vocab_size"]):
+        base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
 
     def limit(given: str | None, option: str) -> float | None:
         return None if given is None else quantity(given, option)

@@ -28,7 +28,8 @@ def predict(
         list[str] | None,
         typer.Option(
             metavar="AXIS=VALUE,...",
-            help="Where: symbols or columns, several values apart by commas, 'N=1B,10B,D=200B'; repeatable. Axes left out "
+            help="Where: symbols or columns, several values apart by commas, 'N=1B,10B,D=200B'; repeatable. Axes left "
+            "out "
             "take the cells of the rows.",
             show_default=False,
         ),
@@ -83,7 +84,8 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the predictions with the SHA-256 of the records they came from; `umscale fit --check FILE` later.",
+            help="Write the predictions with the SHA-256 of the records they came from; `umscale fit --check FILE` "
+            "later.",
             show_default=False,
         ),
     ] = None,

@@ -16,10 +16,17 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 [[maybe_unused]] inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 [[maybe_unused]] inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
 
+// Halves are added until one lane is left: a chain of 4 additions, not of 16.
 [[maybe_unused]] inline float sum_of(vf x) {
-  float sum = 0.0f;
-  for (int l = 0; l < L; ++l) sum += x[l];
-  return sum;
+#ifdef __AVX512F__
+  typedef float half __attribute__((vector_size(2 * L)));
+  half h[2];
+  std::memcpy(h, &x, sizeof x);
+  const half y = h[0] + h[1];
+#else
+  const vf y = x;
+#endif
+  return ((y[0] + y[4]) + (y[1] + y[5])) + ((y[2] + y[6]) + (y[3] + y[7]));
 }
 
 [[maybe_unused]] inline float largest_of(vf x) {

@@ -105,7 +105,9 @@ def test_labels_of_strangers_reach_no_output_raw(store, capsys, monkeypatch, tmp
 
 
 def test_pages_hold_no_control_characters():
-    from umscale.render.page import Listing, Page, Paragraph, Section, to_html, to_markdown
+    from umscale.render.html import to_html
+    from umscale.render.markdown import to_markdown
+    from umscale.say.blocks import Listing, Page, Paragraph, Section
 
     page = Page(
         title=EVIL, subtitle=EVIL, question=EVIL, lead=(Paragraph(text=EVIL),), footer=EVIL,

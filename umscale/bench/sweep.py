@@ -29,7 +29,9 @@ from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
 from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
-from umscale.store.store import STAGES, Row, Store, schema
+from umscale.store.schema import STAGES
+from umscale.store.store import Row, Store, schema
+from umscale.training.record import spec_row
 
 WALL_PARTS = (
     "start-up", "between runs", "data, model, checkpoints, records", "training", "evaluation", "idle tail", "runs"
@@ -204,7 +206,7 @@ class Untrained(Plan):
         run_id = run.run_id
         report("start", run=run_id, token=store.token(run_id))
         records = _records(run)
-        store.write_run(run, self.study, status="finished", records=records)
+        store.write_run(spec_row(run), self.study, status="finished", records=records)
         for record in records:
             report("record", run=run_id, **record)
         store.clear_work(run_id)
@@ -301,7 +303,7 @@ def _scheduling(n_runs: int, n_workers: int, root: Path) -> dict[str, Any]:
     assert plan.remaining(store) == 0
     began = time.perf_counter()
     for spec in plan.runs[: n_runs // 10]:
-        store.write_run(spec, "bench", status="finished", records=_records(spec))
+        store.write_run(spec_row(spec), "bench", status="finished", records=_records(spec))
     writing = (time.perf_counter() - began) / max(1, n_runs // 10)
     began = time.perf_counter()
     plan.remaining(Store.open(store.address))
@@ -338,7 +340,10 @@ def _store(run: RunSpec, n_records: int, root: Path) -> dict[str, Any]:
     began = time.perf_counter()
     for seed in range(n_runs):
         store.write_run(
-            dataclasses.replace(run, seed=seed), "bench", status="finished", records=_records(run, 1.0 + seed)
+            spec_row(dataclasses.replace(run, seed=seed)),
+            "bench",
+            status="finished",
+            records=_records(run, 1.0 + seed),
         )
     writing = time.perf_counter() - began
     paths = sorted((store.root / "runs").glob("*.parquet"))

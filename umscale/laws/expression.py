@@ -1,7 +1,8 @@
 """Laws that users write: ``E + A*N**-alpha + B*D**-beta``.
 
-A sum of products of powers is recognised, by expanding it, and becomes a ``PowerLaw`` with its closed-form engine;
-its scales are then positive. Everything else stays an expression.
+A sum of products of powers is recognised, by expanding it, and becomes a ``PowerLaw`` with its closed-form engine. Its
+scales are positive there; a fit also looks at what the formula does with negative ones. Everything else stays an
+expression.
 """
 
 from collections.abc import Collection
@@ -32,32 +33,34 @@ class _Product:
 def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: bool = True) -> Law:
     """The law that ``text`` writes; ``symbols`` are the names that stand for columns, all others coefficients.
 
-    It is called ``name``, or else what it says. ``as_power=False`` keeps a sum of products of powers an expression, whose
-    scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of ``tree``, and
+    It is called ``name``, or else what it says. ``as_power=False`` keeps a sum of products of powers an expression,
+    whose scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of
+    ``umscale.formulas``, and
     for a law without columns or coefficients.
     """
     formula = " ".join(text.split())
     root = tree.parse(formula, symbols)
     if not tree.symbol_names(root):
-        raise UserError(f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}")
+        lost = "".join(f"; {name} must be one: --map {name}=COLUMN" for name in must_be_columns(root))
+        raise UserError(
+            f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}{lost}"
+        )
     if not tree.coefficient_names(root):
         raise UserError(f"the law {formula!r} has no coefficients to fit")
     terms = _terms(root) if as_power else None
     name = name or formula
     if terms is None:
         return ExpressionLaw(name=name, source="written by the user", formula=formula, root=root)
-    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
+    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms, root=root)
 
 
-def without_column(law: Law) -> tuple[str, ...]:
-    """Coefficients that must be columns with a missing name: a base to a fitted power, alone under a logarithm.
+def must_be_columns(root: tree.Node) -> tuple[str, ...]:
+    """Coefficients that must be columns nobody named: a base to a fitted power, alone under a logarithm.
 
     ``foo**-a`` of two coefficients is one number, which no rows could take apart.
     """
-    if not isinstance(law, ExpressionLaw):
-        return ()
     found = []
-    for part in tree.walk(law.root):
+    for part in tree.walk(root):
         match part:
             case tree.Apply("**", (tree.Coefficient(name), exponent)) if tree.coefficient_names(
                 exponent

@@ -13,7 +13,9 @@ from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, Term
 
 
 def group_symbols(labels: Sequence[str]) -> dict[str, str]:
-    """Label of a group → the symbol of its column, an identifier; raises ``UserError`` for labels that give the same."""
+    """Label of a group → the symbol of its column, an identifier; raises ``UserError`` for labels that give the
+    same.
+    """
     symbols = {label: "is_" + re.sub(r"\W+", "_", label).strip("_") for label in labels}
     if len(set(symbols.values())) < len(symbols):
         raise UserError(
@@ -25,7 +27,8 @@ def group_symbols(labels: Sequence[str]) -> dict[str, str]:
 def with_own(law: Law, names: Sequence[str], symbols: Mapping[str, str]) -> ExpressionLaw:
     """The law with a value of each coefficient in ``names`` for every group, called ``NAME_group``.
 
-    ``symbols`` as from ``group_symbols``. Raises ``UserError`` for a coefficient that the law lacks, and for local laws.
+    ``symbols`` as from ``group_symbols``. Raises ``UserError`` for a coefficient that the law lacks, and for local
+    laws.
     """
     for name in names:
         if name not in law.coefficients:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
 from umscale.layers.precision import full_precision
+from umscale.layers.split import whole
 from umscale.spec import MemorySpec
 from umscale_kernels import key_scores, rank1_vectors, select
 
@@ -50,7 +51,7 @@ class TuckerMemory(Memory):
         Called after initialisation, after loading and after every optimiser step; a layer that skipped it
         would preselect arbitrary keys.
         """
-        u, v = rank1_vectors(self.cores, (self.u, self.v))
+        u, v = rank1_vectors(whole(self.cores), (self.u, self.v))
         self.u.copy_(u)
         self.v.copy_(v)
 
@@ -62,7 +63,8 @@ class TuckerMemory(Memory):
         if q.shape[0] < 2 * memory.tucker_rank:
             q = q.repeat_interleave(memory.tucker_rank, 0)
         keys = self.key_norm(self.keys)  # [H, 2r, n, k]
-        raw = key_scores(q.expand(memory.heads, -1, -1, -1), keys)  # [H, 2r, T, n]
+        q = q.unsqueeze(0) if memory.heads == 1 else q.expand(memory.heads, -1, -1, -1)
+        raw = key_scores(q, keys)  # [H, 2r, T, n]
         return raw.view(memory.heads, 2, memory.tucker_rank, T, memory.keys_per_side)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:

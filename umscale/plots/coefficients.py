@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Estimate, Uncertainty
 from umscale.plots.style import (
     ACCENT,
@@ -19,6 +18,7 @@ from umscale.plots.style import (
     part_words,
     round_numbers,
 )
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

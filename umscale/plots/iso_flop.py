@@ -11,7 +11,6 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import COLUMNS, Array
 from umscale.laws.uncertainty import Estimate, Uncertainty
 from umscale.plots.style import (
     INK,
@@ -34,6 +33,7 @@ from umscale.questions.iso_flops import (
     iso_flops,
     training_flops,
 )
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric
 
 if TYPE_CHECKING:

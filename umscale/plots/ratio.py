@@ -7,11 +7,11 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
-from umscale.laws.forms import COLUMNS
 from umscale.laws.uncertainty import bootstrap
 from umscale.plots.losses import LossRows, draw_losses
 from umscale.plots.style import ACCENT, INK, Artists, house_style, law_words
 from umscale.questions.memory_to_ffn import PAPER_MCP, RATIO_LAW, RatioVerdict, memory_to_ffn
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:

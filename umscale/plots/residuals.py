@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.laws.diagnostics import AxisResiduals, Diagnostics, residuals_in_nats
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.style import (
     ACCENT,
@@ -18,6 +17,7 @@ from umscale.plots.style import (
     panels,
     part_words,
 )
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,8 @@ def residuals(found: Uncertainty, diagnostics: Diagnostics) -> "Figure":
         for row in grid:
             row[0].set_ylabel(f"observed − fitted{' (nats)' if fit.stage else ''}")
         marks = (
-            f"Dashed: ± RMSE, {fit.rmse_nats:.4f}{' nats' if fit.stage else ''}. Squares: mean of a level or stretch, with its standard "
+            f"Dashed: ± RMSE, {fit.rmse_nats:.4f}{' nats' if fit.stage else ''}. Squares: mean of a level or "
+            "stretch, with its standard "
             "deviation; above: slope with Student's t between groups of rows."
         )
         blocks = "Offsets of seed blocks are taken out." if fit.blocks.shape[1] else ""

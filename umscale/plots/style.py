@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
-from umscale.say.laws import loss_name
+from umscale.results.columns import Array
+from umscale.say.labels import loss_name
 from umscale.store.schema import is_probe_column
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.labels import cell_name, label_parts
-from umscale.laws.forms import Array
 from umscale.plots.style import (
     INK,
     axis_words,
@@ -20,6 +19,7 @@ from umscale.plots.style import (
     ordered_colours,
     panels,
 )
+from umscale.results.columns import Array
 from umscale.results.table import Table, numeric, text
 
 if TYPE_CHECKING:

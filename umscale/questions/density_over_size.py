@@ -12,13 +12,13 @@ lies below. Holding m/N_s fixed instead would count density twice, so no effect 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, LAWS
+from umscale.laws.forms import FIRST_LAWS, LAWS
 from umscale.laws.pairs import (
     PairedContrast,
     corners,
@@ -29,17 +29,32 @@ from umscale.laws.pairs import (
     steps_in_m,
     steps_in_n,
 )
+from umscale.laws.sections import Report, Settings, study_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
+from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, select_rows, where
-from umscale.say.numbers import count
+from umscale.say.blocks import Block, Grid
+from umscale.say.blocks import Verdict as Said
+from umscale.say.estimates import both, counted, pair, significant
+from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
+from umscale.say.laws import law_blocks
+from umscale.say.numbers import count, further_runs
+from umscale.store.schema import is_probe_column
 
-Answer = Literal["supported", "contradicted", "inconclusive"]
+AnswerWord = Literal["supported", "contradicted", "inconclusive"]
 
 SPARE_FOR_INTERACTION = 12
 """Cells beyond its coefficients from which the interaction law decides."""
 POWER = 0.8
 """With which further runs are counted."""
 
+_CONTRASTS = (
+    ("a doubling of `top_m` buys", "delta_m"),
+    ("a doubling of `N_s` buys", "delta_n"),
+    ("difference", "difference"),
+    ("(m, 2 N_s) minus (3 m, N_s)", "paper"),
+)
 _OWN_BLOCKS = 5  # seed blocks from which their spread alone gives the paired intervals
 _NAN = float("nan")
 
@@ -67,7 +82,7 @@ class Verdict:
     """An answer to "does density beat size?" for one stage, compensation and loss."""
 
     question: str = "density-over-size"
-    answer: Answer
+    answer: AnswerWord
     reason: str
     stage: str | None
     compensation: str | None
@@ -197,7 +212,7 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         paper=estimate(-triple, 1.0),
         basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}",
     )
-    answer: Answer = "inconclusive"
+    answer: AnswerWord = "inconclusive"
     if not difference.has_interval:
         reason = uncertainty.warnings[0]
     elif difference.low > 0:
@@ -357,3 +372,155 @@ def paired_estimate(
         source = f"intervals from {noise} ({freedom:.0f} degrees of freedom)"
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error if freedom > 0 else _NAN
     return Estimate(value=contrast.value, low=contrast.value - half, high=contrast.value + half), source
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensityAnswer(Answer):
+    """Laws, and a verdict for every loss, compensation and stage."""
+
+    laws: Report
+    verdicts: tuple[Verdict, ...]
+    losses: tuple[str, ...]
+    """Those to speak of: the first in full, others beside it."""
+
+    def to_json(self, **context: Any) -> dict[str, Any]:
+        """See docs/fit-json.md; ``context`` is put beside."""
+        return to_json(self.laws, self.verdicts, **context)
+
+    def basis(self) -> list[Block]:
+        """The laws."""
+        return law_blocks(self.laws, self.losses)
+
+    def limits(self) -> list[str]:
+        """Where the verdicts hold."""
+        beyond = dict.fromkeys(words for one in self.verdicts for words in one.extrapolated)
+        return [
+            "A verdict holds at the centre of the grid, where the law is read. Elsewhere in it, see the map; "
+            "outside it, nothing is known.",
+            *(f"A contrast reaches outside what was measured: {words}." for words in beyond),
+        ]
+
+    def blocks(self) -> list[Block]:
+        """A verdict and a table for each compensation."""
+        blocks: list[Block] = []
+        first, *others = dict.fromkeys((*self.losses, *(v.loss for v in self.verdicts)))
+        beside = {loss: by_compensation(self.verdicts, loss) for loss in others}
+        for compensation, stages in by_compensation(self.verdicts, first).items():
+            answers = {v.answer for v in stages.values()}
+            sentences = [_density_sentence(v) for v in reversed(stages.values())]
+            if {"supported", "contradicted"} <= answers:
+                sentences.append("The answer changes sign at the decay.")
+            title = capital(over_stages({stage: v.answer for stage, v in stages.items()}))
+            place = ", ".join([held(compensation), *([] if first == "loss" else [loss_name(first)])])
+            tones = {"supported": "yes", "contradicted": "no"}
+            others_here = {loss: found.get(compensation, {}) for loss, found in beside.items()}
+            blocks += [
+                Said(
+                    verdict=f"{title} ({place})",
+                    tone=tones.get(next(iter(answers)), "open") if len(answers) == 1 else "open",
+                    text=" ".join(sentences),
+                ),
+                _density_grid(compensation, stages, {first: stages, **others_here}),
+            ]
+        return blocks
+
+
+def answer(table: Table, asked: Asked) -> DensityAnswer:
+    """Laws and verdicts of a study; verdicts that thin data cannot give are inconclusive, never an error.
+
+    Raises ``UserError`` where no law can be fitted.
+    """
+    settings = asked.settings or Settings()
+    losses = with_beside(asked.losses)
+    found = study_report(
+        table, asked.laws or FIRST_LAWS, losses=losses, stage=asked.stage, seed=asked.seed, settings=settings
+    )
+    decided: tuple[Verdict, ...] = ()
+    if not settings.by and all(one in LOSSES or is_probe_column(one) for one in losses):
+        decided = tuple(v for v in verdicts(table, losses=losses) if asked.stage in (None, v.stage))
+    return DensityAnswer(laws=found, verdicts=decided, losses=asked.losses)
+
+
+def _density_sentence(verdict: Verdict) -> str:
+    place = capital(when(verdict.stage))
+    found = verdict.from_law
+    if found is None:
+        return f"{place}: {verdict.reason}."
+    said = (
+        f"{place}, a doubling of `top_m` lowers the loss by {both(found.delta_m)} nats per token and a "
+        f"doubling of `N_s` by {both(found.delta_n)}: a difference of {both(found.difference)}."
+    )
+    if verdict.answer == "inconclusive":
+        said += f" {sentence(verdict.reason)}"
+        if verdict.further_runs is not None:
+            said += f" {sentence(further_runs(verdict.further_runs))}"
+    return said
+
+
+def _density_grid(
+    compensation: str | None,
+    stages: dict[str | None, Verdict],
+    by_loss: dict[str, dict[str | None, Verdict]],
+) -> Grid:
+    """A column for each stage; other losses than the first with what the law says of them."""
+    rows: list[tuple[str, ...]] = []
+    for i, (loss, found) in enumerate(by_loss.items()):
+        if not found:
+            continue
+        each = [found.get(stage) for stage in stages]
+        rows.append(
+            (f"verdict, {loss_name(loss)}", "", *(c for v in each for c in (v.answer if v else "–", "")))
+        )
+        for source, attribute in (("the law", "from_law"), ("paired cells", "from_pairs"))[: 1 if i else 2]:
+            for title, name in _CONTRASTS:
+                numbers = [_contrast(getattr(v, attribute) if v else None, name) for v in each]
+                if any(numbers):
+                    rows.append((title, source, *(cell for one in numbers for cell in pair(one))))
+    return Grid(
+        caption=f"Nats per token, {held(compensation)}; 95% intervals",
+        head=("", "from", *(h for stage in stages for h in (when(stage), "interval"))),
+        sides="ll" + "rr" * len(stages),
+        rows=tuple(rows),
+        notes=_density_notes(stages),
+    )
+
+
+def _contrast(contrasts: Contrasts | None, name: str) -> Estimate | None:
+    return None if contrasts is None else getattr(contrasts, name)
+
+
+def _density_notes(stages: dict[str | None, Verdict]) -> tuple[str, ...]:
+    notes: dict[str, list[str]] = {}
+    for stage, verdict in stages.items():
+        said = []
+        if verdict.reference:
+            at = ", ".join(f"`{column}` {count(value)}" for column, value in verdict.reference.items())
+            said.append(f"read at {at}")
+        counts = ((verdict.n_runs, "run"), (verdict.n_cells, "cell"), (verdict.n_seeds, "seed"))
+        said.append(", ".join(counted(n, thing) for n, thing in counts))
+        rate = verdict.exchange_rate
+        if rate is not None and rate.has_interval:
+            bounds = f"[{significant(rate.low)}, {significant(rate.high)}]"
+            said.append(
+                f"a doubling of `top_m` buys as much as `N_s` times {significant(rate.value)} {bounds}"
+            )
+        said += [*verdict.extrapolated, *verdict.warnings]
+        for contrasts in (verdict.from_law, verdict.from_pairs):
+            said += [contrasts.basis] if contrasts else []
+        for words in said:
+            notes.setdefault(words, []).append(when(stage))
+    everywhere = [words for words, where in notes.items() if len(where) == len(stages)]
+    own = [f"{capital(where[0])}: {w}." for w, where in notes.items() if len(where) < len(stages)]
+    return (*(sentence(words) for words in everywhere), *own)
+
+
+QUESTION = Question(
+    asks="Does activation density beat size: does a doubling of `top_m`, the values that a token reads, lower the "
+    "loss by more than a doubling of `N_s`, the sparse parameters there are to read?",
+    answer=answer,
+    figures=("density", "size", "map"),
+    behind=("predicted", "residuals", "curves"),
+)

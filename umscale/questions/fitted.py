@@ -9,9 +9,10 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.compare import Compared
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, Law
-from umscale.questions.laws import Section, Settings, parts_of, resampling_groups, table_report
+from umscale.laws.forms import Law
+from umscale.laws.sections import Section, Settings, parts_of, resampling_groups, table_report
 from umscale.questions.predict import TREND_LAWS
+from umscale.results.columns import Array
 from umscale.results.table import Codes, Table, numeric, where
 
 
@@ -91,7 +92,8 @@ def _along_tokens(section: Section) -> tuple[Compared, str]:
     usable = [c for c in section.comparison.laws if not c.fit.unidentified and not c.fit.dropped]
     if not usable:
         raise UserError(
-            f"these rows identify none of {', '.join(c.fit.law.name for c in section.comparison.laws)}: name a law with "
+            f"these rows identify none of {', '.join(c.fit.law.name for c in section.comparison.laws)}: name a "
+            "law with "
             "--law, or train more cells and budgets"
         )
     tested = [(h.rmse_nats, c) for c in usable for h in c.holdouts if h.edge == "future" and not h.skipped]

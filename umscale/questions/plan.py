@@ -1,12 +1,12 @@
 """Which configuration to train: real dimensions within limits on size, compute and memory access, by a fitted law.
 
 Every candidate is a model whose dimensions come from the solver of the sweep (``umscale.design.axes.solve``). What is
-chosen depends on the base model's kind: of a memory layer a ``top_m``, the largest ``n_keys`` that the limits allow with
-it and octaves of N_s below that; of a mixture ``top_k`` and ``n_experts`` likewise; of a dense model its layers and its
-width. The FFN's width follows the compensation, and any further dimension the caller lets vary. A law is asked only of
-kinds of models that its rows had. The law ranks them; where it is silent (a
-dimension it does not read), equals are ranked by FLOPs. A prediction carries its interval and how many octaves each
-axis lies outside what was measured. A local law is a tangent plane: its differences reach further than its losses.
+chosen depends on the base model's kind: of a memory layer a ``top_m``, the largest ``n_keys`` that the limits allow
+with it and octaves of N_s below that; of a mixture ``top_k`` and ``n_experts`` likewise; of a dense model its layers
+and its width. The FFN's width follows the compensation, and any further dimension the caller lets vary. A law is asked
+only of kinds of models that its rows had. The law ranks them; where it is silent (a dimension it does not read),
+equals are ranked by FLOPs. A prediction carries its interval and how many octaves each axis lies outside what was
+measured. A local law is a tangent plane: its differences reach further than its losses.
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ from umscale.design.axes import COMPENSATIONS, Infeasible, solve
 from umscale.errors import UserError, nearest
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.fit import FitResult, fit_law
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, Array, LocalLaw, evaluate
+from umscale.laws.forms import FIRST_LAWS, LocalLaw, evaluate
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric, where
 from umscale.spec import ModelSpec, to_dict
 
@@ -89,11 +90,11 @@ class Configuration:
         """The numbers to build it with, those that were chosen first."""
         model = self.model
         if model.memory is not None:
-            names = ("n_keys", "top_m", "d_key", "d_pre_value", "d_value", "heads")
-            return {n: getattr(model.memory, n) for n in names} | {"d_ffn": model.ffn.d_ffn}
+            of_memory = ("n_keys", "top_m", "d_key", "d_pre_value", "d_value", "heads")
+            return {n: getattr(model.memory, n) for n in of_memory} | {"d_ffn": model.ffn.d_ffn}
         if model.ffn.kind == "moe":
-            names = ("n_experts", "top_k", "n_shared_experts", "d_ffn")
-            return {n: getattr(model.ffn, n) for n in names} | {"d_model": model.d_model}
+            of_experts = ("n_experts", "top_k", "n_shared_experts", "d_ffn")
+            return {n: getattr(model.ffn, n) for n in of_experts} | {"d_model": model.d_model}
         own = {n: getattr(model, n) for n in ("d_model", "n_layers", "n_heads")}
         return own | {"d_ffn": model.ffn.d_ffn}
 
@@ -181,8 +182,8 @@ def plan(
         max_octaves: how far a recommendation may lie outside what was measured, on any axis of the law but tokens.
         vary: names of ``VARIABLE``, tried at factors of ½ to 2 of the base's.
         seq_len: context of the attention scores.
-        means: symbol of the law → what of a model it stands for, a name of ``umscale.accounting.Cost`` or of the model's
-            parts; the default is that of a study's column, so N is active parameters without embeddings.
+        means: symbol of the law → what of a model it stands for, a name of ``umscale.accounting.Cost`` or of the
+        model's parts; the default is that of a study's column, so N is active parameters without embeddings.
         units: symbol → what the table says it is, in words.
 
     Raises:
@@ -308,7 +309,9 @@ class _Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """A kind of models, and which two of their dimensions are chosen: a coarse one on a ladder, a fine one within it."""
+    """A kind of models, and which two of their dimensions are chosen: a coarse one on a ladder, a fine one within
+    it.
+    """
 
     kind: str
     coarse: str
@@ -534,12 +537,14 @@ def _refuse_unknown_kinds(fit: FitResult, table: Table, family: _Family) -> None
     rows = f"law {fit.law.name!r} reads {', '.join(sorted(read))}, and"
     if family.kind == "memory" and not (have_memory or (sparse and not have_experts)):
         raise UserError(
-            f"{rows} its rows have no memory layers (no top_m, no sparse parameters of theirs): it cannot rank them; plan a "
+            f"{rows} its rows have no memory layers (no top_m, no sparse parameters of theirs): it cannot rank "
+            "them; plan a "
             f"{'mixture' if have_experts else 'dense model'} with a --model that has no [model.memory]"
         )
     if family.kind == "mixture" and not ("experts" in read or (sparse and not have_memory)):
         raise UserError(
-            f"{rows} it does not tell mixtures of experts apart: that takes one of experts, N_s or rho, fitted to rows of "
+            f"{rows} it does not tell mixtures of experts apart: that takes one of experts, N_s or rho, fitted to "
+            "rows of "
             "mixtures"
         )
     if family.kind == "dense" and (sparse or "m" in read or "r" in read):
@@ -576,12 +581,12 @@ def _meanings(
     for symbol, name in reads.items():
         if name not in _MEANINGS or (symbol != "N" and fit.columns[symbol] == name):
             continue
-        said = (
-            f"the table says: {units[symbol]}" if symbol in units else "the table does not say what it counts"
-        )
+        said = f"the rows say: {units[symbol]}" if symbol in units else "the rows do not say what it counts"
         hint = "" if symbol in means else f" (--means {symbol}=total_params_with_embedding, say)"
-        told = said if fit.columns[symbol] != name else "as a study counts"
-        yield f"{symbol} of the law is {fit.columns[symbol]}; of a model {name} is put there, {_MEANINGS[name]}; {told}{hint if told == said else ''}"
+        yield (
+            f"{symbol} of the law is {fit.columns[symbol]}; of a model {name} is put there, {_MEANINGS[name]}; "
+            f"{said}{hint}"
+        )
 
 
 def _column(name: str, candidate: _Candidate, tokens: float | None) -> float:

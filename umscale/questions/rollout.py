@@ -4,6 +4,7 @@ The axis is any symbol or column: sizes, tokens, compute, a learning rate. Where
 where nearly every row has its own, steps are octaves of it.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import LEVEL, bootstrap
 from umscale.questions.predict import deviations, predict
+from umscale.results.columns import Array
 
 _SAME_LEVEL = 1.01
 _MOST_LEVELS = 30  # of an axis whose every level is a step
@@ -76,7 +77,7 @@ def roll_out(
     ends = _ends(axis)
     if len(ends) < 2:
         raise UserError(f"every row has the same {name}: nothing to roll out along")
-    steps = [_step(fit, axis, cut, high, draws) for cut, high in zip(ends[:-1], ends[1:], strict=True)]
+    steps = [_step(fit, axis, cut, high, draws) for cut, high in itertools.pairwise(ends)]
     return Rollout(
         law=fit.law.name,
         axis=name,

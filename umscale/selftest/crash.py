@@ -74,7 +74,18 @@ checkpoint_seconds = {CHECKPOINT_SECONDS}
 precision = "float32"
 """
 
-_NOT_RESULTS = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+_NOT_RESULTS = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 """Columns that say how a result came about."""
 
 Rows = dict[str, list[dict[str, Any]]]

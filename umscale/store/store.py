@@ -17,7 +17,6 @@ sees whole files only, and a run that is done again replaces its own; each carri
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -26,17 +25,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umscale.accounting import cost
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
 from umscale.labels import label_parts
-from umscale.model.scaling import learning_rates
-from umscale.spec import LONGEST_TOML, RunSpec, read_run, to_dict, with_old_meanings
+from umscale.spec import LONGEST_TOML, RunSpec, read_run, with_old_meanings
 from umscale.store.cache import Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
-    SPEC_COLUMNS,
+    STAGES,
     STORE_VERSION,
     TABLES,
     Damaged,
@@ -52,13 +49,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from umscale.training.checkpoint import Workspace
 
-__all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema", "spec_row"]
+__all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
 STATUSES = ("running", *FINAL, "pruned")
-STAGES = ("stable", "annealed")
 _OUTPUTS = ("figures", "report")
 """Folders that ``umscale plot`` and ``umscale report`` write where a store of that name would be."""
 RUN_TABLES = ("runs", "documents", "curves", "probes")
@@ -259,7 +254,7 @@ class Store:
 
     def write_run(
         self,
-        run: RunSpec,
+        row: Row,
         study: str,
         *,
         status: str,
@@ -272,21 +267,24 @@ class Store:
     ) -> None:
         """Write a run's tables; a run that ended early gets rows without losses where records are missing.
 
+        Args:
+            row: what every record says of the run, ``umscale.training.record.spec_row``; its ``budgets`` are no column.
+
         Raises:
             ClaimLost: this process had claimed the run, and another worker has taken over.
         """
-        if lease := self._leases.get(run.run_id):
+        run_id = row["run_id"]
+        if lease := self._leases.get(run_id):
             lease.check()
-        common = spec_row(run) | {"study": study, "status": status, "reason": reason} | dict(context or {})
+        common = {**row} | {"study": study, "status": status, "reason": reason} | dict(context or {})
         common["written_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         found = {(r["budget"], r["stage"]): r for r in records}
         rows = []
-        for budget in run.train.budgets:
+        for budget in common.pop("budgets"):
             for stage in STAGES:
                 record = found.get((budget, stage))
                 if record is not None or status not in ("running", "finished"):
                     rows.append(common | {"budget": budget, "stage": stage} | (record or {}))
-        run_id = run.run_id
         if documents:
             self.write_rows("documents", run_id, [{"run_id": run_id, **row} for row in documents])
         if curve:
@@ -459,11 +457,13 @@ class Store:
 
     # -- work in progress ---------------------------------------------------------------------------------
 
-    def checkpoints(self, run_id: str) -> "Workspace":
-        """Return where a run's checkpoints are kept, and the lease under which this process trains it."""
-        from umscale.training.checkpoint import Workspace
+    def checkpoint_folder(self, run_id: str) -> str:
+        """Return the folder of ``files`` where a run's checkpoints are kept."""
+        return f"work/checkpoints/{run_id}"
 
-        return Workspace(files=self.files, folder=_checkpoints(run_id), lease=self._leases.get(run_id))
+    def lease(self, run_id: str) -> Lease | None:
+        """Return the lease under which this process works on a run; None without one."""
+        return self._leases.get(run_id)
 
     def log_path(self, run_id: str) -> Path:
         """Return the file, on this machine, that holds the traceback of a failed run."""
@@ -471,7 +471,7 @@ class Store:
 
     def clear_work(self, run_id: str) -> None:
         """Remove the checkpoints of a run that is over."""
-        self.files.delete_folder(_checkpoints(run_id))
+        self.files.delete_folder(self.checkpoint_folder(run_id))
 
     def forget(self, run_id: str) -> None:
         """Remove a run's results and checkpoints, so that it is trained again."""
@@ -537,39 +537,3 @@ def cache_home() -> Path:
     """Return ``umscale`` in ``$XDG_CACHE_HOME`` (default ``~/.cache``)."""
     own = os.environ.get("XDG_CACHE_HOME")
     return (Path(own).absolute() if own else Path.home() / ".cache") / "umscale"
-
-
-def _checkpoints(run_id: str) -> str:
-    return f"work/checkpoints/{run_id}"
-
-
-def spec_row(run: RunSpec) -> Row:
-    """Return the columns of a record that follow from the spec alone."""
-    model, memory = run.model, run.model.memory
-    sizes = dataclasses.asdict(cost(model, run.data.seq_len))
-    lr, value_lr = learning_rates(run)
-    row: Row = {
-        "run_id": run.run_id,
-        "seed": run.seed,
-        "architecture": model.architecture,
-        "d_model": model.d_model,
-        "n_layers": model.n_layers,
-        "n_heads": model.n_heads,
-        "d_ffn": model.ffn.d_ffn,
-        "vocab_size": model.vocab_size,
-        "seq_len": run.data.seq_len,
-        "batch_size": run.train.batch_size,
-        "lr": lr,
-        "value_lr": value_lr,
-        "precision": run.train.precision,
-        "corpus": Path(run.data.corpus).name,
-        "data_hash": run.data.hash,
-        "spec": json.dumps(to_dict(run), separators=(",", ":")),
-    }
-    if memory is not None:
-        names = ("n_keys", "n_values", "top_m", "heads", "d_key", "d_pre_value", "d_value")
-        row |= {name: getattr(memory, name) for name in names}
-    if model.ffn.kind == "moe":
-        row |= {"n_experts": model.ffn.n_experts, "top_k": model.ffn.top_k}
-    row |= {name: value for name, value in sizes.items() if name in SPEC_COLUMNS}
-    return row

@@ -1,4 +1,4 @@
-"""AdamW in two groups: everything dense, and the value tables with a schedule of their own."""
+"""AdamW in groups: everything dense, the value tables with a schedule of their own, and token-addressed tables."""
 
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from umscale.layers.split import is_split, own_part
 from umscale.layers.tables import ValueTables
 from umscale.model.scaling import learning_rates
 from umscale.spec import RunSpec, TrainSpec
@@ -16,7 +17,9 @@ from umscale_kernels import table_adamw
 def make_optimizer(
     model: nn.Module, train: TrainSpec, table_decay: float | None = None
 ) -> torch.optim.Optimizer:
-    """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
+    """Return AdamW with a group of everything dense, of value tables and of token-addressed tables, those there are.
+
+    The first two decay, as in the paper's recipe; the last follows the dense schedule times ``ngram_lr_factor``.
 
     It is torch's fused AdamW unless ``train`` asks for more of the tables or their dense gradients arrive as rows, see
     ``TableAdamW``. ``table_decay`` is
@@ -24,28 +27,42 @@ def make_optimizer(
     """
     table_decay = train.weight_decay if table_decay is None else table_decay
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
-    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    ngram = [p for name, p in model.named_parameters() if is_token_table(name)]
+    apart = {*tables, *ngram}
+    dense = [p for p in model.parameters() if p not in apart]
+    groups: list[dict[str, Any]] = [{"params": dense, "schedule": "dense", "factor": 1.0}]
+    if tables:
+        groups.append({"params": tables, "weight_decay": table_decay, "schedule": "tables", "factor": 1.0})
+    if ngram:
+        groups.append(
+            {
+                "params": ngram,
+                "weight_decay": train.ngram_weight_decay,
+                "schedule": "dense",
+                "factor": train.ngram_lr_factor,
+            }
+        )
     betas = (train.beta1, train.beta2)
     dense_rows = train.table_gradient != "rows"
     plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
     pool = getattr(model, "tables", None)
-    compact = isinstance(pool, ValueTables) and pool.compact_gradients
-    if tables and (compact or not plain):
+    compact = isinstance(pool, ValueTables) and (
+        pool.compact_gradients or getattr(model, "row_gradients", False)
+    )
+    if apart and (compact or not plain):
         return TableAdamW(
-            dense,
-            tables,
+            groups,
             lr=train.lr,
             betas=betas,
             eps=train.eps,
             weight_decay=train.weight_decay,
-            table_decay=table_decay,
             lazy=train.table_gradient == "rows",
             decay_unread=train.table_weight_decay != "coupled",
             row_second_moment=train.table_second_moment == "row",
             copies=pool.copies() if isinstance(pool, ValueTables) else {},
         )
     return torch.optim.AdamW(
-        [{"params": dense}] + ([{"params": tables, "weight_decay": table_decay}] if tables else []),
+        groups,
         lr=train.lr,
         betas=betas,
         eps=train.eps,
@@ -54,8 +71,17 @@ def make_optimizer(
     )
 
 
+ROW_GRADIENT_BYTES = 2 * 2**30
+"""Of the dense gradients of a process's tables, in fp32: above it they are held as rows, see ``gradient_by_rows``."""
+
+
+def is_token_table(name: str) -> bool:
+    """Whether the parameter of that name is a token-addressed table."""
+    return name.startswith("ngram.") and name.endswith(".table.rows")
+
+
 class TableAdamW(torch.optim.Optimizer):
-    """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
+    """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for the others, whose parameters are tables.
 
     With ``lazy``, a table whose gradient is row-sparse is updated on those rows only (the moments of the others stand
     still); without, such a gradient stands for the dense one. With ``decay_unread`` a lazy table still decays as a
@@ -68,21 +94,19 @@ class TableAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        dense: list[nn.Parameter],
-        tables: list[nn.Parameter],
+        groups: list[dict[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
-        table_decay: float,
         lazy: bool,
         decay_unread: bool,
         row_second_moment: bool,
         copies: dict[nn.Parameter, Tensor],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__([{"params": dense}, {"params": tables, "weight_decay": table_decay}], defaults)
+        super().__init__(groups, defaults)
         self.lazy, self.decay_unread = lazy, decay_unread
         self.row_second_moment = row_second_moment
         self.copies = copies
@@ -90,9 +114,10 @@ class TableAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; closures are not supported."""
-        dense, tables = self.param_groups
+        dense, *tables = self.param_groups
         self._step_dense(dense)
-        self._step_tables(tables)
+        for group in tables:
+            self._step_tables(group)
 
     def _step_dense(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -151,6 +176,21 @@ class TableAdamW(torch.optim.Optimizer):
         return state
 
 
+def gradient_by_rows(run: RunSpec, n_processes: int, shard_tables: bool) -> bool:
+    """Return whether gradients of tables are held as the rows read: by choice, or as the dense ones are too large.
+
+    They are when a process's exceed ``ROW_GRADIENT_BYTES`` and a batch reads less than half of the rows. The steps are
+    those of dense gradients either way, up to rounding, unless ``table_gradient`` is ``rows``.
+    """
+    memory, layers = run.model.memory, len(run.model.memory_layers)
+    if memory is None or run.train.table_gradient == "rows":
+        return memory is not None
+    n_rows = memory.n_tables(layers) * memory.n_values
+    split = n_processes if shard_tables else 1
+    read = run.tokens_per_step // n_processes * split * memory.heads * memory.top_m * layers
+    return 4 * n_rows * memory.row_width // split > ROW_GRADIENT_BYTES and 2 * read < n_rows
+
+
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Let the next step of ``optimizer`` change no dense parameter if ``norm``, on its device, is not finite.
 
@@ -184,8 +224,8 @@ def clip_gradients(
 ) -> Tensor:
     """Scale all gradients so that their common norm is at most ``max_norm``; return the norm before.
 
-    ``shards`` are those of ``parameters`` of which this process holds a part; ``sum_over_shards`` adds up a scalar over
-    the processes that hold the others.
+    ``shards`` are those of ``parameters`` of which this process holds a part, as do tensors that are split;
+    ``sum_over_shards`` adds up a scalar over the processes that hold the others.
 
     Row-sparse gradients count as the dense ones they stand for, and are coalesced in passing. Equals
     ``torch.nn.utils.clip_grad_norm_``, which takes over when all are dense.
@@ -195,6 +235,7 @@ def clip_gradients(
         if p.grad is not None and p.grad.is_sparse:
             p.grad = distinct_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
+    shards = [*shards, *(p for p in parameters if is_split(p))]
     if not shards and not any(grad.is_sparse for grad in grads):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     values = _values(parameters)
@@ -212,7 +253,7 @@ def clip_gradients(
 def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Return the gradients that there are, of row-sparse ones the rows."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return [grad.values() if grad.is_sparse else grad for grad in grads]
+    return [grad.values() if grad.is_sparse else own_part(grad) for grad in grads]
 
 
 class Schedule:
@@ -249,9 +290,10 @@ class Schedule:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> None:
-    """Set the learning rates of the dense group and (when present) the value tables."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=False):
-        group["lr"] = rate
+    """Set the learning rates of all groups from those of everything dense and of value tables."""
+    by_schedule = dict(zip(("dense", "tables"), rates, strict=True))
+    for group in optimizer.param_groups:
+        group["lr"] = by_schedule[group["schedule"]] * group["factor"]
 
 
 class WeightAverage:
@@ -277,13 +319,20 @@ class WeightAverage:
         weight = 1 - (1 - (step - self.steps) / step) ** (self.gamma + 1)
         self.steps = step
         parameters = dict(model.named_parameters())
-        average = list(self.average.values())
-        torch._foreach_lerp_(average, [parameters[name] for name in self.average], weight)
+        average = [own_part(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(average, [own_part(parameters[name]) for name in self.average], weight)
 
+    @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights and the average, in place; a second call undoes the first."""
         for name, parameter in model.named_parameters():
-            parameter.data, self.average[name] = self.average[name], parameter.data
+            if is_split(parameter):  # FSDP gathers from the memory it knows
+                weights, average = own_part(parameter), own_part(self.average[name])
+                kept = weights.clone()
+                weights.copy_(average)
+                average.copy_(kept)
+            else:
+                parameter.data, self.average[name] = self.average[name], parameter.data
 
 
 def _gamma(width: float) -> float:

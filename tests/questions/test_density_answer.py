@@ -7,7 +7,8 @@ import pytest
 
 from tests.laws.tables import study_table
 from umscale.errors import UserError
-from umscale.questions.laws import report, to_json
+from umscale.questions.density_over_size import answer
+from umscale.questions.question import Asked
 from umscale.results.table import Table
 
 
@@ -17,17 +18,17 @@ def study(slope_m: float, slope_n: float) -> Table:
 
 
 def test_every_stage_and_loss_has_laws_and_a_verdict():
-    found = report(study(0.03, 0.01))
-    assert {(s.stage, s.loss) for s in found.sections} == {
+    found = answer(study(0.03, 0.01), Asked())
+    assert {(s.stage, s.loss) for s in found.laws.sections} == {
         (stage, loss) for stage in ("stable", "annealed") for loss in ("loss", "loss_ema")
     }
     assert {v.answer for v in found.verdicts} == {"supported"}
-    assert {v.answer for v in report(study(0.01, 0.03)).verdicts} == {"contradicted"}
-    assert [s.stage for s in report(study(0.03, 0.01), stage="stable").sections] == ["stable"] * 2
+    assert {v.answer for v in answer(study(0.01, 0.03), Asked()).verdicts} == {"contradicted"}
+    assert [s.stage for s in answer(study(0.03, 0.01), Asked(stage="stable")).laws.sections] == ["stable"] * 2
 
 
 def test_json_names_each_coefficient_with_its_interval():
-    tree = to_json(report(study(0.03, 0.01), losses=("loss",)))
+    tree = answer(study(0.03, 0.01), Asked(losses=("loss",))).to_json()
     fit = next(f for f in tree["fits"] if f["law"] == "additive" and f["stage"] == "annealed")
     assert tree["schema"] == 2
     slope = fit["coefficients"]["a"]
@@ -45,6 +46,6 @@ def test_json_names_each_coefficient_with_its_interval():
 def test_nothing_to_fit_is_a_user_error():
     empty = {name: column[:0] for name, column in study(0.0, 0.0).items()}
     with pytest.raises(UserError, match="no finished runs"):
-        report(empty)
+        answer(empty, Asked())
     with pytest.raises(UserError, match="did you mean 'additive'"):
-        report(study(0.0, 0.0), ["additiv"])
+        answer(study(0.0, 0.0), Asked(laws=["additiv"]))

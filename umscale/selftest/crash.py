@@ -28,7 +28,7 @@ from typing import Any
 from umscale.processes import start_time
 from umscale.selftest.instrument import CLOCK_VARIABLE, FILE_VARIABLE, STEPS_VARIABLE
 from umscale.selftest.nursery import Child, alive, open_nursery, spawn
-from umscale.selftest.steps import read_logs, repetitions
+from umscale.selftest.steps import read_logs, repetitions, whole_order
 from umscale.store.leases import Claim
 from umscale.store.store import FINAL, RUN_TABLES, Store
 
@@ -253,7 +253,7 @@ class Scene:
             time.sleep(0.2)
         self.end()
         self.expected = results(self.store)
-        self.order = {stretch.run_id: stretch.steps for stretch in read_logs(self.steps)}
+        self.order = whole_order(read_logs(self.steps))
 
     def begin(self) -> None:
         """Make a new store."""

@@ -20,7 +20,7 @@ from umscale.design.study import expand, parse
 from umscale.errors import UserError
 from umscale.execute.job import read_job, write_job
 from umscale.execute.running import Reporter
-from umscale.execute.workload import Plan, make_plan
+from umscale.execute.workload import JOBS, Plan, make_plan
 from umscale.spec import RunSpec
 from umscale.store.store import RUN_TABLES, STAGES, Store
 from umscale.trees import parse_toml
@@ -121,7 +121,7 @@ def sweep(root: Path, study) -> None:
     store.write_design(study, cells)
     planned = make_plan(study.name, cells)
     plan = Untrained(study=planned.study, runs=planned.runs)
-    read_job(store, write_job(store, plan))
+    read_job(store, write_job(store, plan), JOBS)
     plan.work(Store.open(root), Reporter(io.StringIO()), "cpu")
 
 

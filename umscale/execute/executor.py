@@ -210,7 +210,10 @@ def parse_event(line: str | bytes) -> Event | None:
 
 
 def worker_command(store: Store, job: str, threads: int, device: str, jobs: str) -> list[str]:
-    """Return the command line of a worker, which reads its job by the module ``jobs``; a password in the store's URL is left to ``worker_environment``."""
+    """Return the command line of a worker, which reads its job by the module ``jobs``.
+
+    A password in the store's URL is left to ``worker_environment``.
+    """
     where = str(store.root.absolute()) if store.is_folder else redact(store.address)
     return python_command("umscale.execute.worker", where, job, str(threads), device, jobs)
 

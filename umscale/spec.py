@@ -784,7 +784,9 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    values = (
+        (name, getattr(spec, name), default) for name, default in _defaults(typing.cast(Any, type(spec)))
+    )
     return {name: sparse_dict(value) for name, value, default in values if value != default}
 
 

@@ -81,7 +81,7 @@ def kernels(
         str,
         typer.Option(
             metavar="PART,..",
-            help="Parts: layer, select, lookup, peers; tables (cpu); backward, adamw (cuda).",
+            help="Parts: layer, select, lookup, shared, blocks, wide, scores, peers; tables (cpu); backward, adamw (cuda).",
             show_default=False,
         ),
     ] = "",

@@ -17,7 +17,7 @@ from umscale.model.initialise import initialise
 from umscale.model.scaling import effective_width, value_std
 from umscale.rng import generator
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, TrainSpec
-from umscale_kernels import available_backends
+from umscale_kernels import available_backends, key_scores, select
 
 SPECS = [
     MemorySpec(n_keys=9, top_m=5, d_key=6, d_pre_value=8, d_value=12),
@@ -147,6 +147,51 @@ def test_every_part_of_the_layer_learns(memory):
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def threshold_ties(module: Memory, y: torch.Tensor) -> float:
+    """Share of tokens in which the last pair kept and the first left out have equal totals, of one head."""
+    seen = {}
+
+    def spy(scores: torch.Tensor, *rest: object, **options: object) -> object:
+        seen["raw"], seen["cores"] = scores.detach(), rest[2]
+        return select(scores, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{type(module).__module__}.select", spy)
+        module.retrieve(y)
+    raw, core = seen["raw"][0], seen["cores"][0].sum(0)
+    assert raw.dtype == torch.float32
+    with torch.autocast("cpu", enabled=False):
+        total = torch.einsum("ati,ab,btj->tij", raw[0], core, raw[1]).flatten(1)
+    best = total.topk(module.spec.top_m + 1).values
+    return float((best[:, -1] == best[:, -2]).float().mean())
+
+
+@pytest.mark.parametrize("kind", ["pkm", "ultramem_v2"])
+def test_scores_under_bfloat16_do_not_tie(kind, monkeypatch):
+    """Operands are bfloat16, results are not: rounded ones tie at the threshold in several percent of tokens."""
+    module, _ = layer(MemorySpec(kind=kind, n_keys=128, top_m=32, d_key=32), h=64)
+    y = torch.randn(512, 64, generator=seeded(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert threshold_ties(module, y) == 0
+        rounded = lambda q, keys: torch.matmul(q, keys.transpose(-1, -2)).float()  # noqa: E731
+        monkeypatch.setattr(f"{type(module).__module__}.key_scores", rounded)
+        assert kind != "pkm" or threshold_ties(module, y) > 0.02
+
+
+def test_gradients_of_scores_under_bfloat16():
+    q, keys = (torch.randn(2, n, 16, generator=seeded(n)).requires_grad_() for n in (9, 7))
+    exact = torch.autograd.grad((q @ keys.mT).sin().sum(), (q, keys))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = key_scores(q, keys)
+    want = q.bfloat16().double() @ keys.bfloat16().double().mT
+    assert_close(scores, want)
+    for got, wanted in zip(torch.autograd.grad(scores.sin().sum(), (q, keys)), exact, strict=True):
+        assert_close(got, wanted, torch.bfloat16)
+    compiled = torch.compile(key_scores, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(q, keys), scores)
 
 
 def test_a_fresh_layer_selects_by_its_cores():

@@ -8,14 +8,16 @@ import torch
 
 from umscale.bench.report import Part, Report
 from umscale.bench.setting import Setting
-from umscale.bench.timing import clock_of, copy_step, interleaved, matmul_step
+from umscale.bench.timing import Clock, clock_of, copy_step, interleaved, matmul_step
 from umscale.errors import UserError, nearest
 from umscale.machine import keep_freed_memory, stamp
 from umscale.spec import apply_overrides, from_dict
 
+WASTE = ("shared", "blocks", "wide", "scores")
+"""Parts that show what earlier versions did needlessly, or what a correction costs."""
 PARTS = {
-    "cpu": ("layer", "select", "lookup", "tables", "peers"),
-    "cuda": ("lookup", "backward", "select", "layer", "adamw", "peers"),
+    "cpu": ("layer", "select", "lookup", *WASTE, "tables", "peers"),
+    "cuda": ("lookup", "backward", "select", "layer", "adamw", *WASTE, "peers"),
 }
 
 
@@ -87,6 +89,8 @@ def _cpu_parts(
         elif name == "tables":
             for n_rows in setting.table_rows:
                 yield cpu.tables_part(setting, n_rows, rounds)
+        elif name in WASTE:
+            yield _waste_part(name, setting, cpu.backends("lookup", "select"), rounds, clock, "cpu")
         else:
             yield from peers_parts(setting, "cpu", rounds, clock)
     if "tables" in wanted:  # last, because it cannot be undone
@@ -117,11 +121,29 @@ def _cuda_parts(
             setting = from_dict(Setting, {"tokens": 8192} | changes)
             yield from peers_parts(setting, "cuda", rounds, clock)
             continue
+        if name in WASTE:
+            progress(name)
+            setting = from_dict(Setting, {"tokens": 8192} | changes)
+            yield _waste_part(name, setting, ["aten", "triton"], rounds, clock, "cuda")
+            continue
         for label, setting in settings.items():
             progress(f"{name}, {label} layer")
             torch.cuda.empty_cache()
             copy_rate = limits["copy_bytes_per_second"]
             yield from cuda.measure(name, label, setting, "cuda", rounds, clock, compiled, copy_rate)
+
+
+def _waste_part(
+    name: str, setting: Setting, backends: Sequence[str], rounds: int, clock: Clock, device: str
+) -> Part:
+    from umscale.bench import sharing
+
+    if name == "shared":
+        return sharing.shared_part(setting, rounds, clock, device)
+    if name == "scores":
+        return sharing.scores_part(setting, rounds, clock, device)
+    part = sharing.blocks_part if name == "blocks" else sharing.wide_part
+    return part(setting, backends, rounds, clock, device)
 
 
 def _require_gpu() -> None:

@@ -14,7 +14,7 @@ from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
 from umscale.layers.precision import full_precision
 from umscale.spec import MemorySpec
-from umscale_kernels import select
+from umscale_kernels import key_scores, select
 
 
 class ProductKeyMemory(Memory):
@@ -40,7 +40,7 @@ class ProductKeyMemory(Memory):
         q = full_precision(self.query(y)).view(T, memory.heads, 2, memory.d_key)
         q = self.query_norm(q).permute(1, 2, 0, 3)  # [H, 2, T, k]
         keys = self.keys if self.key_norm is None else self.key_norm(self.keys)
-        raw = full_precision(torch.matmul(q, keys.transpose(-1, -2)))  # [H, 2, T, n]
+        raw = key_scores(q, keys)  # [H, 2, T, n]
         pairs = torch.stack((raw, torch.ones_like(raw)), 2)  # [H, 2, 2, T, n]
         picked = select(
             pairs,

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -16,17 +19,19 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 [[maybe_unused]] inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 [[maybe_unused]] inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
 
+#ifdef __AVX512F__
+[[maybe_unused]] inline float sum_of(vf x) { return _mm512_reduce_add_ps((__m512)x); }
+[[maybe_unused]] inline float largest_of(vf x) { return _mm512_reduce_max_ps((__m512)x); }
+#else
 [[maybe_unused]] inline float sum_of(vf x) {
-  float sum = 0.0f;
-  for (int l = 0; l < L; ++l) sum += x[l];
-  return sum;
+  return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
-
 [[maybe_unused]] inline float largest_of(vf x) {
   float largest = x[0];
   for (int l = 1; l < L; ++l) largest = largest > x[l] ? largest : x[l];
   return largest;
 }
+#endif
 
 // e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln(2)/2, a degree-6 polynomial in r, and n into the exponent.
 [[maybe_unused]] inline vf exp_of(vf x) {

@@ -308,6 +308,18 @@ def test_every_question_gives_a_page(tmp_path, question):
         assert found.mcp is None or f"{found.mcp.value:.1%}" in Reader(to_html(page)).text
 
 
+def test_a_choice_of_the_trainer_gives_a_page(tmp_path):
+    axes = {
+        "top_m": [2, 8], "n_keys": [16, 32], "train.table_weight_decay": ["coupled", 0.0], "tokens": [100_000],
+        "seed": [0, 1],
+    }  # fmt: skip
+    page = build(made(tmp_path / "s", question="trainer-choice", axes=axes), "made")
+    text = Reader(to_html(page)).text
+    assert "Recommended: table_weight_decay = " in text
+    assert "delta_m" in text
+    assert "documents" in text
+
+
 def test_hostile_words_are_shown_not_read(tmp_path):
     store = made(tmp_path / "s", finished=3, question="architectures", description=HOSTILE)
     rows = store.read("cells").to_pylist()

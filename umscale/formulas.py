@@ -297,6 +297,28 @@ def check_indicators(node: Node) -> None:
             )
 
 
+def terms(node: Node) -> list[tuple[float, Node]]:
+    """The summands of a formula, each with its sign; ``-1*x`` is x with the other sign."""
+    match node:
+        case Apply("+", (left, right)):
+            return terms(left) + terms(right)
+        case Apply("-", (left, right)):
+            return terms(left) + [(-sign, part) for sign, part in terms(right)]
+        case Apply("*", (Number(-1.0), part)):
+            return [(-sign, inner) for sign, inner in terms(part)]
+    return [(1.0, node)]
+
+
+def factors(node: Node) -> list[tuple[float, Node]]:
+    """The factors of a formula, each with its power, 1 or −1."""
+    match node:
+        case Apply("*", (left, right)):
+            return factors(left) + factors(right)
+        case Apply("/", (left, right)):
+            return factors(left) + [(-power, part) for power, part in factors(right)]
+    return [(1.0, node)]
+
+
 def positive_symbols(node: Node) -> tuple[str, ...]:
     """Columns that stand directly under a logarithm or a power that is no whole number."""
     found = []

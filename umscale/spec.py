@@ -511,6 +511,8 @@ class DataSpec:
     """Held-out documents at least, where the split has them: no document counts with more than its first
     ``validation_tokens / validation_documents`` tokens. 0, as before version 3: whole documents, none longer than a
     quarter of ``validation_tokens``, however few that leaves."""
+    document_mask: bool = False
+    """Keep the documents of a window apart: no token attends to one before its document's start."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
     probes: tuple[Probe, ...] = ()
@@ -567,6 +569,10 @@ class TrainSpec:
     score_energy: Literal["measured", "nominal"] = "measured"
     """What ``rate_scaling`` takes the scores of a token to weigh: as freshly initialised ones measure, or, as before
     version 3, 1 a head for a softmax and ``top_m`` a head otherwise."""
+    ngram_lr_factor: float = 5.0
+    """Learning rate of token-addressed tables over that of everything dense (arXiv 2601.07372 uses 5)."""
+    ngram_weight_decay: float = 0.0
+    """AdamW's coefficient for token-addressed tables; the source has none."""
     value_lr_final: float | None = None
     """Reached linearly at ``value_lr_fraction`` of the largest budget (the paper's 4x -> 1x); None: constant."""
     value_lr_fraction: float = 1.0
@@ -617,6 +623,7 @@ class TrainSpec:
             "lr",
             "value_lr",
             "value_lr_fraction",
+            "ngram_lr_factor",
             "eps",
             "grad_clip",
         ):
@@ -628,7 +635,8 @@ class TrainSpec:
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "train.beta1 and train.beta2 must lie in [0, 1)"
         )
         _require(0.01 <= self.ema_width <= 0.28, "train.ema_width must lie between 0.01 and 0.28")
-        _require(self.weight_decay >= 0, "train.weight_decay must not be negative")
+        for name in ("weight_decay", "ngram_weight_decay"):
+            _require(getattr(self, name) >= 0, f"train.{name} must not be negative")
         _require(
             isinstance(self.table_weight_decay, str) or 0 <= self.table_weight_decay < 1,
             f"train.table_weight_decay = {self.table_weight_decay} must be at least 0 and below 1, or 'coupled'",

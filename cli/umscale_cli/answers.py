@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from umscale.questions.memory_to_ffn import RatioVerdict
     from umscale.questions.noise import Noise
     from umscale.questions.suggest import Suggestion
+    from umscale.questions.trainer_choice import ChoiceTable
     from umscale.results.table import Table
 
 
@@ -206,6 +207,61 @@ def print_noise(pooled: "Sequence[Noise]", each: "Sequence[Noise]", console: Any
             ),
         )
     console.print(table)
+
+
+def print_trainer_choices(found: "Sequence[ChoiceTable]", said: "Sequence[str]", console: Any) -> None:
+    """Print loss and slopes at every level of a choice, place by place, and what follows."""
+    for one in found:
+        first = one.levels[0]
+        against = f"minus {first.level}"
+        where = heading(one.stage, one.compensation, one.loss)
+        console.print(
+            f"\n{one.axis} at {count(one.budget)} tokens ({where}; {one.n_cells} cells)", style="bold"
+        )
+        losses = [
+            (x.level, str(len(x.seeds)), f"{x.loss.value:.4f}", _plus_minus(x.loss_change))
+            for x in one.levels
+        ]
+        console.print(_columns((one.axis, "seeds", "mean loss", against), losses))
+        if first.difference is None:
+            continue
+        slopes = [
+            (
+                x.level,
+                *map(_plus_minus, (x.delta_m, x.delta_n, x.difference, x.difference_change)),
+                "–" if x.documents is None else f"± {x.documents:.4f}",
+            )
+            for x in one.levels
+        ]
+        heads = (one.axis, "delta_m", "delta_N", "difference", against, "documents")
+        console.print(_columns(heads, slopes))
+    if found and found[0].levels[0].difference is not None:
+        console.print(
+            "nats per token, of a doubling of top_m (delta_m) and of N_s (delta_N); ± 95% over seeds; documents: 95% "
+            "of the difference over choices of validation documents",
+            soft_wrap=True,
+        )
+    for sentence in said:
+        console.print(f"\n{sentence}", soft_wrap=True)
+
+
+def _plus_minus(estimate: "Estimate | None") -> str:
+    """Return ``+0.0123 ± 0.0022`` of a symmetric interval."""
+    if estimate is None:
+        return "–"
+    spread = f" ± {(estimate.high - estimate.low) / 2:.4f}" if estimate.has_interval else ""
+    return f"{estimate.value:+.4f}{spread}"
+
+
+def _columns(heads: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(heads):
+        table.add_column(name, justify="right" if i else "left", no_wrap=bool(i))
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def rate_text(estimate: "Estimate") -> str:

@@ -73,7 +73,8 @@ def _console(stderr: bool) -> Any:
         def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
             return super().render_str(plain_lines(text), **options)
 
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else UNWATCHED_WIDTH
+    watched = (sys.stderr if stderr else sys.stdout).isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    width = None if watched else UNWATCHED_WIDTH
     return PlainConsole(
         stderr=stderr, soft_wrap=False, width=width, highlight=False, markup=False, emoji=False
     )
@@ -123,6 +124,28 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode(), error.end
 
 
+class Stdout(io.TextIOWrapper):
+    """Stdout that remembers why it could not be written: a second attempt need not fail again."""
+
+    lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write ``text``."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.lost = error
+            raise
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        try:
+            super().flush()
+        except OSError as error:
+            self.lost = error
+            raise
+
+
 def prepare_streams() -> None:
     """Make stdout and stderr such that whatever is shown can be written, in the encoding that the user has.
 
@@ -135,6 +158,9 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(fileno, "w", encoding="utf-8", closefd=False))
     codecs.register_error(_SPELLED, _spell)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        encoding, lines = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = sys.__stdout__ = Stdout(sys.stdout.detach(), encoding=encoding, line_buffering=lines)  # type: ignore[misc]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_SPELLED)

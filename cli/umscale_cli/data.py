@@ -11,11 +11,13 @@ import typer
 from umscale_cli.console import JsonFlag, count, err, note, number, out, print_json
 
 if TYPE_CHECKING:
-    from umscale.data.corpus import Corpus
+    from umscale.data.corpus import Corpus, Manifest
 
 app = typer.Typer(help="Prepare, generate and inspect corpora.", no_args_is_help=True)
 
 PLAIN_SECONDS = 10.0
+LEFT_OUT_SHOWN = 10
+"""Files left out that are named; ``--json`` names more."""
 STAGES = {
     "checksums": "hashing sources",
     "sample": "sampling text for the tokenizer",
@@ -35,7 +37,7 @@ def prepare(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="Text, JSONL or Parquet files (also .gz .xz .zst .bz2), or folders."
+            metavar="PATH...", help="Text, JSON, CSV or Parquet files (also .gz .xz .zst .bz2), or folders."
         ),
     ],
     name: Annotated[
@@ -51,7 +53,12 @@ def prepare(
             r"blank line after BYTES), or the text that separates documents (\n, \f, \t are understood)."
         ),
     ] = "auto",
-    text_field: Annotated[str, typer.Option(help="Field or column with the text (JSONL, Parquet).")] = "text",
+    text_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field or column with the text of a row (JSON, CSV, Parquet).", show_default="text"
+        ),
+    ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
     force: Annotated[bool, typer.Option("--force", help="Replace a corpus of that name.")] = False,
     json_: JsonFlag = False,
@@ -71,18 +78,37 @@ def prepare(
             progress=progress,
         )
     manifest = corpus.manifest
-    if manifest.skipped_files:
-        note(f"passed over {manifest.skipped_files} binary file(s)")
-    if manifest.undecodable_documents:
-        note(
-            f"warning: {manifest.undecodable_documents} document(s) are not UTF-8; what could not be read became "
-            "U+FFFD (the bytes tokenizer keeps everything)"
-        )
+    for remark in _remarks(manifest):
+        note(remark)
     if json_:
         print_json(_tree(corpus))
         return
     _print_corpus(corpus)
     note(f"use it in a study with --set data.corpus={corpus.name}")
+
+
+def _remarks(m: "Manifest") -> list[str]:
+    """Return what did not become training text, a line each."""
+    found = [f"left out: {line}" for line in m.left_out[:LEFT_OUT_SHOWN]]
+    if m.skipped_files > len(found):
+        found.append(f"left out: {m.skipped_files - len(found)} more files")
+    rows = {"null": m.null_rows, "empty": m.empty_rows, "a header without text": m.header_rows}
+    if any(rows.values()):
+        said = ", ".join(f"{n:,} {what}" for what, n in rows.items() if n)
+        found.append(f"rows without text: {said}")
+    if m.undecodable_documents:
+        found.append(
+            f"warning: {m.undecodable_documents} document(s) are not UTF-8; what could not be read became U+FFFD (the "
+            "bytes tokenizer keeps everything)"
+        )
+    if m.lost_bytes:
+        n_bytes = m.lost_bytes + m.train.n_bytes + m.validation.n_bytes
+        found.append(
+            f"warning: the tokenizer has no tokens for {m.lost_bytes:,} of {n_bytes:,} bytes of text "
+            f"({m.lost_bytes / n_bytes:.2%}): they are lost, and bits per byte are of what is left (bpe:VOCAB and the "
+            "bytes tokenizer keep everything)"
+        )
+    return found
 
 
 @app.command("generate")
@@ -215,11 +241,16 @@ def _print_corpus(corpus: "Corpus") -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     rows = [("corpus", corpus.name), ("folder", str(corpus.path)), ("hash", corpus.hash)]
+    n_documents = m.train.documents + m.validation.documents
+    held_out = (
+        f" ({m.validation.documents / n_documents:.2%} of all, {m.recipe.validation_fraction:.2%} asked for)"
+    )
     for title, split in (("training", m.train), ("validation", m.validation)):
         rows.append(
             (
                 title,
-                f"{split.tokens:,} tokens, {split.n_bytes:,} bytes in {split.documents:,} document(s)",
+                f"{split.tokens:,} tokens, {split.n_bytes:,} bytes in {split.documents:,} document(s)"
+                + (held_out if split is m.validation else ""),
             )
         )
     trained = f", trained on {m.tokenizer.sample_bytes:,} bytes" if m.tokenizer.sample_bytes else ""

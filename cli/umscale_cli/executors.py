@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import note
+from umscale_cli.console import count, note
 
 if TYPE_CHECKING:
     from umscale.execute.executor import Executor
@@ -223,6 +223,12 @@ class Remarks:
             return ""
         self.said.add(text)
         return text
+
+
+def recorded(label: str, event: dict[str, Any]) -> str:
+    """Say what a ``record`` event brings."""
+    losses = f"loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
+    return f"{label}: {count(event['budget'])} tokens, {event['stage']}: {losses}"
 
 
 def parting(event: dict[str, Any]) -> str:

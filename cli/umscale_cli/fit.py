@@ -17,9 +17,21 @@ from umscale_cli.answers import (
     print_rates,
     print_ratio,
     print_suggestion,
+    print_trainer_choices,
 )
+from umscale_cli.completion import sources
 from umscale_cli.console import JsonFlag, note, out, print_json
-from umscale_cli.law_options import choice, ends, mapping_of, pairs, read_laws, split, weighted, weights_of
+from umscale_cli.law_options import (
+    choice,
+    ends,
+    mapping_of,
+    pairs,
+    read_laws,
+    split,
+    weighted,
+    weights_of,
+    with_own_coefficients,
+)
 from umscale_cli.law_tables import print_comparison, print_fit, print_table_fit
 from umscale_cli.runs import open_store, warn_damaged
 
@@ -34,7 +46,8 @@ def fit(
     source: Annotated[
         str,
         typer.Argument(
-            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz.",
+            autocompletion=sources,
         ),
     ],
     law: Annotated[
@@ -69,6 +82,14 @@ def fit(
         str | None,
         typer.Option(
             metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
+        ),
+    ] = None,
+    each: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="With --by: one fit in which only these coefficients are each group's own, as in --each E.",
+            show_default=False,
         ),
     ] = None,
     group: Annotated[
@@ -163,8 +184,8 @@ def fit(
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, or laws alone; default the "
-            "study's.",
+            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, trainer-choice, or "
+            "laws alone; default the study's.",
             show_default=False,
         ),
     ] = None,
@@ -203,8 +224,8 @@ def fit(
     """Fit scaling laws to a study's results or to any table; answer a study's question.
 
     A study's question is whether density beats size, which of several architectures, which memory-to-FFN ratio or
-    which learning rates are best, or how far runs of one cell lie apart. A table needs --law and, unless its columns
-    have the usual names, --map.
+    which learning rates are best, how far runs of one cell lie apart, or what a choice of the trainer decides. A table
+    needs --law and, unless its columns have the usual names, --map.
     """
     from umscale.errors import UserError, nearest
     from umscale.laws.compare import Recipe
@@ -250,6 +271,7 @@ def fit(
         stage=stage,
         seed=seed,
         settings=settings,
+        each=tuple(split(each)) if each else (),
         json=json_,
     )
     study_only = {
@@ -289,6 +311,8 @@ def fit(
         _rates(table, details, stage, json_)
     elif asked == "noise":
         _noise(table, stage, json_)
+    elif asked == "trainer-choice":
+        print_choice(store, table, details, stage, json_)
     else:
         _fit_study(job, table, details, plane, asked)
     if not json_:
@@ -318,6 +342,8 @@ class _Job:
     stage: str | None
     seed: int
     settings: "Settings"
+    each: tuple[str, ...]
+    """Coefficients of which every group of --by has its own, all others shared."""
     json: bool
 
 
@@ -341,6 +367,9 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
         drop_invalid=drop_invalid,
     )
     laws = read_laws(job.laws, kept, columns, job.mapping, job.settings.recipe.names, job.where)
+    if job.each:
+        laws = with_own_coefficients(laws, job.each, settings.by, kept, columns)
+        settings = replace(settings, by=())
     for line in second_choices(whole, job.mapping):
         note(f"note: {line}")
     found = table_report(kept, laws, settings, loss=loss, stage=job.stage, seed=job.seed)
@@ -356,10 +385,13 @@ def _fit_table(job: _Job, drop_invalid: bool) -> None:
 
 
 def _fit_study(job: _Job, table: "Table", details: Sequence[str], plane: bool, question: str) -> None:
+    from umscale.errors import UserError
     from umscale.questions.floor import floor_answers
     from umscale.questions.laws import STUDY_UNITS, question_laws, report, to_json
     from umscale.results.source import map_columns
 
+    if job.each:
+        raise UserError("--each is for tables, whose rows are no runs of one study")
     mapped, columns = map_columns(table, job.mapping)
     if job.measured:
         details = (columns.pop("loss"),)
@@ -481,6 +513,21 @@ def _rates(table: "Table", losses: Sequence[str], stage: str | None, json_: bool
         print_rates(one, out())
 
 
+def print_choice(
+    store: "Store", table: "Table", losses: Sequence[str], stage: str | None, json_: bool = False
+) -> None:
+    """Print what a choice of the trainer decides in a store's runs."""
+    from umscale.questions.trainer_choice import recommendation, trainer_choices
+
+    documents = store.read("documents")
+    found = {loss: trainer_choices(table, loss=loss, stage=stage, documents=documents) for loss in losses}
+    if json_:
+        print_json([asdict(one) for each in found.values() for one in each])
+        return
+    for each in found.values():
+        print_trainer_choices(each, recommendation(each), out())
+
+
 def _noise(table: "Table", stage: str | None, json_: bool) -> None:
     from umscale.questions.noise import run_noise
 
@@ -491,12 +538,20 @@ def _noise(table: "Table", stage: str | None, json_: bool) -> None:
     print_noise(pooled, each, out())
 
 
-def laws() -> None:
+def laws(json_: JsonFlag = False) -> None:
     """List the laws that `umscale fit --law` knows, with formula and source."""
     from rich.table import Table
 
     from umscale.laws.forms import LAWS
 
+    if json_:
+        print_json(
+            [
+                {"name": law.name, "formula": law.formula, "source": law.source, "symbols": list(law.symbols)}
+                for law in LAWS.values()
+            ]
+        )
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("law", "loss in nats", "source"):
         table.add_column(name, no_wrap=name == "law")

@@ -21,17 +21,19 @@ _OPERATORS = frozenset("+-*/()")
 def read_laws(
     text: str,
     table: "Table",
-    columns: Mapping[str, str],
+    columns: dict[str, str],
     mapping: Mapping[str, str],
     pinned: Collection[str] = (),
     condition: str | None = None,
 ) -> "list[Law]":
     """Read the laws of --law: names are looked up; ``NAME: FORMULA`` and what holds an operator is a formula.
 
-    ``pinned`` are the coefficients whose value is given; ``condition`` is --where, which may read symbols too.
+    A name that must be a column, as in ``size**-a``, and is one of the table joins ``columns``. ``pinned`` are the
+    coefficients whose value is given; ``condition`` is --where, which may read symbols too.
     """
+    from umscale import formulas
     from umscale.errors import UserError, nearest
-    from umscale.laws.expression import parse_law, without_column
+    from umscale.laws.expression import must_be_columns, parse_law
     from umscale.laws.forms import LAWS, law_named
 
     found: list[Law] = []
@@ -39,23 +41,26 @@ def read_laws(
         if not _OPERATORS & set(one):
             found.append(law_named(one))
             continue
-        if not columns:
-            raise UserError(f"say what the symbols of {one!r} stand for: --map N=COLUMN,...")
         name, colon, formula = (part.strip() for part in one.partition(":"))
         if colon and name in LAWS:
             raise UserError(
                 f"{name!r} is the name of a law that is here already: call {formula!r} something else"
             )
-        law = parse_law(formula, columns, name) if colon else parse_law(one, columns)
+        formula, name = (formula, name) if colon else (one, "")
+        lost = [n for n in must_be_columns(formulas.parse(formula, columns)) if n not in pinned]
+        columns |= {n: n for n in lost if n in table}
+        for n in lost:
+            if n not in table:
+                raise UserError(
+                    f"{one!r}: the table has no column {n!r}, and no fit can tell a coefficient there; "
+                    f"--map {n}=COLUMN says which it is{nearest(n, table)}"
+                )
+        if not columns:
+            raise UserError(f"say what the symbols of {one!r} stand for: --map N=COLUMN,...")
+        law = parse_law(formula, columns, name)
         for name in law.symbols:
             if name not in columns and name not in table:  # in backquotes
                 raise UserError(f"the table has no column {name!r}{nearest(name, table)}")
-        for name in without_column(law):
-            if name not in pinned:
-                raise UserError(
-                    f"{one!r}: the table has no column {name!r}, and no fit can tell a coefficient there; "
-                    f"--map {name}=COLUMN says which it is{nearest(name, table)}"
-                )
         for name in law.coefficients:
             if name in table:
                 note(f"note: {name} is a coefficient of {one!r}; --map {name}={name} makes it the column")
@@ -87,6 +92,41 @@ def weights_of(weight: str | None, error: str | None) -> dict[str, str]:
 def weighted(recipe: "Recipe", columns: "dict[str, str]") -> "Recipe":
     """The recipe with the columns that --weight and --error stand for, which leave ``columns``."""
     return replace(recipe, weight=columns.pop("--weight", None), error=columns.pop("--error", None))
+
+
+def with_own_coefficients(
+    laws: "Sequence[Law]",
+    names: Sequence[str],
+    by: Sequence[str],
+    table: "dict[str, Any]",
+    columns: "dict[str, str]",
+) -> "list[Law]":
+    """Laws with own values of ``names`` for each group of --by; ``table`` and ``columns`` get the groups' columns."""
+    from umscale.errors import UserError, nearest
+    from umscale.laws.shared import group_symbols, with_own
+    from umscale.questions.laws import parts_of
+    from umscale.results.source import satisfies
+    from umscale.results.table import text
+
+    if not by:
+        raise UserError("--each gives every group of --by its own coefficient: add --by COLUMN")
+    for name in by:
+        if name not in table:
+            raise UserError(f"the table has no column {name!r}{nearest(name, table)}")
+    conditions = {}
+    for labels, part in parts_of(table, tuple(by)):
+        quoted = (f"`{n}` == {_constant(table[n], str(text(part, n)[0]))}" for n in by)
+        conditions[", ".join(labels)] = " and ".join(quoted)
+    symbols = group_symbols(list(conditions))
+    for label, symbol in symbols.items():
+        table[conditions[label]] = satisfies(table, conditions[label]).astype(float)
+        columns[symbol] = conditions[label]
+    return [with_own(law, names, symbols) for law in laws]
+
+
+def _constant(column: Any, cell: str) -> str:
+    """A cell as a condition compares with it."""
+    return cell if column.dtype != object else repr(cell)
 
 
 def split(text: str) -> list[str]:

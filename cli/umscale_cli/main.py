@@ -28,7 +28,7 @@ from umscale_cli import (
     train,
     worker,
 )
-from umscale_cli.console import EXIT_FAILED, close_stdout, note, prepare_streams
+from umscale_cli.console import EXIT_FAILED, Stdout, close_stdout, note, prepare_streams
 
 INTERRUPTED = 130
 
@@ -56,6 +56,8 @@ app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
+for _command in app.registered_commands:  # whole, where typer would cut what it takes from the docstring
+    _command.short_help = (_command.callback.__doc__ or "").strip().partition("\n")[0]
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(selftest.app, name="selftest")
@@ -106,7 +108,7 @@ def _run(received: signals.Received) -> int:
         close_stdout()
         return EXIT_FAILED
     except OSError as error:
-        if not _stdout_fails():
+        if not (isinstance(sys.stdout, Stdout) and error is sys.stdout.lost):
             raise
         close_stdout()
         note(f"umscale: the output cannot be written ({error.strerror})")
@@ -117,15 +119,6 @@ def _run(received: signals.Received) -> int:
             raise
         note(f"umscale: {message()} (see umscale --help)")
         return 2
-
-
-def _stdout_fails() -> bool:
-    """Whether stdout holds something that it cannot write, on a full disk say."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 if __name__ == "__main__":

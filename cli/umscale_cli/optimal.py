@@ -66,7 +66,9 @@ def optimal(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     json_: JsonFlag = False,
 ) -> None:
-    """Say how to spend compute: the best N, D and tokens per parameter by a law, and by iso-FLOP parabolas beside it."""
+    """Say how to spend compute: the best N, D and tokens per parameter by a law, and by iso-FLOP parabolas beside
+    it.
+    """
     from umscale.laws.uncertainty import bootstrap
     from umscale.spec import quantity
 

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umscale_cli.console import JsonFlag, count, note, number, out, print_json
+from umscale_cli.law_options import pairs
 from umscale_cli.runs import open_store, warn_damaged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from umscale.questions.plan import Configuration, Plan
+    from umscale.spec import ModelSpec
 
 _RESOURCES = {
     "total_params": "total parameters",
@@ -28,8 +32,8 @@ def plan(
         ),
     ],
     max_total_params: Annotated[
-        str, typer.Option(help="Parameters without embeddings, as in 120B.", show_default=False)
-    ],
+        str | None, typer.Option(help="Parameters without embeddings, as in 120B.", show_default=False)
+    ] = None,
     max_active_flops: Annotated[
         str | None, typer.Option(help="Forward FLOPs per token, head included.", show_default=False)
     ] = None,
@@ -44,7 +48,8 @@ def plan(
     model: Annotated[
         str | None,
         typer.Option(
-            help="What the plan does not vary: a preset or a .toml file; default the study's.",
+            help="What the plan does not vary: a preset or a .toml file; its kind is what is planned: a memory layer, "
+            "a mixture of experts, a dense model. Default the study's.",
             show_default=False,
         ),
     ] = None,
@@ -76,6 +81,15 @@ def plan(
         typer.Option(min=1, help="Context of the attention scores; default the study's.", show_default=False),
     ] = None,
     loss: Annotated[str, typer.Option(help="loss (raw weights) or loss_ema (averaged).")] = "loss",
+    means: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SYMBOL=QUANTITY",
+            help="What of a model a symbol of the law is: active_params, total_params, total_params_with_embedding, "
+            "...; "
+            "default a study's columns.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     output: Annotated[
         str | None,
@@ -88,6 +102,7 @@ def plan(
     from umscale.errors import UserError
     from umscale.files import write_text
     from umscale.laws.saved import read_saved, refit_saved
+    from umscale.questions.laws import STUDY_UNITS
     from umscale.questions.plan import Limits, to_json
     from umscale.questions.plan import plan as make_plan
     from umscale.results.source import read_table
@@ -110,14 +125,12 @@ def plan(
         tree = store.study_tree()
         reference = parse(tree, "study.toml").reference
         context = reference.data.seq_len
-    if model is not None:
-        base = load_model(model, [])[0]
-    elif store is None:
-        raise UserError(f"{source} is a fit of a table, which has no model: say what to vary with --model")
-    else:
-        base = reference.model
-        if not base.vocab_size and len(table["vocab_size"]):
-            base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
+    base = load_model(model, [])[0] if model is not None else reference.model if store is not None else None
+    missing = list(_missing(base, max_total_params, max_active_flops, max_memory_access))
+    if base is None or missing:
+        raise UserError(f"{source}: a plan needs also {'; '.join(missing)}")
+    if model is None and not base.vocab_size and len(table["vocab_size"]):
+        base = dataclasses.replace(base, vocab_size=int(table["vocab_size"][0]))
 
     def limit(given: str | None, option: str) -> float | None:
         return None if given is None else quantity(given, option)
@@ -141,6 +154,8 @@ def plan(
         max_octaves=max_octaves,
         seq_len=seq_len or context,
         seed=seed,
+        means=dict(pairs(means, "--means", "SYMBOL=QUANTITY")),
+        units=saved.units if saved is not None else STUDY_UNITS,
     )
     if json_:
         print_json(to_json(found))
@@ -151,6 +166,21 @@ def plan(
         note(f"wrote {output}")
     if store is not None:
         warn_damaged(store)
+
+
+def _missing(
+    base: "ModelSpec | None", total: str | None, flops: str | None, access: str | None
+) -> "Iterator[str]":
+    """What a plan still lacks, each with the option that says it."""
+    if base is None:
+        yield "--model, since a table has none: a preset or .toml of the kind to plan"
+    dense = base is not None and base.memory is None and base.ffn.kind != "moe"
+    if dense and not (total or flops or access):
+        yield "a limit: --max-total-params, --max-active-flops or --max-memory-access"
+    if not dense and not total:
+        yield "--max-total-params"
+    if not dense and not (flops or access):
+        yield "--max-active-flops or --max-memory-access"
 
 
 def print_plan(found: "Plan", console: Any) -> None:
@@ -170,7 +200,8 @@ def print_plan(found: "Plan", console: Any) -> None:
     table.add_row("active parameters", *(count(c.cost.active_params) for c in shown))
     table.add_row("FLOPs per token", *(count(c.cost.flops_per_token) for c in shown))
     table.add_row(f"bytes read, batch {found.limits.batch}", *(count(c.memory_access_bytes) for c in shown))
-    table.add_row("MCP", *(f"{c.cost.mcp:.1%}" for c in shown))
+    if found.recommended.model.memory is not None:
+        table.add_row("MCP", *(f"{c.cost.mcp:.1%}" for c in shown))
     for name in found.recommended.used:
         table.add_row(f"  of the limit on {_RESOURCES[name]}", *(f"{c.used[name]:.0%}" for c in shown))
     table.add_row("predicted loss, nats", *(number(c.loss.value) for c in shown))
@@ -183,7 +214,7 @@ def print_plan(found: "Plan", console: Any) -> None:
     console.print()
     for one in found.sensitivities:
         change = f"loss {estimate_text(one.change)}, " + ", ".join(
-            f"{name} {one.dimensions[name]}" for name in ("top_m", "n_keys")
+            f"{name} {value}" for name, value in list(one.dimensions.items())[:2]
         )
         if one.change.value == 0:
             change = "nothing gained"

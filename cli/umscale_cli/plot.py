@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from umscale.store.schema import is_probe_column
-from umscale_cli.console import JsonFlag, note, print_json
+from umscale_cli.completion import sources
+from umscale_cli.console import JsonFlag, note, out, print_json
 from umscale_cli.law_options import mapping_of, read_laws
 from umscale_cli.runs import open_store, results_folder, warn_damaged
 
@@ -27,23 +28,15 @@ _READ_BY_FIGURES = ("C", "r")
 """Symbols that may be mapped although no law reads them: figures do."""
 
 
-def _print_kinds(wanted: bool) -> None:
-    if wanted:
-        from umscale.plots.kinds import KINDS
-
-        width = max(map(len, KINDS)) + 2
-        for name, kind in KINDS.items():
-            print(f"{name:<{width}}{kind.shows}; needs {kind.needs}")
-        raise typer.Exit
-
-
 def plot(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz."
+            help="A results store, the name of a study, or a table: .csv, .tsv, .parquet, .jsonl, also with .gz.",
+            autocompletion=sources,
+            show_default=False,
         ),
-    ],
+    ] = None,
     kinds: Annotated[
         list[str] | None,
         typer.Argument(
@@ -54,9 +47,7 @@ def plot(
     ] = None,
     list_: Annotated[
         bool,
-        typer.Option(
-            "--list", is_eager=True, callback=_print_kinds, help="Say what there is to draw, and exit."
-        ),
+        typer.Option("--list", help="Say what there is to draw, of a source what it can give, and exit."),
     ] = False,
     term: Annotated[
         bool, typer.Option("--term", help="Draw in the terminal instead; needs umscale[term].")
@@ -120,11 +111,15 @@ def plot(
 ) -> None:
     """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
     from umscale.errors import UserError
-    from umscale.files import write_text
     from umscale.plots.kinds import KINDS, Gallery
     from umscale.questions.laws import Settings
     from umscale.results.source import is_table, read_table, rows_and_columns
 
+    if source is None:
+        if not list_:
+            raise UserError("plot needs a study or a table; --list says what there is to draw")
+        _list(None, json_)
+        return
     named = tuple(dict.fromkeys(kinds or ()))
     _check(named, KINDS, "kind of figure")
     formats = format_.split(",")
@@ -157,9 +152,13 @@ def plot(
         training=partial(_curves, store, table) if store else None,
         seed=seed,
     )
-    if term:
+    if list_:
+        _list(gallery, json_)
+    elif term:
         _print(gallery, named, source)
     else:
+        from umscale.files import write_text
+
         folder = out_dir or _folder(store, source)
         paths, numbers = [], ["figure,panel,series,drawn_as,x,y"]
         for name, figure in _figures(gallery, named, source):
@@ -177,6 +176,31 @@ def plot(
         note(f"not fitted: {line}")
     if store:
         warn_damaged(store)
+
+
+def _list(gallery: "Gallery | None", json_: bool) -> None:
+    """Print every kind of figure: what it shows, what it needs and, of a gallery, whether it can be drawn."""
+    from umscale.errors import UserError
+    from umscale.plots.kinds import KINDS
+
+    found = []
+    for name, kind in KINDS.items():
+        entry: dict[str, Any] = {"kind": name, "shows": kind.shows, "needs": kind.needs}
+        if gallery is not None:
+            try:
+                entry |= {"figures": [f"{name}{suffix}" for suffix in kind.draw(gallery)], "why_not": ""}
+            except UserError as error:
+                entry |= {"figures": [], "why_not": str(error)}
+        found.append(entry)
+    if json_:
+        print_json(found)
+        return
+    width = max(map(len, KINDS)) + 2
+    for entry in found:
+        words = f"{entry['shows']}; needs {entry['needs']}"
+        if gallery is not None:
+            words = entry["shows"] if entry["figures"] else f"no: {entry['why_not']}"
+        out().print(f"{entry['kind']:<{width}}{words}", soft_wrap=True)
 
 
 def plot_store(store: "Store", names: Sequence[str], folder: Path, formats: Sequence[str]) -> list[Path]:

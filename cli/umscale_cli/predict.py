@@ -28,7 +28,8 @@ def predict(
         list[str] | None,
         typer.Option(
             metavar="AXIS=VALUE,...",
-            help="Where: symbols or columns, several values apart by commas, 'N=1B,10B,D=200B'; repeatable. Axes left out "
+            help="Where: symbols or columns, several values apart by commas, 'N=1B,10B,D=200B'; repeatable. Axes left "
+            "out "
             "take the cells of the rows.",
             show_default=False,
         ),
@@ -83,7 +84,8 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the predictions with the SHA-256 of the records they came from; `umscale fit --check FILE` later.",
+            help="Write the predictions with the SHA-256 of the records they came from; `umscale fit --check FILE` "
+            "later.",
             show_default=False,
         ),
     ] = None,
@@ -121,6 +123,9 @@ def predict(
         predictions = expect(uncertainty, where_to, reason=one.reason, by=one.by)
         found.append(predictions)
         parts.append((predictions, one))
+    if seal is not None:
+        _write_seal(seal, parts, rows.asked)
+        note(f"sealed {sum(len(p.points) for p in found)} predictions in {seal}")
     if json_:
         print_json([one.to_dict() for one in (found or scores)])
     elif rollout is not None:
@@ -129,9 +134,6 @@ def predict(
         print_rollouts(scores, out())
     else:
         print_predictions(found, out())
-    if seal is not None:
-        _write_seal(seal, parts, rows.asked)
-        note(f"sealed {sum(len(p.points) for p in found)} predictions in {seal}")
     if rows.store is not None:
         warn_damaged(rows.store)
 

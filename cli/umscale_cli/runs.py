@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umscale.plain import plain
+from umscale_cli.completion import stores
 from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
 
 if TYPE_CHECKING:
@@ -16,7 +19,11 @@ DEFAULT_ROOT = Path("umscale-runs")
 """Where sweeps write unless told otherwise: a folder a study."""
 
 StudyArgument = Annotated[
-    str, typer.Argument(help="A results store, or the name of a study swept here or recorded with umscale.")
+    str,
+    typer.Argument(
+        help="A results store, or the name of a study swept here or recorded with umscale.",
+        autocompletion=stores,
+    ),
 ]
 
 
@@ -76,6 +83,7 @@ def runs(
 ) -> None:
     """List the runs of a store: sizes, losses before and after the decay, status."""
     from umscale.errors import UserError, nearest
+    from umscale.store.schema import schema
     from umscale.store.store import STATUSES
 
     if status not in (None, *STATUSES):
@@ -86,11 +94,20 @@ def runs(
     elif json_:
         columns = store.columns(status=status)
         names = [n for n in columns if n != "spec"]
-        rows = [{n: columns[n][i] for n in names} for i in range(len(columns["run_id"]))]
+        whole = {field.name for field in schema("runs") if str(field.type) == "int64"}
+        rows = [
+            {n: _int(columns[n][i]) if n in whole else columns[n][i] for n in names}
+            for i in range(len(columns["run_id"]))
+        ]
         print_json(rows)
     else:
         print_runs(store, out(), status)
     warn_damaged(store)
+
+
+def _int(value: float) -> int | None:
+    """Return a count that a table of floats holds; it is missing where that is NaN."""
+    return None if math.isnan(value) else int(value)
 
 
 def _list_probes(store: "Store", study: str, status: str | None, json_: bool) -> None:
@@ -147,41 +164,77 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     from umscale.results.budgets import budget_rows, differently_made
 
     columns = store.columns(status=status)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in (
-        "run",
-        "cell",
-        "N_s",
-        "rho",
-        "MCP",
-        "budget",
-        "stable",
-        "annealed",
-        "averaged",
-        "tokens/s",
-        "status",
-    ):
-        justify: Any = "left" if name in ("run", "cell", "status") else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
-    for row in budget_rows(columns):
-        table.add_row(
-            row["run_id"][:8],
-            row["label"] or "",
-            count(row["sparse_params"]),
-            f"{row['density']:.2e}" if row["density"] == row["density"] else "–",
-            f"{row['mcp']:.1%}" if row["mcp"] == row["mcp"] else "–",
-            count(row["budget"]),
-            number(row.get("loss_stable")),
-            number(row.get("loss_annealed")),
-            number(row.get("ema_annealed")),
-            f"{row['tokens_per_second']:,.0f}"
-            if row["tokens_per_second"] == row["tokens_per_second"]
-            else "–",
-            row["status"],
-        )
+    rows = [_shown(row) for row in budget_rows(columns)]
+    names, cell = _fitting(rows, console.width)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name in names:
+        left = name in ("run", "cell", "status")
+        width = cell if name == "cell" else _width(name, rows)
+        table.add_column(name, justify="left" if left else "right", no_wrap=True, width=width)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     console.print(table)
+    if gone := [name for name in COLUMNS if name not in names]:
+        note(f"{', '.join(gone)} left out for want of width; --json has all")
     if words := differently_made(columns):
         note(f"note: {words}")
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a run and budget as it is shown, by column."""
+    density, mcp, speed = (row[name] for name in ("density", "mcp", "tokens_per_second"))
+    return {
+        "run": row["run_id"][:8],
+        "cell": plain(row["label"] or ""),
+        "N_s": count(row["sparse_params"]),
+        "rho": "–" if math.isnan(density) else f"{density:.2e}",
+        "MCP": percent(mcp),
+        "budget": count(row["budget"]),
+        "stable": number(row.get("loss_stable")),
+        "annealed": number(row.get("loss_annealed")),
+        "averaged": number(row.get("ema_annealed")),
+        "tokens/s": "–" if math.isnan(speed) else f"{speed:,.0f}",
+        "status": row["status"],
+    }
+
+
+COLUMNS = (
+    "run",
+    "cell",
+    "N_s",
+    "rho",
+    "MCP",
+    "budget",
+    "stable",
+    "annealed",
+    "averaged",
+    "tokens/s",
+    "status",
+)
+GAP = 2
+NARROWEST_CELL = 12
+
+
+def _fitting(rows: Sequence[Mapping[str, str]], width: int) -> tuple[list[str], int]:
+    """Return the columns for which there is room, and the width of that of the cells; ids and losses always stay.
+
+    The first to go are those that say least; then labels are cut, and last go the averaged weights.
+    """
+    names = list(COLUMNS)
+    whole = _width("cell", rows)
+    status = ["status"] if {row["status"] for row in rows} <= {"finished"} else []
+    for name in ("tokens/s", *status, "MCP", "rho", "N_s", "", "averaged", "status", "budget"):
+        others = sum(_width(n, rows) + GAP for n in names if n != "cell")
+        least = whole if name in ("tokens/s", *status, "MCP", "rho", "N_s") else min(whole, NARROWEST_CELL)
+        if others + least <= width:
+            return names, min(whole, width - others)
+        if name in names:
+            names.remove(name)
+    return names, NARROWEST_CELL
+
+
+def _width(name: str, rows: Sequence[Mapping[str, str]]) -> int:
+    return max([len(name), *(len(row[name]) for row in rows)])
 
 
 def show(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umscale_cli.completion import studies
 from umscale_cli.console import JsonFlag, SetOption, StoreOption, count, duration, note, out, print_json
 from umscale_cli.executors import (
     AddressOption,
@@ -40,7 +41,10 @@ _SHOWN = 12
 
 def search(
     study: Annotated[
-        str, typer.Argument(help="A study file with a [search] table, or one that ships with umscale.")
+        str,
+        typer.Argument(
+            help="A study file with a [search] table, or one that ships with umscale.", autocompletion=studies
+        ),
     ],
     store: StoreOption = None,
     set_: SetOption = None,

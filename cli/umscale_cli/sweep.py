@@ -3,10 +3,12 @@
 import contextlib
 import shlex
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umscale_cli.completion import studies
 from umscale_cli.console import (
     EXIT_PARTLY,
     JsonFlag,
@@ -34,6 +36,7 @@ from umscale_cli.executors import (
     WorkersOption,
     choose,
     parting,
+    recorded,
     stopping_noted,
 )
 from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
@@ -44,11 +47,16 @@ if TYPE_CHECKING:
     from umscale.store.store import Store
 
 PLAIN_SECONDS = 20.0
+KEPT_LINES = 200
+"""Lines that are shown again when a terminal changes its size."""
 
 
 def sweep(
     study: Annotated[
-        str, typer.Argument(help="A study that ships with umscale (quickstart) or a .toml file.")
+        str,
+        typer.Argument(
+            help="A study that ships with umscale (quickstart) or a .toml file.", autocompletion=studies
+        ),
     ],
     store: StoreOption = None,
     set_: SetOption = None,
@@ -213,17 +221,22 @@ class View:
         self.began = time.monotonic()
         self.last_line = self.began
         self.console = err()
+        self.size = self.console.size
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.live: Any = None
 
     def __enter__(self) -> "View":
         if self.console.is_terminal:
-            from rich.live import Live
-
-            self.live = Live(
-                self._render(), console=self.console, refresh_per_second=4, get_renderable=self._render
-            )
-            self.live.start()
+            self._go_live()
         return self
+
+    def _go_live(self) -> None:
+        from rich.live import Live
+
+        self.live = Live(
+            self._render(), console=self.console, refresh_per_second=4, get_renderable=self._render
+        )
+        self.live.start()
 
     def __exit__(self, *exception: object) -> None:
         if self.live is not None:
@@ -234,6 +247,7 @@ class View:
         """Take an executor's event."""
         kind, run_id = event["event"], event.get("run", "")
         label = self.labels.get(run_id, run_id)
+        self._follow_size()
         self._line(self.remarks.line(event))
         if kind == "progress":
             share = event["steps_done"] / event["total_steps"]
@@ -241,9 +255,7 @@ class View:
             self.share[run_id] = share
             self.progress[run_id] = event | {"worker": worker}
         elif kind == "record":
-            self._line(
-                f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
-            )
+            self._line(recorded(label, event))
         elif kind == "end":
             self.progress.pop(run_id, None)
             self.share[run_id] = 1.0
@@ -263,10 +275,22 @@ class View:
         if not text:
             return
         self.last_line = time.monotonic()
+        self.lines.append(text)
         if self.live is not None:
             self.console.print(text)
         else:
             note(text)
+
+    def _follow_size(self) -> None:
+        """Draw everything anew when the terminal has another size: what stands there was wrapped by it."""
+        if self.live is None or self.console.size == self.size:
+            return
+        self.size = self.console.size
+        self.live.stop()
+        self.console.clear()
+        for line in list(self.lines):
+            self.console.print(line)
+        self._go_live()
 
     def _fraction(self) -> tuple[float, float]:
         """Return the share of this sweep's work that is done, and the share done since it started."""
@@ -337,13 +361,22 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
 def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
-    from umscale_cli.fit import compare_store, fit_store, print_architectures, print_basis, print_fit
+    from umscale_cli.fit import (
+        compare_store,
+        fit_store,
+        print_architectures,
+        print_basis,
+        print_choice,
+        print_fit,
+    )
     from umscale_cli.plot import plot_store
 
     console = out()
     try:
         if study.question == "architectures":
             print_architectures(compare_store(store), "loss", console)
+        elif study.question == "trainer-choice":
+            print_choice(store, store.columns(), ("loss",), None)
         else:
             print_fit(fit_store(store), console)
         print_basis(store, store.columns())

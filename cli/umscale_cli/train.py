@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umscale_cli.completion import studies
 from umscale_cli.console import (
     EXIT_FAILED,
     JsonFlag,
@@ -39,7 +40,10 @@ SHOWN = 8
 
 def train(
     study: Annotated[
-        str, typer.Argument(help="A study that ships with umscale (quickstart) or a .toml file.")
+        str,
+        typer.Argument(
+            help="A study that ships with umscale (quickstart) or a .toml file.", autocompletion=studies
+        ),
     ],
     cell: Annotated[
         str | None,

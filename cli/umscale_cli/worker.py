@@ -14,6 +14,7 @@ from umscale_cli.executors import (
     WorkersOption,
     choose,
     parting,
+    recorded,
     stopping_noted,
 )
 from umscale_cli.runs import is_recorded, open_store
@@ -119,9 +120,7 @@ class Lines:
         elif kind == "progress":
             self.running[worker] = label, event["steps_done"] / event["total_steps"]
         elif kind == "record":
-            self._line(
-                f"{label}: {event['stage']} loss {event['loss']:.4f}, averaged {event['loss_ema']:.4f} nats"
-            )
+            self._line(recorded(label, event))
         elif kind == "end":
             self.ended[event["status"]] = self.ended.get(event["status"], 0) + 1
             self.running.pop(worker, None)

@@ -19,19 +19,28 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 [[maybe_unused]] inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 [[maybe_unused]] inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
 
-#ifdef __AVX512F__
-[[maybe_unused]] inline float sum_of(vf x) { return _mm512_reduce_add_ps((__m512)x); }
-[[maybe_unused]] inline float largest_of(vf x) { return _mm512_reduce_max_ps((__m512)x); }
-#else
+// Halves are added until one lane is left: a chain of 4 additions, not of 16.
 [[maybe_unused]] inline float sum_of(vf x) {
-  return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+#ifdef __AVX512F__
+  typedef float half __attribute__((vector_size(2 * L)));
+  half h[2];
+  std::memcpy(h, &x, sizeof x);
+  const half y = h[0] + h[1];
+#else
+  const vf y = x;
+#endif
+  return ((y[0] + y[4]) + (y[1] + y[5])) + ((y[2] + y[6]) + (y[3] + y[7]));
 }
+
 [[maybe_unused]] inline float largest_of(vf x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float largest = x[0];
   for (int l = 1; l < L; ++l) largest = largest > x[l] ? largest : x[l];
   return largest;
-}
 #endif
+}
 
 // e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln(2)/2, a degree-6 polynomial in r, and n into the exponent.
 [[maybe_unused]] inline vf exp_of(vf x) {

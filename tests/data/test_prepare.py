@@ -150,9 +150,9 @@ def test_long_documents_are_encoded_as_if_whole(monkeypatch: pytest.MonkeyPatch)
 
     text = " ".join(make_text(300)) + "  \n\n  indented   text \t\n end "
     encoder = tokenizing.Encoder(train_bpe([text.encode()], 500))
-    whole, _ = encoder.encode([text.encode()])
+    whole, _, _ = encoder.encode([text.encode()])
     monkeypatch.setattr(tokenizing, "PIECE_CHARS", 64)
-    pieces, counts = encoder.encode([text.encode()])
+    pieces, counts, _ = encoder.encode([text.encode()])
     np.testing.assert_array_equal(pieces, whole)
     assert counts.tolist() == [len(whole)]
 

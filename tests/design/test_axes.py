@@ -102,7 +102,9 @@ def test_coarse_dimensions_are_refused_with_the_nearest_value():
     small = ModelSpec(
         d_model=32, n_layers=1, n_heads=2, vocab_size=257, memory=MemorySpec(n_keys=8, top_m=2, d_key=8)
     )
-    with pytest.raises(Infeasible, match=r"sparse_params 4500 cannot be reached within 1%: nearest is"):
+    with pytest.raises(
+        Infeasible, match=r"sparse_params 4500 cannot be reached within 0.01 of it: nearest is"
+    ):
         solve(small, {"sparse_params": 4500}, "none", SEQ)
 
 

@@ -49,6 +49,22 @@ def test_known_optima_and_powers_are_recovered():
         assert cell.excess.value == pytest.approx(d @ H @ d / 2, abs=1e-6)
 
 
+def test_models_without_value_tables_get_the_best_of_the_rate_they_have():
+    both = table(np.random.default_rng(0), noise=1e-9)
+    dense = table(np.random.default_rng(0), noise=1e-9, values=(3e-2,))
+    dense["label"] = np.array([label.replace("top_m=", "dense=") for label in dense["label"]], object)
+    joined = {name: np.concatenate([both[name], dense[name], dense[name]]) for name in both}
+    varied, held = rates_reports(joined)
+    assert [cell.name for cell in varied.cells] == [cell.name for cell in rates_reports(both)[0].cells]
+    assert all(cell.name.startswith("dense=") for cell in held.cells)
+    for cell in held.cells:
+        # Along lr alone the least is where h_xx dx + h_xy dy = 0, off the optimum in value_lr.
+        dy = np.log(3e-2) - np.log(3e-2 * (float(cell.name.removeprefix("dense=")) / 22) ** -0.5)
+        assert np.log(cell.lr.value / 6e-3) == pytest.approx(-H[0, 1] / H[0, 0] * dy, abs=1e-4)
+        assert np.isnan(cell.value_lr.value)
+    assert not held.warnings
+
+
 def test_intervals_cover():
     covered = []
     for seed in range(40):
@@ -150,3 +166,28 @@ def test_runs_of_before_rate_scaling_keep_their_ids():
     scaled = dataclasses.replace(run, train=dataclasses.replace(run.train, rate_scaling="shape"))
     assert scaled.run_id != run.run_id
     assert dataclasses.replace(run, train=dataclasses.replace(run.train, lr=6e-3)).run_id != run.run_id
+
+
+def test_two_values_of_a_rate_give_no_optimum():
+    report = rates_reports(table(np.random.default_rng(0), noise=1e-9, values=(1e-2, 3e-2)))[0]
+    for cell in report.cells:
+        assert cell.lr.value == pytest.approx(
+            6e-3, rel=0.2
+        )  # the two values lie off the best one: the cross term
+        assert np.isnan(cell.value_lr.value)
+        assert np.isnan(cell.excess.value)
+    assert "value_lr" not in report.exponents
+    assert report.worst is None
+    assert any("two give no optimum" in line for line in report.warnings)
+    with pytest.raises(UserError, match="two give none"):
+        rates_reports(table(np.random.default_rng(0), rates=(3e-3, 6e-3), values=(1e-2, 3e-2)))
+
+
+def test_nothing_outside_the_values_measured_is_placed_or_priced():
+    """The best value_lr of these cells lies above all of theirs."""
+    report = rates_reports(table(np.random.default_rng(0), noise=1e-4, values=(1e-3, 2e-3, 4e-3)))[0]
+    for cell in report.cells:
+        assert np.isnan(cell.value_lr.value)
+        assert np.isnan(cell.excess.value)
+    assert sum("at or beyond the ends" in line for line in report.warnings) == 4
+    assert sum("not priced" in line for line in report.warnings) == 4

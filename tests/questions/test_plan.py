@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.questions.test_predict import scaling_table
 from tests.questions.test_suggest import TREE
 from umscale.accounting import cost, memory_access_bytes
 from umscale.design.study import parse
 from umscale.errors import UserError
+from umscale.laws.expression import parse_law
+from umscale.laws.fit import FitResult, fit_law
 from umscale.questions.plan import Limits, Plan, plan, sized_model, to_json
 from umscale.questions.simulate import Truth, draw, study_design
 from umscale.spec import FfnSpec, ModelSpec, from_dict, read_toml
@@ -176,3 +179,96 @@ def test_the_command_prints_writes_and_refuses(tmp_path: Path) -> None:
     assert str(dimensions["n_keys"]) in text
     refused = CliRunner().invoke(app, ["plan", "enwik8_density", *limits[:2]])
     assert isinstance(refused.exception, UserError)
+
+
+# -- laws of tables ----------------------------------------------------------------------------------------------
+
+DENSE = ModelSpec(d_model=768, n_layers=12, n_heads=12, vocab_size=50304, ffn=FfnSpec(d_ffn=2048))
+MIXTURE = dataclasses.replace(DENSE, ffn=FfnSpec(kind="moe", d_ffn=1024, n_experts=8, top_k=2))
+
+
+def dense_fit() -> FitResult:
+    return fit_law(scaling_table(0, noise=0.002), "chinchilla")
+
+
+def mixture_fit() -> FitResult:
+    rng = np.random.default_rng(0)
+    n, experts = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), 2.0 ** np.arange(9)))
+    loss = 1.5 + 60 * n**-0.25 * experts**-0.05 + 0.002 * rng.standard_normal(len(n))
+    table = {"active_params": n, "n_experts": experts, "loss": loss}
+    return fit_law(table, parse_law("E + A*N**-a*experts**-g", ("N", "experts")))
+
+
+def test_a_dense_law_plans_dense_models_and_says_what_its_n_is() -> None:
+    fit = dense_fit()
+    limits = Limits(active_flops=8e8)
+    found = plan(dict(fit_table(fit)), DENSE, limits, law=fit, tokens=2e10, units={"N": "with embeddings"})
+    best = found.recommended
+    assert best.cost.flops_per_token <= 8e8
+    assert best.model.memory is None
+    assert set(best.dimensions) == {"d_model", "n_layers", "n_heads", "d_ffn"}
+    assert best.loss.value == pytest.approx(
+        float(fit.predict({"N": np.array([best.cost.active_params]), "D": np.array([2e10])})[0])
+    )
+    assert "the rows say: with embeddings" in found.statements[0]
+    counted = plan(
+        dict(fit_table(fit)), DENSE, limits, law=fit, tokens=2e10, means={"N": "total_params_with_embedding"}
+    )
+    assert counted.reads["N"] == "total_params_with_embedding"
+    assert counted.recommended.loss.value < best.loss.value
+    assert to_json(counted)["reads"] == {"N": "total_params_with_embedding", "D": "tokens"}
+
+
+def test_a_law_of_mixtures_plans_mixtures() -> None:
+    fit = mixture_fit()
+    found = plan(dict(fit_table(fit)), MIXTURE, Limits(total_params=2e9, active_flops=6e8), law=fit)
+    assert found.recommended.cost.total_params <= 2e9
+    assert found.recommended.dimensions["n_experts"] > 8
+    assert {"n_experts", "top_k"} <= set(found.recommended.dimensions)
+    assert len({c.dimensions["top_k"] for c in (found.recommended, *found.runners_up)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("fit", "base", "message"),
+    [
+        (dense_fit, BASE, "no memory layers"),
+        (dense_fit, MIXTURE, "does not tell mixtures of experts apart"),
+        (mixture_fit, BASE, "plan a mixture"),
+    ],
+)
+def test_what_the_rows_cannot_speak_of_is_refused(fit: Any, base: ModelSpec, message: str) -> None:
+    one = fit()
+    with pytest.raises(UserError, match=message):
+        plan(dict(fit_table(one)), base, Limits(total_params=1e10, active_flops=1e10), law=one)
+
+
+def test_rows_with_memory_layers_plan_no_dense_model() -> None:
+    truth = Truth(delta_m=0.03, delta_n=0.02, run_sd=0.005)
+    table = draw(study_design(parse(TREE, "tree")), truth, np.random.default_rng(0))
+    with pytest.raises(UserError, match="a dense model has none"):
+        plan(table, DENSE, Limits(active_flops=1e9), law="additive")
+
+
+def fit_table(fit: FitResult) -> dict[str, np.ndarray]:
+    return {fit.columns[s]: v for s, v in fit.rows.values.items()} | {"loss": fit.rows.loss}
+
+
+def test_every_missing_option_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    columns = scaling_table(0, noise=0.002)
+    path.write_text(
+        "N,D,loss\n"
+        + "".join(
+            f"{n},{d},{x}\n"
+            for n, d, x in zip(*(columns[k] for k in ("active_params", "tokens", "loss")), strict=True)
+        )
+    )
+    runner = CliRunner()
+    saved = tmp_path / "fit.json"
+    saved.write_text(
+        runner.invoke(app, ["fit", str(path), "--law", "chinchilla", "--draws", "0", "--json"]).stdout
+    )
+    refused = runner.invoke(app, ["plan", str(saved)])
+    assert isinstance(refused.exception, UserError)
+    for option in ("--model", "--max-total-params", "--max-active-flops or --max-memory-access"):
+        assert option in str(refused.exception)

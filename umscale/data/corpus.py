@@ -9,11 +9,14 @@
 A manifest is input like any other: everything in it is checked before it is used.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +139,17 @@ class Manifest:
     validation: Split
     sources: tuple[SourceInfo, ...]
     skipped_files: int = 0
-    """Binary files that were passed over below a folder."""
+    """Files below a folder that were left out."""
+    left_out: tuple[str, ...] = ()
+    """The first of them, with the reason."""
+    null_rows: int = 0
+    """Rows whose text is null, and so no documents."""
+    empty_rows: int = 0
+    """Rows whose text is empty."""
+    header_rows: int = 0
+    """First rows that say something of their file and hold no text."""
+    lost_bytes: int = 0
+    """Bytes of text that no token stands for; no document's size counts them, so bits per byte are of the rest."""
     undecodable_documents: int = 0
     """Documents that are not UTF-8 and lost those bytes to U+FFFD; the bytes tokenizer keeps everything."""
     generated: Generated | None = None
@@ -250,6 +263,8 @@ def open_corpus(name_or_path: str | os.PathLike[str], *, verify: bool = False) -
     """
     text = os.fspath(name_or_path)
     folder = corpora_folder() / text
+    if is_name(text) and not folder.exists():
+        restore_replaced(folder)
     if is_name(text) and text == EMBEDDED:
         from umscale.data.embedded import open_embedded
 
@@ -279,6 +294,28 @@ def _as_name(text: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------
 # Reading and checking
+
+
+def replaced_name(folder: Path) -> Path:
+    """Return where a corpus waits while another takes its place."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def restore_replaced(folder: Path) -> None:
+    """Undo a replacement that was killed half way, or finish one that was killed at its end."""
+    old = replaced_name(folder)
+    if not old.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else the replacement is under way
+            if folder.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(folder)
+        finally:
+            os.close(handle)
 
 
 def read_corpus(folder: Path) -> Corpus:

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import heapq
 import os
+import re
 import secrets
 import shutil
 import time
@@ -41,11 +42,14 @@ from umscale.data.corpus import (
     is_name,
     manifest_json,
     read_corpus,
+    replaced_name,
+    restore_replaced,
 )
-from umscale.data.sources import Source, find_sources, parse_boundary, read_documents
+from umscale.data.sources import DEFAULT_FIELD, Rows, Source, find_sources, parse_boundary, read_documents
 from umscale.data.tokenizing import BYTES, Encoder, Tokenizer, load_tokenizer, parse_bpe, train_bpe
 from umscale.errors import UserError, nearest
 from umscale.files import sync_folder, write_error
+from umscale.processes import scope, start_time
 
 SHARD_BYTES = 1 << 30
 """A reader holds a file descriptor a shard, so that a terabyte stays below the usual limit of 1024."""
@@ -57,6 +61,8 @@ SAMPLE_DOCUMENT_BYTES = 1 << 20
 VALIDATION_DOCUMENTS = 16
 """Small corpora: at least this many validation documents, or a tenth of all where that is less (never none)."""
 STALE_SECONDS = 60
+LEFT_OUT_NAMED = 100
+"""Files left out that the manifest names."""
 
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done_bytes, total_bytes)``; stages are ``checksums``, ``sample`` and ``tokens``."""
@@ -68,7 +74,7 @@ def prepare(
     name: str | None = None,
     tokenizer: str = "bytes",
     documents: str = "auto",
-    text_field: str = "text",
+    text_field: str | None = None,
     validation_fraction: float = 0.01,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
@@ -78,13 +84,13 @@ def prepare(
     Documents go to validation by a hash of their content, so that duplicates never straddle the split.
 
     Args:
-        paths: text, JSONL or Parquet files (text and JSONL also as gzip, xz, zstd or bz2), or folders of them.
+        paths: text, JSON, CSV or Parquet files (but for Parquet also as gzip, xz, zstd or bz2), or folders of them.
         name: of the corpus; None takes the first path's name without suffixes.
         tokenizer: ``bytes``, ``bpe:VOCAB`` (trained on this text) or the path of a ``tokenizer.json``.
         documents: what a document is in plain text: ``file``, ``page`` (a MediaWiki dump), ``blank:BYTES`` (cut
             at the first blank line after BYTES), a separator, or ``auto`` (pages if there are any, else form
             feeds if there are any, else ``blank:8192``). A row of JSONL or Parquet is a document.
-        text_field: field or column that holds the text of a row.
+        text_field: field or column that holds the text of a row, ``text`` when None; with one, no plain text is taken.
         validation_fraction: of the documents, above 0 and at most 0.5.
         force: replace a corpus of that name.
         progress: called now and then.
@@ -104,11 +110,14 @@ def prepare(
     known = _known_tokenizer(tokenizer)
     sources, skipped = find_sources(paths, boundary, text_field)
     if not sources:
-        raise UserError(f"{paths[0]}: holds no text, JSONL or Parquet file")
+        left = (
+            f" (left out: {'; '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''})" if skipped else ""
+        )
+        raise UserError(f"{paths[0]}: holds no file of text, JSON, CSV or Parquet{left}")
     recipe = Recipe(
         tokenizer=tokenizer if known is None or known is BYTES else f"file:{known.sha256}",
         documents=documents,
-        text_field=text_field,
+        text_field=text_field or DEFAULT_FIELD,
         validation_fraction=validation_fraction,
     )
     infos = _describe(sources, progress)
@@ -121,7 +130,7 @@ def prepare(
         infos,
         recipe,
         tokenizer=known,
-        skipped=len(skipped),
+        skipped=skipped,
         force=force,
         progress=progress,
     )
@@ -217,7 +226,7 @@ def build(
     tokenizer: Tokenizer | None,
     force: bool,
     progress: Progress,
-    skipped: int = 0,
+    skipped: Sequence[str] = (),
     shard_bytes: int = SHARD_BYTES,
     generated: Generated | None = None,
 ) -> Corpus:
@@ -234,14 +243,12 @@ def build(
             sample, below = _sample(sources, recipe, progress)
             tokenizer = train_bpe(sample, parse_bpe(recipe.tokenizer))
             del sample
-        survey, splits, undecodable = _write(folder, sources, tokenizer, recipe, below, shard_bytes, progress)
-        if survey.threshold(below) != below:
-            below = survey.threshold(below)
-            survey, splits, undecodable = _write(
-                folder, sources, tokenizer, recipe, below, shard_bytes, progress
-            )
-        _check_result(survey, splits, sources, recipe)
-        train, validation = splits
+        written = _write(folder, sources, tokenizer, recipe, below, shard_bytes, progress)
+        if written.survey.threshold(below) != below:
+            below = written.survey.threshold(below)
+            written = _write(folder, sources, tokenizer, recipe, below, shard_bytes, progress)
+        _check_result(written, sources, recipe)
+        train, validation = written.splits
         manifest = Manifest(
             format=FORMAT,
             version=VERSION,
@@ -258,8 +265,13 @@ def build(
             train=train,
             validation=validation,
             sources=infos,
-            skipped_files=skipped,
-            undecodable_documents=undecodable,
+            skipped_files=len(skipped),
+            left_out=tuple(skipped[:LEFT_OUT_NAMED]),
+            undecodable_documents=written.undecodable,
+            null_rows=written.rows.null,
+            empty_rows=written.rows.empty,
+            header_rows=written.rows.headers,
+            lost_bytes=written.lost_bytes,
             generated=generated,
         )
         manifest = dataclasses.replace(manifest, hash=content_hash(manifest))
@@ -271,21 +283,26 @@ def build(
     return read_corpus(target)
 
 
-def _check_result(
-    survey: "_Survey", splits: tuple[Split, Split], sources: Sequence[Source], recipe: Recipe
-) -> None:
+def _check_result(written: "_Written", sources: Sequence[Source], recipe: Recipe) -> None:
+    survey, rows = written.survey, written.rows
     if survey.documents == 0:
-        raise UserError("the sources hold no text")
+        without = f": {rows.null + rows.empty} rows without any" if rows.null + rows.empty else ""
+        raise UserError(f"the sources hold no text{without}")
     separated = [s for s in sources if s.boundary is not None and s.boundary.kind == "separator"]
     if recipe.documents != "auto" and len(separated) == len(sources) == survey.documents:
         raise UserError(
             f"documents {recipe.documents!r}: this separates nothing in {sources[0].path}; "
             "use auto, file, page, blank:BYTES or text that stands between documents"
         )
-    if not all(split.documents for split in splits):
+    if not all(split.documents for split in written.splits):
+        shorter = any(s.kind == "text" for s in sources)
         raise UserError(
-            f"the sources hold {survey.documents} document(s), too few different ones to hold some out for "
-            "validation; give more text, or shorter documents with --documents blank:1024"
+            f"the sources hold {survey.documents} document(s), too few different ones to hold some out for validation; "
+            + (
+                "give more text, or shorter documents with --documents blank:1024"
+                if shorter
+                else "give more rows"
+            )
         )
 
 
@@ -319,12 +336,23 @@ class _Survey:
         return max(below, lowest[floor - 1] + 1) if floor else below
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Written:
+    """What a pass over all documents has found."""
+
+    survey: _Survey
+    splits: tuple[Split, Split]
+    rows: Rows
+    undecodable: int
+    lost_bytes: int
+
+
 def _hash(document: bytes) -> int:
     return int.from_bytes(hashlib.sha256(document).digest()[:8], "big")
 
 
 def _documents(
-    sources: Sequence[Source], text_field: str, stage: str, progress: Progress
+    sources: Sequence[Source], text_field: str, stage: str, progress: Progress, rows: Rows | None = None
 ) -> Iterator[tuple[int, bytes]]:
     """Yield hash and content of every document."""
     total, done = sum(source.n_bytes for source in sources), 0
@@ -333,7 +361,7 @@ def _documents(
         def advance(n_bytes: int, before: int = done) -> None:
             progress(stage, before + n_bytes, total)
 
-        for document in read_documents(source, text_field, advance):
+        for document in read_documents(source, text_field, advance, rows):
             yield _hash(document), document
         done += source.n_bytes
     progress(stage, total, total)
@@ -372,17 +400,17 @@ def _write(
     below: int,
     shard_bytes: int,
     progress: Progress,
-) -> tuple[_Survey, tuple[Split, Split], int]:
-    """Encode all documents into the shards and indices of both splits; also count those that are not UTF-8."""
+) -> _Written:
+    """Encode all documents into the shards and indices of both splits."""
     for old in folder.glob("*.bin"):
         old.unlink()
-    survey, encoder = _Survey(), Encoder(tokenizer)
+    survey, encoder, rows = _Survey(), Encoder(tokenizer), Rows()
     with (
         _SplitWriter(folder, "train", shard_bytes) as train,
         _SplitWriter(folder, "validation", shard_bytes) as validation,
     ):
         batches: dict[_SplitWriter, _Batch] = {train: _Batch(), validation: _Batch()}
-        for content, document in _documents(sources, recipe.text_field, "tokens", progress):
+        for content, document in _documents(sources, recipe.text_field, "tokens", progress, rows):
             survey.add(content)
             writer = validation if content < below else train
             batch = batches[writer]
@@ -393,7 +421,13 @@ def _write(
         for writer, batch in batches.items():
             if batch.documents:
                 writer.append(batch, encoder)
-    return survey, (train.split, validation.split), encoder.undecodable
+    return _Written(
+        survey=survey,
+        splits=(train.split, validation.split),
+        rows=rows,
+        undecodable=encoder.undecodable,
+        lost_bytes=encoder.lost_bytes,
+    )
 
 
 class _Batch:
@@ -428,11 +462,11 @@ class _SplitWriter:
                 file.discard()
 
     def append(self, batch: _Batch, encoder: Encoder) -> None:
-        tokens, counts = encoder.encode(batch.documents)
+        tokens, counts, n_bytes = encoder.encode(batch.documents)
         rows = np.empty(len(counts), DOCUMENT)
         rows["offset"] = self._tokens + np.cumsum(counts) - counts
         rows["n_tokens"] = counts
-        rows["n_bytes"] = np.fromiter(map(len, batch.documents), np.int64, len(counts))
+        rows["n_bytes"] = n_bytes
         rows["hash"] = np.array(batch.hashes, np.uint64)
         self._index.write(rows.view(np.uint8).data)
         data = tokens.view(np.uint8).data
@@ -447,7 +481,7 @@ class _SplitWriter:
             data = data[room:]
         self._documents += len(counts)
         self._tokens += len(tokens)
-        self._n_bytes += batch.n_bytes
+        self._n_bytes += int(n_bytes.sum())
 
     @property
     def split(self) -> Split:
@@ -513,6 +547,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """
     temporary = _sibling(target)
     handle = -1
+    restore_replaced(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
@@ -528,15 +563,20 @@ def temporary_folder(target: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+_TEMPORARY = re.compile(r"\..*\.(?P<scope>[0-9a-f]{16})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+
+
 def _sibling(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{target.name}.{scope()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _remove_stale(parent: Path) -> None:
     """Remove temporaries whose process is gone: nobody holds their lock any more."""
     for path in parent.glob(".*.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime < STALE_SECONDS:
+            made = _TEMPORARY.fullmatch(path.name)
+            dead = made and made["scope"] == scope() and start_time(int(made["pid"])) is None
+            if not dead and time.time() - path.stat().st_mtime < STALE_SECONDS:
                 continue  # perhaps just made and not yet locked
             handle = os.open(path, os.O_RDONLY)
             try:
@@ -556,9 +596,11 @@ def _put(folder: Path, target: Path, manifest: Manifest, force: bool) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # one at a time, so that two replacements do not cross
         if force and target.exists():
-            old = _sibling(target)
+            old = replaced_name(target)  # from which it comes back should this process be killed in between
+            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
             folder.rename(target)
+            sync_folder(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         elif not target.exists():
             folder.rename(target)

@@ -63,7 +63,15 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = ("density-over-size", "architectures", "memory-to-ffn", "learning-rates", "noise", "laws")
+QUESTIONS = (
+    "density-over-size",
+    "architectures",
+    "memory-to-ffn",
+    "learning-rates",
+    "noise",
+    "trainer-choice",
+    "laws",
+)
 KEYS = (
     "name", "question", "description", "compensation", "tolerance", "d_ffn_multiple", "axes", "cells",
     "architectures", "search", "model", "data", "train",

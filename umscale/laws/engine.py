@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.laws.forms import Array, PowerLaw, Residual, from_theta, power_features, to_theta
+from umscale.laws.starts import between
 
 Bounds = Mapping[str, tuple[float, float]]
 """Coefficient → least and greatest value."""
@@ -189,6 +190,8 @@ class Solution:
     """[S]."""
     decrement: Array
     """Predicted further decrease of the objective, [S]."""
+    independent: int | None = None
+    """How many of them, the first, were drawn independently of each other; None for all."""
 
 
 def make_problem(
@@ -438,14 +441,6 @@ def _exponent_grid(problem: PowerProblem) -> Array:
         return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
     uniform = np.random.Generator(np.random.PCG64(0)).random((2 * _GRID_BUDGET, len(spans)))
     return np.stack([between(span, uniform[:, q]) for q, span in enumerate(spans.values())], axis=1)
-
-
-def between(span: tuple[float, float], fraction: Array) -> Array:
-    """Points of a span, spaced by ratio when both ends are positive (or both negative)."""
-    low, high = span
-    if low * high > 0:
-        return np.asarray(low * (high / low) ** fraction)
-    return np.asarray(low + (high - low) * fraction)
 
 
 def _positive_scales(shapes: Array, target: Array) -> Array:

@@ -29,34 +29,36 @@ class _Product:
     logs: Logs
 
 
-def parse_law(text: str, symbols: Collection[str], name: str = "") -> Law:
+def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: bool = True) -> Law:
     """The law that ``text`` writes; ``symbols`` are the names that stand for columns, all others coefficients.
 
-    It is called ``name``, or else what it says. Raises ``UserError`` for what is not in the grammar of ``tree``, and
+    It is called ``name``, or else what it says. ``as_power=False`` keeps a sum of products of powers an expression,
+    whose scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of ``tree``, and
     for a law without columns or coefficients.
     """
     formula = " ".join(text.split())
     root = tree.parse(formula, symbols)
     if not tree.symbol_names(root):
-        raise UserError(f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}")
+        lost = "".join(f"; {name} must be one: --map {name}=COLUMN" for name in must_be_columns(root))
+        raise UserError(
+            f"the law {formula!r} reads no column; columns are {', '.join(sorted(symbols))}{lost}"
+        )
     if not tree.coefficient_names(root):
         raise UserError(f"the law {formula!r} has no coefficients to fit")
-    terms = _terms(root)
+    terms = _terms(root) if as_power else None
     name = name or formula
     if terms is None:
         return ExpressionLaw(name=name, source="written by the user", formula=formula, root=root)
     return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
 
 
-def without_column(law: Law) -> tuple[str, ...]:
-    """Coefficients that must be columns with a missing name: a base to a fitted power, alone under a logarithm.
+def must_be_columns(root: tree.Node) -> tuple[str, ...]:
+    """Coefficients that must be columns nobody named: a base to a fitted power, alone under a logarithm.
 
     ``foo**-a`` of two coefficients is one number, which no rows could take apart.
     """
-    if not isinstance(law, ExpressionLaw):
-        return ()
     found = []
-    for part in tree.walk(law.root):
+    for part in tree.walk(root):
         match part:
             case tree.Apply("**", (tree.Coefficient(name), exponent)) if tree.coefficient_names(
                 exponent

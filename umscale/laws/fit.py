@@ -23,7 +23,8 @@ from umscale.laws.forms import (
     local_features,
     without_axes,
 )
-from umscale.laws.generic import expression_problem
+from umscale.laws.generic import ExpressionProblem, expression_problem
+from umscale.laws.generic import search as generic_search
 from umscale.laws.pairs import run_noise, run_variance
 from umscale.results.table import Rows, Table, levels, select_rows, where
 
@@ -180,7 +181,8 @@ def fit_rows(
     for symbol in constant:
         if symbol not in law.symbols:
             warnings.append(
-                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in the law"
+                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in "
+                "the law"
                 if columns.get(symbol, symbol)[:1].isalpha()
                 else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
             )
@@ -335,7 +337,8 @@ def _solve(
         [HUBER_DELTA * 10.0**-k for k in range(4)] if objective == "least_absolute" else [posed.delta]
     )
     problem = replace(posed, delta=continuation[0]).on(rows.values)
-    solution = engine.search(problem, rows.loss)
+    search = generic_search if isinstance(problem, ExpressionProblem) else engine.search
+    solution = search(problem, rows.loss)
     for smaller in continuation[1:]:
         # Cold starts at a tiny δ land in wrong basins; the previous optimum does not.
         problem = problem.with_delta(smaller)

@@ -1,22 +1,32 @@
-"""Laws that are no sum of products of powers, posed to the same Newton with derivatives from their trees.
+"""Laws that are no sum of products of powers: their least objective, looked for from many places at once.
 
-Starting values: coefficients in which the formula, or its logarithm, is affine are solved for by least squares
-given all others, which are drawn from the spans of the law or, where it has none, from what the rows allow.
+Starts are drawn from what the law does on the rows (``starts``), brought down by variable projection on squared
+relative residuals (``projection``), and the distinct basins they end in are polished on the objective itself by the
+same Newton as power laws, with derivatives from the tree.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umscale import formulas as tree
-from umscale.laws.engine import Bounds, Surface, between
+from umscale.laws.engine import Bounds, Solution, Surface, minimise
 from umscale.laws.forms import Array, ExpressionLaw, Residual
+from umscale.laws.projection import Projection, view_of
+from umscale.laws.starts import draw
 
-_DRAWS = 512  # starting values for each coefficient that is not linear
-_MOST_DRAWS = 2048
-_REACH = 4.0  # e^±4: how far a power may carry a term over the rows, at the ends of a span
-_BATCH = 64  # starting values whose linear coefficients are solved for together
+_DRAWS = 1500  # looked at in a round
+_REFINED = 40  # of them refined: half the best, half from all over
+_STEPS = 80
+_ROUNDS = 4
+_AGREED = 4  # independent starts in the best basin at which the search is over
+_SAME_BASIN = 1e-6  # relative difference of two objectives that are one basin's
+_POLISHED = 12  # distinct basins followed to the end
+_WORSE = 10.0  # times the least sum of squares: basins beyond are not followed
+_APART = 0.04  # least difference of two starts in the rank of some coefficient
+_MOST_ROWS = 400  # the search looks at a sample of longer tables; the end is on every row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,29 +84,8 @@ class ExpressionProblem:
         return Surface(prediction=np.log(loss) if self.residual == "log" else loss, jacobian=j, bend=bend)
 
     def starts(self, loss: Array) -> Array:
-        formula, target, row_weight = self.law.root, loss, 1 / loss
-        linear = tree.linear_coefficients(formula)
-        logarithm = tree.logarithm(formula)
-        if len(in_logarithm := tree.linear_coefficients(logarithm)) > len(linear):
-            formula, target, row_weight, linear = logarithm, np.log(loss), np.ones(len(loss)), in_logarithm
-        spans = _spans(self.law, self.columns, linear)
-        if self.box is not None:
-            spans = {n: _clip(span, self.box, self.index[n]) for n, span in spans.items()}
-        n_draws = min(_DRAWS * len(spans), _MOST_DRAWS) if spans else 1
-        uniform = np.random.Generator(np.random.PCG64(0)).random((n_draws, len(spans)))
-        theta = np.zeros((n_draws, len(self.index)))
-        for q, (name, span) in enumerate(spans.items()):
-            theta[:, self.index[name]] = between(span, uniform[:, q])
-        if linear:
-            positions = [self.index[name] for name in linear]
-            for first in range(0, n_draws, _BATCH):
-                part = theta[first : first + _BATCH]
-                jet = tree.evaluate(formula, self.columns, part, self.index, order=1, along=linear)
-                shape = (len(part), self.n_rows)
-                with np.errstate(all="ignore"):
-                    design = np.stack([np.broadcast_to(jet.first[k], shape) for k in positions], axis=1)
-                    left = np.broadcast_to(target - jet.value, shape)
-                    part[:, positions] = _least_squares(design * row_weight, left * row_weight)
+        """Draws with their linear coefficients solved for, the best first."""
+        theta, _, _ = _round(self, _projection(self, loss), loss, np.random.Generator(np.random.PCG64(0)))
         return theta
 
 
@@ -125,74 +114,151 @@ def expression_problem(
     )
 
 
-def _least_squares(design: Array, target: Array) -> Array:
-    """Solutions [S, P] of designs [S, P, N] to targets [S, N]; zeros where a design is not finite."""
-    gram = design @ design.transpose(0, 2, 1)
-    moment = np.einsum("spn,sn->sp", design, target)
-    finite = np.isfinite(gram).all(axis=(1, 2)) & np.isfinite(moment).all(axis=1)
-    gram, moment = np.where(finite[:, None, None], gram, 0.0), np.where(finite[:, None], moment, 0.0)
-    size = np.sqrt(np.einsum("spp->sp", gram))
-    size = np.where(size > 0, size, 1.0)
-    unit = gram / (size[:, :, None] * size[:, None, :]) + 1e-10 * np.eye(gram.shape[1])
-    return np.asarray(np.linalg.solve(unit, (moment / size)[..., None])[..., 0] / size)
+def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = None) -> Solution:
+    """The least objective found, and what each start came to.
 
-
-def _spans(
-    law: ExpressionLaw, columns: Mapping[str, Array], linear: tuple[str, ...]
-) -> dict[str, tuple[float, float]]:
-    """Where each coefficient that is not linear starts.
-
-    In an exponent: as far as carries its term by e^±4 over the rows. Beside columns: a decade around them.
+    Rounds of starts go on until several independent ones share the best basin. ``extra`` [S, P] are coefficients to
+    polish beside them. The solution's first ``independent`` rows are the starts drawn.
     """
-    names = law.coefficients
-    index = {name: k for k, name in enumerate(names)}
-    roles = {name: _exponents(law.root, name) for name in names}
-    probe = np.array([[float(between(law.spans[n], np.array(0.5))) if n in law.spans else 0.1 if roles[n] else 1.0
-                       for n in names]])  # fmt: skip
-    spans = {}
-    for name in names:
-        if name in linear:
-            continue
-        if name in law.spans:
-            spans[name] = law.spans[name]
-        elif roles[name]:
-            reach = [_reach(part, columns, probe, index, name) for part in roles[name]]
-            spans[name] = (-_REACH / max(reach), _REACH / max(reach)) if max(reach) > 0 else (-5.0, 5.0)
+    projection = _projection(problem, loss)
+    rng = np.random.Generator(np.random.PCG64(0))
+    ends, values = np.zeros((0, len(problem.index))), np.zeros(0)
+    for _ in range(_ROUNDS):
+        theta, value, _ = _round(problem, projection, loss, rng)
+        theta, value = projection.refine(theta, steps=_STEPS)
+        ends, values = np.concatenate([ends, theta]), np.concatenate([values, value])
+        if not projection.nonlinear or _agreeing(values) >= _AGREED:
+            break
+    return _polished(problem, projection.view.inside(ends), values, loss, extra)
+
+
+def _agreeing(values: Array) -> int:
+    """Starts in the basin of the least value."""
+    least = values.min(initial=np.inf)
+    if not np.isfinite(least):
+        return 0
+    return int((values <= least * (1 + _SAME_BASIN) + 1e-24).sum())
+
+
+def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
+    """Squared relative residuals (or raw ones) of the problem's rows, of a sample of them where they are many."""
+    low, high = (
+        problem.box
+        if problem.box is not None
+        else np.array([[-np.inf], [np.inf]]) * np.ones(len(problem.index))
+    )
+    bounded = frozenset(
+        name for name, k in problem.index.items() if np.isfinite(low[k]) or np.isfinite(high[k])
+    )
+    view = view_of(problem.law.root, problem.index, bounded)
+    rows = np.arange(len(loss))
+    if len(rows) > _MOST_ROWS:
+        rows = np.sort(np.random.Generator(np.random.PCG64(0)).choice(rows, _MOST_ROWS, replace=False))
+    kept = loss[rows]
+    low, high = low.copy(), high.copy()
+    for name in view.sizes:
+        low[problem.index[name]] = 1e-300
+    relative = problem.residual == "log"
+    if view.logarithmic:
+        target, weight = np.log(kept), np.ones_like(kept) if relative else kept
+    else:
+        target, weight = kept, 1 / kept if relative else np.ones_like(kept)
+    columns = {name: np.broadcast_to(column, loss.shape)[rows] for name, column in problem.columns.items()}
+    return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
+
+
+def _round(
+    problem: ExpressionProblem, projection: Projection, loss: Array, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
+    """Starts [S, P] of the view, their objectives, and which of all draws they are: half the best, half from all over."""
+    view = projection.view
+    n_draws = _DRAWS if projection.nonlinear else 1
+    theta = draw(
+        view.root,
+        projection.columns,
+        problem.index,
+        n_draws=n_draws,
+        size=float(np.median(loss)),
+        rng=rng,
+        solved=view.linear,
+        spans=problem.law.spans,
+    )
+    moving = [problem.index[name] for name in projection.nonlinear]
+    theta[:, moving] = np.clip(theta[:, moving], projection.low[moving], projection.high[moving])
+    theta, value = projection.solve(theta)
+    alive = np.flatnonzero(np.isfinite(value))
+    ordered = alive[np.argsort(value[alive], kind="stable")]
+    best = _apart(theta[:, moving], ordered, _REFINED // 2)
+    others = np.setdiff1d(alive, best)
+    chosen = np.concatenate([best, rng.permutation(others)[: _REFINED - len(best)]])
+    return theta[chosen], value[chosen], chosen
+
+
+def _apart(theta: Array, ordered: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The first of ``ordered`` draws that differ from those before in the rank of some coefficient."""
+    if not theta.shape[1] or not len(ordered):
+        return ordered[:most]
+    rank = np.zeros((len(theta), theta.shape[1]))
+    rank[ordered] = theta[ordered].argsort(axis=0).argsort(axis=0) / len(ordered)
+    chosen: list[int] = []
+    for one in ordered:
+        if not chosen or np.abs(rank[chosen] - rank[one]).max(axis=1).min() > _APART:
+            chosen.append(int(one))
+        if len(chosen) == most:
+            break
+    return np.array(chosen, dtype=np.int64)
+
+
+def _polished(
+    problem: ExpressionProblem, theta: Array, values: Array, loss: Array, extra: Array | None
+) -> Solution:
+    """Distinct basins brought to the objective's own optimum; every start ends where its basin's first one does."""
+    basins = _basins(values)
+    first = np.array([members[0] for members in basins], dtype=np.int64)
+    ends = theta[first] if extra is None else np.concatenate([theta[first], extra])
+    if problem.box is not None:
+        ends = np.clip(ends, *problem.box)
+    near = minimise(problem.with_delta(np.inf), ends, loss, max_steps=60)
+    for delta in _narrowing(problem, near, loss):
+        near = minimise(problem.with_delta(delta), near.theta, loss, max_steps=60)
+    done = minimise(problem, near.theta, loss)
+    objective, decrement = np.full(len(theta), np.inf), np.full(len(theta), np.inf)
+    for k, members in enumerate(basins):
+        theta[members], objective[members] = done.theta[k], done.objective[k]
+        decrement[members] = done.decrement[k]
+    k = len(basins)
+    return Solution(
+        theta=np.concatenate([theta, done.theta[k:]]),
+        objective=np.concatenate([objective, done.objective[k:]]),
+        decrement=np.concatenate([decrement, done.decrement[k:]]),
+        independent=len(theta),
+    )
+
+
+def _basins(values: Array) -> list[NDArray[np.int64]]:
+    """Starts by basin, the least first; those far above the least are left out."""
+    ordered = np.argsort(values, kind="stable")
+    ordered = ordered[np.isfinite(values[ordered])]
+    found: list[list[int]] = []
+    for one in ordered:
+        floor = values[found[-1][0]] if found else -np.inf
+        if found and values[one] <= floor * (1 + _SAME_BASIN) + 1e-24:
+            found[-1].append(int(one))
+        elif len(found) == _POLISHED or (found and values[one] > _WORSE * values[found[0][0]] + 1e-24):
+            break
         else:
-            beside = _columns_beside(law.root, name)
-            values = np.concatenate([np.abs(columns[s]) for s in beside]) if beside else np.ones(1)
-            values = values[values > 0] if (values > 0).any() else np.ones(1)
-            spans[name] = (float(values.min()) / 10, float(values.max()) * 10)
-    return spans
+            found.append([int(one)])
+    return [np.array(members, dtype=np.int64) for members in found]
 
 
-def _exponents(formula: tree.Node, name: str) -> list[tree.Node]:
-    """Trees of the logarithms of all powers in whose exponent the coefficient stands."""
+def _narrowing(problem: ExpressionProblem, near: Solution, loss: Array) -> list[float]:
+    """Thresholds between the size of the residuals and the problem's own: a jump to a narrow one meets corners."""
+    least = near.objective.min(initial=np.inf)
+    if not np.isfinite(least) or np.isinf(problem.delta):
+        return []
+    delta = 3 * float(np.sqrt(2 * least / len(loss)))
     found = []
-    for part in tree.walk(formula):
-        match part:
-            case tree.Apply("**", (_, exponent)) if name in tree.coefficient_names(exponent):
-                found.append(tree.logarithm(part))
-            case tree.Apply("exp", (exponent,)) if name in tree.coefficient_names(exponent):
-                found.append(exponent)
+    while delta > 2 * problem.delta:
+        found.append(delta)
+        delta /= 4
     return found
-
-
-def _reach(
-    part: tree.Node, columns: Mapping[str, Array], probe: Array, index: Mapping[str, int], name: str
-) -> float:
-    """Range over the rows of what one unit of the coefficient adds to the logarithm of a power."""
-    slope = tree.evaluate(part, columns, probe, index, order=1).first.get(index[name], np.zeros(1))
-    return float(np.ptp(slope)) if np.isfinite(slope).all() else 0.0
-
-
-def _columns_beside(formula: tree.Node, name: str) -> tuple[str, ...]:
-    """Columns of the smallest part of the formula that holds the coefficient and a column."""
-    parts = [p for p in tree.walk(formula) if name in tree.coefficient_names(p) and tree.symbol_names(p)]
-    smallest = min(parts, key=lambda p: sum(1 for _ in tree.walk(p)), default=None)
-    return tree.symbol_names(smallest) if smallest is not None else ()
-
-
-def _clip(span: tuple[float, float], box: tuple[Array, Array], k: int) -> tuple[float, float]:
-    low, high = float(box[0][k]), float(box[1][k])
-    return min(max(span[0], low), high), min(max(span[1], low), high)

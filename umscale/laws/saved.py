@@ -44,6 +44,8 @@ class SavedFit:
     law: Law
     recipe: Recipe
     columns: Mapping[str, str]
+    units: Mapping[str, str]
+    """Symbol → what the fit says it is."""
     loss: str
     stage: str | None
     compensation: str | None
@@ -138,7 +140,9 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
         group=source.get("group"),
         mapping={str(s): str(c) for s, c in source.get("map", {}).items()},
         by=dict(fit["by"]),
-        law=LAWS[law] if law in LAWS else parse_law(str(fit["formula"]), columns),
+        law=LAWS[law]
+        if law in LAWS
+        else parse_law(str(fit["formula"]), columns, law, as_power=fit.get("form") != "expression"),
         recipe=Recipe(
             objective=fit["objective"]["name"],
             delta=fit["objective"]["delta"] if fit["objective"]["name"] == "huber" else None,
@@ -157,6 +161,7 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
             above=float(fit["objective"].get("above", 1.0)),
         ),
         columns=columns,
+        units={str(s): str(words) for s, words in tree["units"].items()},
         loss=str(fit["loss"]),
         stage=fit["stage"],
         compensation=fit["compensation"],

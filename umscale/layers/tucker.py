@@ -20,7 +20,7 @@ from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
 from umscale.layers.precision import full_precision
 from umscale.spec import MemorySpec
-from umscale_kernels import key_scores, key_select, rank1_vectors
+from umscale_kernels import key_select, rank1_vectors, shared_scores
 
 PENALTY_FLOOR = 0.15
 """Singular values below this are not penalised (tau of the released code)."""
@@ -64,13 +64,7 @@ class TuckerMemory(Memory):
 
     def scores(self, y: Tensor) -> Tensor:
         """Query-key scores ``[H, 2, r, T, n]``, fp32, of ``y [T, h]``."""
-        q, keys = self.queries(y)
-        return self._scores(q, keys)
-
-    def _scores(self, q: Tensor, keys: Tensor) -> Tensor:
-        memory = self.spec
-        raw = key_scores(q.transpose(0, 1).expand(memory.heads, -1, -1, -1), keys)  # [H, 2r, T, n]
-        return raw.view(memory.heads, 2, memory.tucker_rank, q.shape[0], memory.keys_per_side)
+        return shared_scores(*self.queries(y), self.spec.tucker_rank)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         memory, T = self.spec, y.shape[0]
@@ -88,7 +82,7 @@ class TuckerMemory(Memory):
         )
         if self.training:
             if raw is None and memory.balance_loss:
-                raw = self._scores(q, keys)
+                raw = shared_scores(q, keys, memory.tucker_rank)
             self.auxiliary = self._auxiliary(raw, picked.row, picked.col)
         address = self.shuffle(picked.row * memory.keys_per_side + picked.col)  # [H, T, m]
         rows = address.transpose(0, 1).reshape(T, -1)
@@ -135,7 +129,9 @@ def balance_loss(
     """
     heads, _, T, n = scores.shape
     p = torch.einsum("ha,hatn->htn", vector, scores).softmax(-1).mean(1)  # [H, n]
-    f = torch.stack([torch.bincount(chosen[h].reshape(-1), minlength=n) for h in range(heads)]) / T
+    picks = chosen.reshape(heads, -1)
+    # Not bincount: it waits for the device, and a compiler cannot look past it. Whole numbers up to 2^24 are exact.
+    f = p.new_zeros(heads, n).scatter_add_(1, picks, torch.ones_like(picks, dtype=p.dtype)) / T
     return n * (replica_mean(f) * p).sum()
 
 

@@ -15,6 +15,8 @@ from umscale.layers.moe import Moe
 from umscale.layers.norm import RmsNorm
 from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import Tables, ValueTables
+from umscale.layers.token_memory import TokenMemory, Vocabulary
+from umscale.layers.token_table import TokenTable
 from umscale.layers.tucker import TuckerMemory
 from umscale.model.initialise import initialise
 from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
@@ -40,16 +42,20 @@ class Block(nn.Module):
             kind = ProductKeyMemory if spec.memory.kind in ADDITIVE_KINDS else TuckerMemory
             self.memory = kind(spec.d_model, spec.memory, layers.index(index), len(layers), seed)
 
-    def forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, rotary: Tensor, start: Tensor | None, tables: list[Tables]
+    ) -> tuple[Tensor, Tensor | None]:
         if self.checkpointing and torch.is_grad_enabled():
             out: tuple[Tensor, Tensor | None] = checkpoint(
-                self._forward, x, rotary, tables, use_reentrant=False, preserve_rng_state=False
+                self._forward, x, rotary, start, tables, use_reentrant=False, preserve_rng_state=False
             )
             return out
-        return self._forward(x, rotary, tables)
+        return self._forward(x, rotary, start, tables)
 
-    def _forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
-        x = x + self.attention(self.attention_norm(x), rotary)
+    def _forward(
+        self, x: Tensor, rotary: Tensor, start: Tensor | None, tables: list[Tables]
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x + self.attention(self.attention_norm(x), rotary, start)
         y = self.ffn_norm(x)
         remembered = None if self.memory is None else self.memory(y, *tables[self.memory.index])
         return x + self.ffn(y), remembered
@@ -59,7 +65,7 @@ class Block(nn.Module):
 class SparsePart:
     """A module that activates ``per_token`` of its ``n_units`` rows or experts, each of ``unit_params`` parameters."""
 
-    module: Memory | Moe
+    module: Memory | Moe | TokenTable
     n_units: int
     per_token: int
     unit_params: int
@@ -74,7 +80,14 @@ class Decoder(nn.Module):
 
     rotary: Tensor
 
-    def __init__(self, spec: ModelSpec, seed: int, max_seq_len: int, part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        seed: int,
+        max_seq_len: int,
+        part: tuple[int, int] = (0, 1),
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
@@ -82,7 +95,12 @@ class Decoder(nn.Module):
         self.final_norm = RmsNorm(spec.d_model)
         self.head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
         self.tables = None if spec.memory is None else ValueTables(spec.memory, len(spec.memory_layers), part)
+        self.ngram = None
+        if spec.ngram is not None:
+            self.ngram = TokenMemory(spec, seed, vocabulary or Vocabulary.plain(spec.vocab_size))
         self.row_gradients = False
+        self.separator: int | None = None
+        """The token that begins documents, if attention is not to cross their starts."""
         rotary = rotary_table(max_seq_len, spec.d_model // spec.n_heads, spec.rope_theta)
         self.register_buffer("rotary", rotary, persistent=False)
         initialise(self, spec, seed)
@@ -94,7 +112,7 @@ class Decoder(nn.Module):
 
     @property
     def sparse_parts(self) -> list[SparsePart]:
-        """Memory layers and mixtures of experts, first block first: what a token activates a part of."""
+        """Memory layers, mixtures of experts and token-addressed tables: what a token activates a part of."""
         parts: list[SparsePart] = []
         ffn = self.spec.ffn
         for module in self.modules():
@@ -117,6 +135,13 @@ class Decoder(nn.Module):
                         unit_params=3 * self.spec.d_model * ffn.d_ffn,
                     )
                 )
+            elif isinstance(module, TokenTable):
+                n_rows, width = module.rows.shape
+                parts.append(
+                    SparsePart(
+                        module=module, n_units=n_rows, per_token=module.offsets.numel(), unit_params=width
+                    )
+                )
         return parts
 
     def configure_tables(self, train: TrainSpec, compact: bool = False) -> None:
@@ -129,6 +154,8 @@ class Decoder(nn.Module):
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
             memory.atomic_gradients = train.table_gradient == "atomic"
+        for table in self.ngram.tables if self.ngram is not None else ():
+            table.row_gradients = train.table_gradient == "rows"
         if self.tables is not None:
             self.tables.keep_copies(train.table_copy == "bfloat16")
             self.tables.compact_gradients = compact and not self.row_gradients
@@ -150,24 +177,41 @@ class Decoder(nn.Module):
 
     def auxiliary_loss(self) -> Tensor | None:
         """Sum of the auxiliary losses of the last forward pass in training; None when no layer has one."""
-        found = [part.module.auxiliary for part in self.sparse_parts]
+        found = [
+            part.module.auxiliary for part in self.sparse_parts if not isinstance(part.module, TokenTable)
+        ]
         losses = [loss for loss in found if loss is not None]
         return torch.stack(losses).sum() if losses else None
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        x = self.embedding(tokens)
+        x = embedded = self.embedding(tokens)
+        known = None
+        if self.ngram is not None:
+            known = self.ngram.address(tokens)
+            x = self.ngram.embed(x, known)
+        start = None if self.separator is None else document_start(tokens, self.separator)
         tables = self.tables.per_layer(whole=self.row_gradients) if self.tables is not None else []
         skip = 0 if self.spec.memory is None else self.spec.memory.skip
         waiting: dict[int, Tensor] = {}  # memory outputs by the block after which they are added
         for i, block in enumerate(self.blocks):
-            x, remembered = block(x, self.rotary, tables)
+            if self.ngram is not None and known is not None:
+                x = self.ngram.before(i, x, known)
+            x, remembered = block(x, self.rotary, start, tables)
             if remembered is not None:
                 waiting[i + skip] = remembered
             if i in waiting:
                 x = x + waiting.pop(i)
+            if self.ngram is not None and known is not None:
+                x = self.ngram.after(i, x, embedded, known)
         x = self.final_norm(x)
         head = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(x, head) if targets is None else linear_cross_entropy(x, head, targets)
+
+
+def document_start(tokens: Tensor, separator: int) -> Tensor:
+    """Return the position of the last ``separator`` at or before each of ``tokens [B, S]``, 0 if none: int64."""
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    return torch.where(tokens == separator, position, 0).cummax(1).values
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from umscale.layers.memory import Memory
 from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import ValueTables, column_groups, columns
 from umscale.layers.tucker import TuckerMemory
-from umscale.model.scaling import value_std
+from umscale.model.scaling import start_variance, token_row_std, value_std
 from umscale.rng import generator
 from umscale.spec import ADDITIVE_KINDS, MemorySpec, ModelSpec
 
@@ -70,6 +70,20 @@ def _draw(
         _normal(parameter, seed, name, std)
 
 
+def _draw_token_memory(parameter: nn.Parameter, name: str, spec: ModelSpec, seed: int) -> None:
+    """Initialise one parameter of token-addressed memory, see ``umscale.model.scaling.token_row_std``."""
+    if name.endswith(".conv"):
+        parameter.zero_()
+    elif name.endswith("table.rows"):
+        _normal(parameter, seed, name, token_row_std(spec))
+    elif name.endswith("out_norm.weight"):  # all that a per-layer embedding adds has passed this norm
+        parameter.fill_(start_variance(spec, measured=True) ** 0.5)
+    elif name.endswith("norm.weight"):
+        parameter.fill_(1.0)
+    else:
+        _normal(parameter, seed, name, math.sqrt(2 / (5 * spec.d_model)))
+
+
 def score_energy(d_model: int, memory: MemorySpec) -> float:
     """Return the mean of ``sum_k s_k²`` over a token's lookups in a fresh layer on unit-variance input.
 
@@ -110,7 +124,10 @@ def initialise(model: nn.Module, spec: ModelSpec, seed: int) -> None:
     memory = spec.memory
     official = memory is not None and memory.init == "official"
     for name, parameter in model.named_parameters():
-        _draw(parameter, name, spec.d_model, spec.n_layers, memory, seed)
+        if name.startswith("ngram."):
+            _draw_token_memory(parameter, name, spec, seed)
+        else:
+            _draw(parameter, name, spec.d_model, spec.n_layers, memory, seed)
     energies = []
     for name, module in model.named_modules():
         if not isinstance(module, Memory):

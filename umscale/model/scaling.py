@@ -128,6 +128,32 @@ def value_std(model: ModelSpec, memory: MemorySpec, score_energy: float) -> tupl
     return 0.0, (target / path) ** 0.5
 
 
+def token_row_std(model: ModelSpec) -> float:
+    """Return the initial deviation of rows of token-addressed memory.
+
+    ``engram``: what it adds starts as large as the FFN's output, E[(gate v)²] with a ~ N(0, 1) in the gate. Input
+    embeddings: each table adds as much variance as the token's own embedding, 2 / (5 d_model). ``per_layer_embedding``:
+    a row counts as much as the context beside it, variance 1.
+    """
+    ngram = model.ngram
+    assert ngram is not None
+    if ngram.kind != "engram":
+        return float(ngram.head_width**-0.5)
+    passed = 1.0 if ngram.gate == "none" else _second_moment(_GATES[ngram.gate], 1.0)
+    target = start_variance(model, measured=True)
+    return float((target * model.d_model / (0.4 * ngram.read_width * passed)) ** 0.5)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+_GATES: dict[str, Callable[[float], float]] = {
+    "signed_sqrt": lambda a: _sigmoid(math.copysign(math.sqrt(abs(a)), a)),
+    "linear": _sigmoid,
+}
+
+
 def start_variance(model: ModelSpec, measured: bool) -> float:
     """Return the output variance that a fresh FFN of ``model`` has on unit-variance input.
 

@@ -94,7 +94,8 @@ def _correlation(ax: "Axes", draws: Array, wide: NDArray[np.bool_]) -> None:
     columns = [
         np.log(np.maximum(column, 1e-300)) if w else column for column, w in zip(draws.T, wide, strict=True)
     ]
-    r = float(np.corrcoef(*columns)[0, 1])
+    still = min(np.std(column) for column in columns) == 0  # without noise nothing moves, together or apart
+    r = 0.0 if still else float(np.corrcoef(*columns)[0, 1])
     ax.set_facecolor(str(1 - 0.45 * abs(r)))
     ax.text(0.5, 0.5, f"{r:+.2f}", ha="center", va="center", transform=ax.transAxes, fontsize=8)
     ax.set(xticks=[], yticks=[])

@@ -40,9 +40,9 @@ def density_plane(
     """
     if not maps:
         raise UserError("no map: there is nothing to draw")
-    from matplotlib.ticker import MaxNLocator
-
     with house_style():
+        from matplotlib.ticker import MaxNLocator
+
         figure, [row] = panels(1, len(maps), width=3.2, height=3.1)
         shades = _shades(maps)
         for ax, (title, one) in zip(row, maps.items(), strict=True):

@@ -82,8 +82,8 @@ def _words(report: RatesReport) -> list[str]:
         f"{(report.stage or 'All').capitalize()}, {human(report.budget)} tokens. A run's standard deviation about the "
         f"fitted surface is {report.deviation:.4f} nats."
     ]
-    worst = max(report.cells, key=lambda c: c.excess.value)
-    if worst.excess.has_interval:
+    worst = report.worst
+    if worst is not None and worst.excess.has_interval:
         interval = f"[{worst.excess.low:.4f}, {worst.excess.high:.4f}]"
         words.append(
             f"The default rates cost at most {worst.excess.value:.4f} {interval} nats ({worst.name})."

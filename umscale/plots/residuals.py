@@ -49,7 +49,8 @@ def residuals(found: Uncertainty, diagnostics: Diagnostics) -> "Figure":
         for row in grid:
             row[0].set_ylabel(f"observed − fitted{' (nats)' if fit.stage else ''}")
         marks = (
-            f"Dashed: ± RMSE, {fit.rmse_nats:.4f}{' nats' if fit.stage else ''}. Squares: mean of a level or stretch, with its standard "
+            f"Dashed: ± RMSE, {fit.rmse_nats:.4f}{' nats' if fit.stage else ''}. Squares: mean of a level or "
+            "stretch, with its standard "
             "deviation; above: slope with Student's t between groups of rows."
         )
         blocks = "Offsets of seed blocks are taken out." if fit.blocks.shape[1] else ""

@@ -69,8 +69,8 @@ def scaling(
 ) -> "Figure":
     """Loss against one axis, a law's curves with 95% bands, and dashed what it says without the rows held out.
 
-    ``compute`` [rows of the fit] is needed against C; ``source`` says where it comes from. Raises ``UserError`` for a law
-    that does not read the axis, and for one that reads others than N and D.
+    ``compute`` [rows of the fit] is needed against C; ``source`` says where it comes from. Raises ``UserError`` for a
+    law that does not read the axis, and for one that reads others than N and D.
     """
     fit = found.fit
     rows = _rows(fit, along, compute)
@@ -100,7 +100,8 @@ def _rows(fit: FitResult, along: Along, compute: Array | None) -> _Rows:
     needed = {"N", "D"} if along == "C" else {along}
     if not needed <= symbols:
         raise UserError(
-            f"law {fit.law.name!r} as fitted reads no {' and '.join(sorted(needed - symbols))}: nothing to draw along {along}"
+            f"law {fit.law.name!r} as fitted reads no {' and '.join(sorted(needed - symbols))}: nothing to draw "
+            f"along {along}"
         )
     if more := symbols - {"N", "D"}:
         raise UserError(
@@ -214,7 +215,8 @@ def _words(found: Uncertainty, rows: _Rows, edge: Any, source: str) -> list[str]
     if edge is not None:
         off = edge.mean_percent
         said.append(
-            f"Open: {edge.n_test} rows of the {'largest ' if edge.edge == 'largest' else 'most '}{edge.axis} held out; dashed: "
+            f"Open: {edge.n_test} rows of the {'largest ' if edge.edge == 'largest' else 'most '}{edge.axis} held "
+            "out; dashed: "
             f"the law fitted without them, {off:.2f}% off."
         )
     if len(rows.names) > 1 and "–" in rows.names[0]:

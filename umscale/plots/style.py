@@ -5,8 +5,12 @@ Artists that show data or a law carry a label; all others keep matplotlib's own,
 """
 
 import contextlib
+import importlib
 import math
+import os
+import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,11 +85,37 @@ _RC: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib settings of every figure, in force while it is built and while it is written."""
-    from matplotlib import rc_context
+    """Matplotlib settings of every figure, in force while it is built and while it is written.
 
-    with rc_context(_RC):
-        yield
+    They are matplotlib's own defaults and the house's changes: a user's matplotlibrc is for the user's figures.
+    """
+    matplotlib = _matplotlib()
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+        with matplotlib.rc_context({**defaults, **_RC}):
+            yield
+
+
+def _matplotlib() -> Any:
+    """Import matplotlib, if that was not done before, without what would make the import fail.
+
+    It reads ``$MPLBACKEND`` and a matplotlibrc, of the current folder even, and ends in a traceback when the backend of
+    a notebook is not installed here or the file is none of its own.
+    """
+    if "matplotlib" not in sys.modules:
+        kept = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
+        os.environ["MATPLOTLIBRC"] = os.devnull  # found, and empty
+        here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.chdir(os.path.sep)
+            importlib.import_module("matplotlib")
+        finally:
+            os.fchdir(here)
+            os.close(here)
+            del os.environ["MATPLOTLIBRC"]
+            os.environ.update({name: value for name, value in kept.items() if value is not None})
+    return importlib.import_module("matplotlib")
 
 
 def panels(

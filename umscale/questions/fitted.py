@@ -91,7 +91,8 @@ def _along_tokens(section: Section) -> tuple[Compared, str]:
     usable = [c for c in section.comparison.laws if not c.fit.unidentified and not c.fit.dropped]
     if not usable:
         raise UserError(
-            f"these rows identify none of {', '.join(c.fit.law.name for c in section.comparison.laws)}: name a law with "
+            f"these rows identify none of {', '.join(c.fit.law.name for c in section.comparison.laws)}: name a "
+            "law with "
             "--law, or train more cells and budgets"
         )
     tested = [(h.rmse_nats, c) for c in usable for h in c.holdouts if h.edge == "future" and not h.skipped]

@@ -102,7 +102,9 @@ def iso_flops(n: Array, flops: Array, loss: Array, tokens: Array | None = None) 
 
 
 def refitted(one: IsoFlop, weights: Array) -> Array:
-    """N of least loss for weights [draws, rows] of all rows, [draws]; NaN where a draw has no minimum among its sizes."""
+    """N of least loss for weights [draws, rows] of all rows, [draws]; NaN where a draw has no minimum among its
+    sizes.
+    """
     x = np.log2(one.n / one.origin)
     powers = np.stack([x**2, x, np.ones_like(x)])  # [3, runs]
     w = weights[:, one.index]

@@ -13,7 +13,7 @@ from umscale.errors import UserError, nearest
 from umscale.laws.compare import EXTRA_SYMBOLS, Compared, Comparison, Recipe, compare, fit_each, nulls_beside
 from umscale.laws.diagnostics import Diagnostics, diagnose, inseparable
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import FIRST_LAWS, Law, law_named
+from umscale.laws.forms import FIRST_LAWS, ExpressionLaw, Law, LocalLaw, PowerLaw, law_named
 from umscale.laws.uncertainty import Estimate, Interval, Uncertainty, bootstrap, profile_interval
 from umscale.questions.density_over_size import Verdict, verdicts
 from umscale.results.source import ROW
@@ -37,6 +37,9 @@ STUDY_UNITS: Mapping[str, str] = {
 """Symbol → unit and convention of a store's columns."""
 
 _MOST_GROUPS = 100  # fits of --by: more is a column that does not group
+
+
+_FORMS: Mapping[type[Law], str] = {PowerLaw: "power", LocalLaw: "local", ExpressionLaw: "expression"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +351,7 @@ def _fit(section: Section, index: int, settings: Settings) -> dict[str, Any]:
     return {
         "law": fit.law.name,
         "formula": fit.law.formula,
+        "form": _FORMS[type(fit.law)],
         "source": fit.law.source,
         "stage": section.stage,
         "compensation": section.compensation,

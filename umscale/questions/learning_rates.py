@@ -4,9 +4,12 @@ In every cell c of a design, with x = ln lr and y = ln value_lr,
 
     L = b_c + g_c x + k_c y + (h_xx x² + 2 h_xy x y + h_yy y²) / 2
 
-one curvature for all cells, an optimum (x*, y*) = −H⁻¹ (g_c, k_c) for each. This is linear in its coefficients, so
-intervals come from draws of their posterior under a flat prior (Student's t). Cells far from their optimum bend more
-than a parabola does: rows more than ``WINDOW`` nats above their cell's best are left out.
+one curvature for all cells, an optimum (x*, y*) = −H⁻¹ (g_c, k_c) for each. A rate that was measured at two values in
+every cell has no optimum: then each of its values has an intercept of its own, and the other rate alone is placed. An
+optimum outside the values of its cell, and a price of rates outside them, are not said: nothing was measured there.
+This is linear in its coefficients, so intervals come from draws of their posterior under a flat prior (Student's t).
+Cells far from their optimum bend more than a parabola does: rows more than ``WINDOW`` nats above their cell's best are
+left out.
 """
 
 from collections.abc import Mapping
@@ -21,6 +24,9 @@ from umscale.laws.uncertainty import Estimate
 from umscale.results.table import Table, levels, numeric, text, where
 
 WINDOW = 0.15
+_LEVELS = 3  # of a rate that an optimum needs
+_SAME_RATE = 1.01
+_RATES = ("lr", "value_lr")
 DRAWS = 2000
 _AXES = ("top_m", "n_values", "d_model", "n_layers")
 _NOT_CELL = ("lr", "value_lr", "seed")
@@ -35,12 +41,12 @@ class CellRates:
     best: tuple[float, float, float]
     """lr, value_lr and loss of the best setting measured, mean over seeds."""
     lr: Estimate
-    """Of least loss on the fitted surface."""
+    """Of least loss on the fitted surface; NaN where it lies outside the values measured or they are too few."""
     value_lr: Estimate
     default: tuple[float, float]
     """The lr and value_lr that the default rates give this cell's shape (``umscale.model.scaling``)."""
     excess: Estimate
-    """Loss at the default rates above the least, nats per token."""
+    """Loss at the default rates above the least, nats per token; NaN outside what was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,12 @@ class RatesReport:
     """Rows left out as far from their cell's best."""
     warnings: tuple[str, ...]
 
+    @property
+    def worst(self) -> CellRates | None:
+        """The cell in which the default rates cost most; None where none is priced."""
+        priced = [cell for cell in self.cells if np.isfinite(cell.excess.value)]
+        return max(priced, key=lambda cell: cell.excess.value, default=None)
+
 
 def rates_reports(table: Table, *, loss: str = "loss", stage: str | None = None) -> tuple[RatesReport, ...]:
     """Return a report for each stage, compensation and budget of a study, annealed and largest budget first.
@@ -89,8 +101,20 @@ def rates_reports(table: Table, *, loss: str = "loss", stage: str | None = None)
                 continue
             part = where(table, stage=one, compensation=compensation)
             for budget in sorted(set(numeric(part, "budget")), reverse=True):
-                found.append(_report(where(part, budget=budget), loss, one, compensation, float(budget)))
+                found += [
+                    _report(rows, loss, one, compensation, float(budget))
+                    for rows in _apart(where(part, budget=budget))
+                ]
     return tuple(found)
+
+
+def _apart(table: Table) -> list[Table]:
+    """Return the cells that vary both rates, and those that hold value_lr, as models without value tables do."""
+    cells, rates = cell_names(table), numeric(table, "value_lr")
+    held = np.array([len(np.unique(rates[cells == cell])) == 1 for cell in cells], dtype=bool)
+    if held.all() or not held.any():
+        return [table]
+    return [{name: np.asarray(column)[chosen] for name, column in table.items()} for chosen in (~held, held)]
 
 
 def cell_names(table: Table) -> np.ndarray:
@@ -114,10 +138,20 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
             f"no cell has settings on both sides in train.lr and train.value_lr ({stage}, {budget:g} tokens): an "
             "optimum needs three values of each"
         )
+    placed = _placed(cells, (x, y), kept, names)
+    if not any(placed):
+        raise UserError(
+            f"no cell has three values of train.lr or of train.value_lr ({stage}, {budget:g} tokens): an optimum needs "
+            "three values of a rate, and two give none"
+        )
     centre = np.array([x[kept].mean(), y[kept].mean()])
-    surface = _Surface(names, cells[kept], x[kept] - centre[0], y[kept] - centre[1], losses[kept])
+    surface = _Surface(names, cells[kept], x[kept] - centre[0], y[kept] - centre[1], losses[kept], placed)
     draws = surface.draws()
-    warnings = []
+    warnings = [
+        f"{rate} was measured at two values: two give no optimum, and the default rates are not priced"
+        for rate, values, one in zip(_RATES, (x, y), placed, strict=True)
+        if not one and len(np.unique(values[kept])) > 1
+    ]
     if not surface.bowl:
         warnings.append("the fitted surface has no lowest point: measure further rates")
     if left := sorted(set(cells.tolist()) - set(names)):
@@ -125,16 +159,23 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     rules = _defaults(table, cells, names)
     reports = []
     for i, name in enumerate(names):
+        mine = usable & (cells == name)
         best, rule = draws.optimum[:, i] + centre, np.log(rules[name])
+        inside = _inside(best[0], (x[mine], y[mine]))
+        draws.optimum[:, i, ~inside] = np.nan
+        best = draws.optimum[:, i] + centre
+        priced = bool(_inside(rule, (x[mine], y[mine])).all())
+        warnings += _outside(name, inside, placed, priced, rules[name], surface.bowl)
+        price = draws.above(i, rule - centre)
         reports.append(
             CellRates(
                 name=name,
                 n_runs=int((kept & (cells == name)).sum()),
-                best=_best(x, y, losses, usable & (cells == name)),
+                best=_best(x, y, losses, mine),
                 lr=_interval(best[:, 0], np.exp),
                 value_lr=_interval(best[:, 1], np.exp),
                 default=rules[name],
-                excess=_interval(draws.above(i, rule - centre)),
+                excess=_interval(price if priced else np.full_like(price, np.nan)),
             )
         )
     noise, freedom = _repeats(cells, x, y, losses, usable)
@@ -155,8 +196,53 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     )
 
 
+def _placed(
+    cells: np.ndarray, rates: tuple[Array, Array], kept: np.ndarray, names: list[str]
+) -> tuple[bool, bool]:
+    """Whether some cell has enough values of each rate for a curvature along it."""
+    lr, value_lr = (
+        max(len(np.unique(one[kept & (cells == name)])) for name in names) >= _LEVELS for one in rates
+    )
+    return lr, value_lr
+
+
+def _inside(point: Array, measured: tuple[Array, Array]) -> np.ndarray:
+    """Whether each rate of a point [2] lies between its cell's least and greatest, and had three values, [2]."""
+    near = np.log(_SAME_RATE)
+    return np.array(
+        [
+            len(np.unique(one)) >= _LEVELS and one.min() - near <= at <= one.max() + near
+            for at, one in zip(point, measured, strict=True)
+        ]
+    )
+
+
+def _outside(
+    name: str,
+    inside: np.ndarray,
+    placed: tuple[bool, bool],
+    priced: bool,
+    rule: tuple[float, float],
+    bowl: bool,
+) -> list[str]:
+    """What is not said of a cell because nothing was measured there."""
+    said = [
+        f"{name}: the best {rate} lies at or beyond the ends of its values, or they are fewer than three; measure "
+        "further ones"
+        for rate, there, one in zip(_RATES, inside, placed, strict=True)
+        if one and not there and bowl
+    ]
+    if all(placed) and not priced:
+        said.append(
+            f"{name}: the default rates {rule[0]:.3g}, {rule[1]:.3g} lie outside its values: not priced"
+        )
+    return said
+
+
 def _places_optimum(x: Array, y: Array, chosen: np.ndarray) -> bool:
-    return min(len(np.unique(x[chosen])), len(np.unique(y[chosen]))) >= 2 and int(chosen.sum()) >= 4
+    """Whether both rates vary enough, or the dense one alone where the other is held."""
+    dense, tables = (len(np.unique(one[chosen])) for one in (x, y))
+    return (min(dense, tables) >= 2 or (tables == 1 and dense >= _LEVELS)) and int(chosen.sum()) >= 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +262,29 @@ class _Draws:
 
 
 class _Surface:
-    """Least squares of the module's equation."""
+    """Least squares of the module's equation, of the rates that are placed; of the other, an intercept for each
+    value.
+    """
 
-    def __init__(self, names: list[str], cells: np.ndarray, x: Array, y: Array, losses: Array) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        cells: np.ndarray,
+        x: Array,
+        y: Array,
+        losses: Array,
+        placed: tuple[bool, bool] = (True, True),
+    ) -> None:
         member = (cells[:, None] == np.array(names)).astype(np.float64)  # [rows, cells]
-        common = np.stack([x * x / 2, x * y, y * y / 2], 1)
-        design = np.hstack([member, member * x[:, None], member * y[:, None], common])
-        self.n_cells = len(names)
+        self.n_cells, self.placed = len(names), placed
+        if all(placed):
+            common = np.stack([x * x / 2, x * y, y * y / 2], 1)
+            design = np.hstack([member, member * x[:, None], member * y[:, None], common])
+        else:
+            along, other = (x, y) if placed[0] else (y, x)
+            level = (other[:, None] == np.unique(other)).astype(np.float64)
+            places = (member[:, :, None] * level[:, None, :]).reshape(len(x), -1)
+            design = np.hstack([member * along[:, None], (along**2 / 2)[:, None], places])
         self.coefficients = np.linalg.lstsq(design, losses, rcond=1e-10)[0]
         self.freedom = len(losses) - int(np.linalg.matrix_rank(design))
         residuals = losses - design @ self.coefficients
@@ -194,7 +296,8 @@ class _Surface:
     @property
     def bowl(self) -> bool:
         """Whether the estimate has a lowest point."""
-        return bool(np.isfinite(self._optimum(self.coefficients[None])).all())
+        found = self._optimum(self.coefficients[None])[:, :, np.array(self.placed)]
+        return bool(np.isfinite(found).all())
 
     def draws(self, seed: int = 0) -> _Draws:
         """Return the estimate and draws around it; the estimate alone where no freedom is left."""
@@ -206,10 +309,20 @@ class _Surface:
             scale = self.deviation * np.sqrt(self.freedom / rng.chisquare(self.freedom, n))
             noise = rng.standard_normal((n, len(self.coefficients))) @ root.T
             each = np.vstack([each, self.coefficients + scale[:, None] * noise])
-        return _Draws(self._optimum(each), each[:, -3:])
+        curvature = each[:, -3:]
+        if not all(self.placed):
+            curvature = np.full((len(each), 3), np.nan)
+            curvature[:, 0 if self.placed[0] else 2] = each[:, self.n_cells]
+        return _Draws(self._optimum(each), curvature)
 
     def _optimum(self, each: Array) -> Array:
         n = self.n_cells
+        if not all(self.placed):
+            out = np.full((len(each), n, 2), np.nan)
+            bend = each[:, n, None]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                out[:, :, 0 if self.placed[0] else 1] = np.where(bend > 0, -each[:, :n] / bend, np.nan)
+            return out
         slopes = np.stack([each[:, n : 2 * n], each[:, 2 * n : 3 * n]], -1)  # [draws, cells, 2]
         hxx, hxy, hyy = each[:, -3:].T
         determinant = hxx * hyy - hxy**2
@@ -271,7 +384,8 @@ def _exponents(
     powers = np.einsum("ac,dci->dai", solve, optimum)[:, 1:]
     return {
         rate: {axis: _interval(powers[:, a, i]) for a, axis in enumerate(columns)}
-        for i, rate in enumerate(("lr", "value_lr"))
+        for i, rate in enumerate(_RATES)
+        if np.isfinite(powers[0, :, i]).all()  # every cell's optimum is known
     }
 
 

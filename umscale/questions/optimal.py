@@ -1,11 +1,11 @@
 """How to spend a compute budget: the best size N*(C), tokens D*(C) and tokens per parameter, two ways, side by side.
 
-By a *law* of N and D (approach 3 of Hoffmann et al. 2022): least loss along C = k·N·D, for the fit and for every draw of
-its bootstrap. By *parabolas* (approach 2): one in log N through the runs of one compute, the vertex its best size, a
-power law through the vertices; rows are drawn with replacement, by group, for its intervals. Parabolas are biased where
-the surface is not symmetric about the vertex or the sizes are not centred on it (arXiv 2603.22339), and no interval of
-theirs holds that. How biased is measured here: the same parabolas are laid through the law's own losses at the very same
-sizes, and what they find there stands beside what the law itself says.
+By a *law* of N and D (approach 3 of Hoffmann et al. 2022): least loss along C = k·N·D, for the fit and for every draw
+of its bootstrap. By *parabolas* (approach 2): one in log N through the runs of one compute, the vertex its best size,
+a power law through the vertices; rows are drawn with replacement, by group, for its intervals. Parabolas are biased
+where the surface is not symmetric about the vertex or the sizes are not centred on it (arXiv 2603.22339), and no
+interval of theirs holds that. How biased is measured here: the same parabolas are laid through the law's own losses at
+the very same sizes, and what they find there stands beside what the law itself says.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,11 +138,13 @@ def optimal(
     values = fit.rows.values
     if not {"N", "D"} <= set(fit.law.symbols):
         raise UserError(
-            f"law {fit.law.name!r} as fitted reads {', '.join(fit.law.symbols)}: how to spend compute needs one of N and D"
+            f"law {fit.law.name!r} as fitted reads {', '.join(fit.law.symbols)}: how to spend compute needs one "
+            "of N and D"
         )
     if more := set(fit.law.symbols) - {"N", "D"}:
         raise UserError(
-            f"law {fit.law.name!r} also reads {', '.join(sorted(more))}: pin it by --map, as in {sorted(more)[0]}=1, or "
+            f"law {fit.law.name!r} also reads {', '.join(sorted(more))}: pin it by --map, as in "
+            f"{sorted(more)[0]}=1, or "
             "use a law of N and D"
         )
     product = values["N"] * values["D"]
@@ -346,17 +348,24 @@ def _statements(law: ByLaw, parabolas: ByParabolas | None, ratio: Array) -> Iter
     outside = {name: far for one in law.optima for name, far in one.octaves.items() if far}
     if outside:
         words = ", ".join(f"{name} {far:+.1f}" for name, far in outside.items())
-        yield f"some optima lie octaves outside what was measured, at the most ({words}): intervals do not hold what the law misses there"
+        yield (
+            f"some optima lie octaves outside what was measured, at the most ({words}): intervals do not hold "
+            "what the law misses there"
+        )
     if any(not np.isfinite(one.n.value) for one in law.optima):
         yield "the law has no best size at some computes within 12 octaves of the sizes measured"
     if parabolas is None:
         yield "no parabolas: no compute has four sizes or more within 12% of it, over a factor of two"
         return
-    yield "parabolas in log N are biased where the loss is not symmetric about the best size; their intervals do not hold that"
+    yield (
+        "parabolas in log N are biased where the loss is not symmetric about the best size; their intervals do "
+        "not hold that"
+    )
     if parabolas.bias:
         (found, true), (size, best) = parabolas.bias["exponent of N"], parabolas.bias["N in the middle"]
         yield (
-            f"on this law's own surface, at these sizes, parabolas find N* ∝ C^{found:.3f} where the law has C^{true:.3f}, and "
+            f"on this law's own surface, at these sizes, parabolas find N* ∝ C^{found:.3f} where the law has "
+            f"C^{true:.3f}, and "
             f"sizes {100 * (size / best - 1):+.0f}% off in the middle"
         )
     if parabolas.exponents is None:

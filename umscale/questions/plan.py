@@ -1,10 +1,12 @@
 """Which configuration to train: real dimensions within limits on size, compute and memory access, by a fitted law.
 
-Every candidate is a model whose dimensions come from the solver of the sweep (``umscale.design.axes.solve``): a
-``top_m``, the largest ``n_keys`` that the limits allow with it and octaves of N_s below that, the FFN's width as the
-compensation wants it, and any further dimension the caller lets vary. The law ranks them; where it is silent (a
-dimension it does not read), equals are ranked by FLOPs. A prediction carries its interval and how many octaves each
-axis lies outside what was measured. A local law is a tangent plane: its differences reach further than its losses.
+Every candidate is a model whose dimensions come from the solver of the sweep (``umscale.design.axes.solve``). What is
+chosen depends on the base model's kind: of a memory layer a ``top_m``, the largest ``n_keys`` that the limits allow
+with it and octaves of N_s below that; of a mixture ``top_k`` and ``n_experts`` likewise; of a dense model its layers
+and its width. The FFN's width follows the compensation, and any further dimension the caller lets vary. A law is asked
+only of kinds of models that its rows had. The law ranks them; where it is silent (a dimension it does not read),
+equals are ranked by FLOPs. A prediction carries its interval and how many octaves each axis lies outside what was
+measured. A local law is a tangent plane: its differences reach further than its losses.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ VARIABLE = ("d_key", "d_pre_value", "d_value", "d_ffn")
 MAX_OCTAVES = 1.0
 """Extrapolation that a recommendation takes without being asked."""
 
+_DEPTHS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of a dense base's layers
 _FACTORS = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)  # of the base model's, for dimensions that vary
 _MOST_KEYS = 2**20
 _RUNNERS_UP = 4
@@ -83,11 +86,16 @@ class Configuration:
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """The numbers to build it with."""
-        assert self.model.memory is not None
-        memory = self.model.memory
-        names = ("n_keys", "top_m", "d_key", "d_pre_value", "d_value", "heads")
-        return {n: getattr(memory, n) for n in names} | {"d_ffn": self.model.ffn.d_ffn}
+        """The numbers to build it with, those that were chosen first."""
+        model = self.model
+        if model.memory is not None:
+            names = ("n_keys", "top_m", "d_key", "d_pre_value", "d_value", "heads")
+            return {n: getattr(model.memory, n) for n in names} | {"d_ffn": model.ffn.d_ffn}
+        if model.ffn.kind == "moe":
+            names = ("n_experts", "top_k", "n_shared_experts", "d_ffn")
+            return {n: getattr(model.ffn, n) for n in names} | {"d_model": model.d_model}
+        own = {n: getattr(model, n) for n in ("d_model", "n_layers", "n_heads")}
+        return own | {"d_ffn": model.ffn.d_ffn}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +123,10 @@ class Plan:
     n_considered: int
     recommended: Configuration
     runners_up: tuple[Configuration, ...]
-    """The best of every other ``top_m``, in order."""
+    """The best of every other ``top_m`` (``top_k``, number of layers), in order."""
     sensitivities: tuple[Sensitivity, ...]
+    reads: Mapping[str, str]
+    """Symbol of the law → what of a model is put there."""
     outside: Mapping[str, float]
     """Dimensions the law does not read → octaves between the recommendation and the range measured."""
     statements: tuple[str, ...]
@@ -154,6 +164,8 @@ def plan(
     max_octaves: float = MAX_OCTAVES,
     seq_len: int = 2048,
     seed: int = 0,
+    means: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> Plan:
     """Recommend the configuration of least predicted loss.
 
@@ -169,9 +181,13 @@ def plan(
         max_octaves: how far a recommendation may lie outside what was measured, on any axis of the law but tokens.
         vary: names of ``VARIABLE``, tried at factors of ½ to 2 of the base's.
         seq_len: context of the attention scores.
+        means: symbol of the law → what of a model it stands for, a name of ``umscale.accounting.Cost`` or of the
+        model's parts; the default is that of a study's column, so N is active parameters without embeddings.
+        units: symbol → what the table says it is, in words.
 
     Raises:
-        UserError: limits that bound nothing or that no configuration meets, or a law that cannot rank.
+        UserError: limits that bound nothing or that no configuration meets, a law that cannot rank, or one whose rows
+            had no model of the base's kind.
     """
     _check(base, limits, vary, tokens)
     stages = levels(table, "stage")
@@ -181,27 +197,39 @@ def plan(
         stage, compensation, loss = law.stage, law.compensation, law.loss
     part = where(table, stage=stage, compensation=compensation)
     fit, reason = _fit(part, law, stage, loss)
+    family = _family(base)
+    _refuse_unknown_kinds(fit, part, family)
+    reads = _reads(fit, means or {})
     sizing = sizing or compensation or "none"
     if sizing not in COMPENSATIONS:
         raise UserError(f"unknown compensation {sizing!r}{nearest(sizing, COMPENSATIONS)}")
-    search = _Search(base=base, sizing=sizing, vary=tuple(vary), seq_len=seq_len, batch=limits.batch)
+    search = _Search(
+        base=base,
+        family=family,
+        sizing=sizing,
+        vary=tuple(vary),
+        seq_len=seq_len,
+        batch=limits.batch,
+        reads=reads,
+    )
     at = tokens or fit.reference.get("D")
     found = _best(search, fit, limits, at, max_octaves)
     uncertainty = bootstrap(fit, seed=seed)
     best = found[0]
-    per_m: dict[int, _Candidate] = {}
+    per_coarse: dict[int, _Candidate] = {}
     for candidate in found:
-        per_m.setdefault(candidate.top_m, candidate)
-    others = [c for c in per_m.values() if c is not best][:_RUNNERS_UP]
-    described = [_describe(c, best, uncertainty, limits, at) for c in (best, *others)]
+        per_coarse.setdefault(candidate.coarse, candidate)
+    others = [c for c in per_coarse.values() if c is not best][:_RUNNERS_UP]
+    described = [_describe(c, best, uncertainty, limits, at, reads) for c in (best, *others)]
     sensitivities = []
     for name, limit in limits.bounds().items():
         relaxed = limits.relaxed(name, 2 * limit)
-        better = _describe(_best(search, fit, relaxed, at, max_octaves)[0], best, uncertainty, relaxed, at)
+        there = _best(search, fit, relaxed, at, max_octaves)[0]
+        better = _describe(there, best, uncertainty, relaxed, at, reads)
         sensitivities.append(
             Sensitivity(constraint=name, limit=limit, change=better.behind, dimensions=better.dimensions)
         )
-    outside = _outside(part, fit, best)
+    outside = _outside(part, fit, best, reads)
     return Plan(
         law=fit.law.name,
         stage=stage,
@@ -213,8 +241,14 @@ def plan(
         recommended=described[0],
         runners_up=tuple(described[1:]),
         sensitivities=tuple(sensitivities),
+        reads=reads,
         outside=outside,
-        statements=_statements(fit, reason, described, outside, compensation or "none", sizing, vary, tokens),
+        statements=(
+            *_meanings(fit, reads, units or {}, means or {}),
+            *_statements(
+                fit, reason, described, outside, compensation or "none", sizing, vary, tokens, family
+            ),
+        ),
     )
 
 
@@ -264,15 +298,46 @@ class _Candidate:
     cost: Cost
     usage: Mapping[str, float]
     """Of each limit of ``Limits``."""
+    coarse: int
+    """``top_m``, ``top_k`` or the number of layers."""
     loss: float = float("nan")
-
-    @property
-    def top_m(self) -> int:
-        assert self.model.memory is not None
-        return self.model.memory.top_m
 
     def within(self, limits: Limits) -> bool:
         return all(self.usage[name] <= limit for name, limit in limits.bounds().items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """A kind of models, and which two of their dimensions are chosen: a coarse one on a ladder, a fine one within
+    it.
+    """
+
+    kind: str
+    coarse: str
+    fine: str
+    unit: int
+    """What the fine one is a multiple of."""
+    variable: tuple[str, ...]
+
+    def rungs(self, base: ModelSpec) -> Iterator[int]:
+        """Values of the coarse dimension, ascending."""
+        if self.kind != "dense":
+            yield from _round_numbers()
+            return
+        yield from sorted({max(1, round(base.n_layers * share)) for share in _DEPTHS})
+
+    def least(self, coarse: int) -> int:
+        """The least fine value beside a coarse one, in units."""
+        return {"memory": int(np.ceil(np.sqrt(coarse))), "mixture": coarse}.get(self.kind, 1)
+
+
+def _family(base: ModelSpec) -> _Family:
+    if base.memory is not None:
+        return _Family(kind="memory", coarse="top_m", fine="n_keys", unit=1, variable=VARIABLE)
+    if base.ffn.kind == "moe":
+        return _Family(kind="mixture", coarse="top_k", fine="n_experts", unit=1, variable=("d_ffn",))
+    unit = base.d_model // base.n_heads
+    return _Family(kind="dense", coarse="n_layers", fine="d_model", unit=unit, variable=("d_ffn",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,22 +345,27 @@ class _Search:
     """The models to choose from, limits aside; those looked at are kept, since limits differ and models do not."""
 
     base: ModelSpec
+    family: _Family
+    reads: Mapping[str, str]
     sizing: str
     vary: tuple[str, ...]
     seq_len: int
     batch: int
     seen: dict[tuple[int, ...], _Candidate | None] = field(default_factory=dict)
 
-    def model(self, top_m: int, n_keys: int, others: Mapping[str, int]) -> _Candidate | None:
-        """One configuration, or None where its dimensions cannot be."""
-        key = (top_m, n_keys, *others.values())
+    def model(self, coarse: int, fine: int, others: Mapping[str, int]) -> _Candidate | None:
+        """One configuration, the fine dimension in units; None where its dimensions cannot be."""
+        key = (coarse, fine, *others.values())
         if key not in self.seen:
-            self.seen[key] = self._solved({"top_m": top_m, "n_keys": n_keys, **others})
+            chosen = {self.family.coarse: coarse, self.family.fine: fine * self.family.unit}
+            self.seen[key] = self._solved({**chosen, **others})
         return self.seen[key]
 
     def _solved(self, targets: Mapping[str, int]) -> _Candidate | None:
+        # A dense model has nothing that its FFN could make room for.
+        sizing = "none" if self.family.kind == "dense" else self.sizing
         try:
-            solved = solve(self.base, targets, self.sizing, self.seq_len)
+            solved = solve(self.base, targets, sizing, self.seq_len)
         except (Infeasible, UserError):
             return None
         usage = {
@@ -303,29 +373,31 @@ class _Search:
             "active_flops": solved.cost.flops_per_token,
             "memory_access_bytes": memory_access_bytes(solved.model, self.batch),
         }
-        return _Candidate(model=solved.model, cost=solved.cost, usage=usage)
+        coarse = targets[self.family.coarse]
+        return _Candidate(model=solved.model, cost=solved.cost, usage=usage, coarse=coarse)
 
     def variations(self) -> Iterator[dict[str, int]]:
         """Values of the dimensions that vary, the base's among them."""
-        assert self.base.memory is not None
-        cores = self.base.memory.n_cores
+        memory = self.base.memory
         choices = []
         for name in self.vary:
-            value = self.base.ffn.d_ffn if name == "d_ffn" else getattr(self.base.memory, name)
-            unit = cores if name == "d_value" else 1
+            value = self.base.ffn.d_ffn if name == "d_ffn" else getattr(memory, name)
+            unit = memory.n_cores if name == "d_value" and memory is not None else 1
             choices.append(sorted({max(1, round(value * f / unit)) * unit for f in _FACTORS}))
         for values in itertools.product(*choices):
             yield dict(zip(self.vary, values, strict=True))
 
 
 def _check(base: ModelSpec, limits: Limits, vary: Sequence[str], tokens: float | None) -> None:
-    if base.memory is None:
-        raise UserError("a plan is for memory layers: the model needs a [model.memory] table")
+    family = _family(base)
     bounds = limits.bounds()
-    if "total_params" not in bounds or len(bounds) < 2:
+    if family.kind != "dense" and ("total_params" not in bounds or len(bounds) < 2):
         raise UserError(
-            "limit the total parameters, and FLOPs or memory access: nothing else keeps n_keys and top_m finite"
+            "limit the total parameters, and FLOPs or memory access: nothing else keeps "
+            f"{family.fine} and {family.coarse} finite"
         )
+    if not bounds:
+        raise UserError("limit the total parameters, the FLOPs or the memory access")
     for name, limit in bounds.items():
         if not limit > 0:
             raise UserError(f"the limit on {name} must be positive, not {limit:g}")
@@ -334,8 +406,8 @@ def _check(base: ModelSpec, limits: Limits, vary: Sequence[str], tokens: float |
     if tokens is not None and not tokens > 0:
         raise UserError(f"{tokens:g} training tokens: there must be some")
     for name in vary:
-        if name not in VARIABLE:
-            raise UserError(f"cannot vary {name!r}{nearest(name, VARIABLE)}")
+        if name not in family.variable:
+            raise UserError(f"cannot vary {name!r} of a {family.kind} model{nearest(name, family.variable)}")
 
 
 def _fit(table: Table, law: str | FitResult | None, stage: str | None, loss: str) -> tuple[FitResult, str]:
@@ -363,18 +435,18 @@ def _best(
 ) -> list[_Candidate]:
     """Every configuration considered within the limits, least predicted loss first, then fewest FLOPs."""
     for others in search.variations():
-        for top_m in _round_numbers():
-            largest = _most_keys(search, top_m, others, limits)
+        for coarse in search.family.rungs(search.base):
+            largest = _largest(search, coarse, others, limits)
             if largest is None:  # more values only cost more
                 break
-            for n_keys in _below(largest):
-                if n_keys**2 >= top_m:
-                    search.model(top_m, n_keys, others)
+            for fine in _below(largest):
+                if fine >= search.family.least(coarse):
+                    search.model(coarse, fine, others)
     # All that was looked at, also under other limits: relaxing a limit can then only help.
     found = [c for c in search.seen.values() if c is not None and c.within(limits)]
     if not found:
         raise UserError(f"no configuration meets the limits: {_smallest(search, limits)}")
-    values = _values(fit, found, tokens)
+    values = _values(search.reads, found, tokens)
     octaves = [np.abs(_octaves_outside(v, fit.domain[s])) for s, v in values.items() if s != "D"]
     farthest = np.max(octaves, axis=0)
     if not (farthest <= max_octaves).any():
@@ -400,18 +472,18 @@ def _round_numbers() -> Iterator[int]:
 
 
 def _below(largest: int) -> set[int]:
-    """``n_keys`` up to ``largest``, four an octave (N_s two an octave)."""
+    """The fine dimension up to ``largest``, four an octave (of ``n_keys``: N_s two an octave)."""
     return {round(2 ** (k / 4)) for k in range(81) if 2 ** (k / 4) < largest}
 
 
-def _most_keys(search: _Search, top_m: int, others: Mapping[str, int], limits: Limits) -> int | None:
-    """The largest n_keys within the limits at this top_m, by bisection: every cost grows with n_keys."""
+def _largest(search: _Search, coarse: int, others: Mapping[str, int], limits: Limits) -> int | None:
+    """The largest fine dimension within the limits, in units, by bisection: every cost grows with it."""
 
-    def fits(n_keys: int) -> bool:
-        candidate = search.model(top_m, n_keys, others)
+    def fits(fine: int) -> bool:
+        candidate = search.model(coarse, fine, others)
         return candidate is not None and candidate.within(limits)
 
-    low = int(np.ceil(np.sqrt(top_m)))
+    low = search.family.least(coarse)
     if not fits(low):
         return None
     high = low
@@ -425,7 +497,7 @@ def _most_keys(search: _Search, top_m: int, others: Mapping[str, int], limits: L
 
 def _smallest(search: _Search, limits: Limits) -> str:
     """What the smallest memory would take of the limits that it exceeds."""
-    candidate = search.model(1, 1, {})
+    candidate = search.model(next(search.family.rungs(search.base)), 1, {})
     if candidate is None:
         return f"the base model cannot be sized by {search.sizing}"
     over = [
@@ -433,15 +505,87 @@ def _smallest(search: _Search, limits: Limits) -> str:
         for name, limit in limits.bounds().items()
         if candidate.usage[name] > limit
     ]
-    return f"with one value a layer it already takes {', '.join(over)}; choose a smaller model"
+    return f"the smallest already takes {', '.join(over)}; choose a smaller model"
 
 
-def _values(fit: FitResult, candidates: Sequence[_Candidate], tokens: float | None) -> dict[str, Array]:
+def _values(
+    reads: Mapping[str, str], candidates: Sequence[_Candidate], tokens: float | None
+) -> dict[str, Array]:
     """Symbol of the law → [candidates]."""
     return {
-        symbol: np.array([_column(COLUMNS.get(symbol, fit.columns[symbol]), c, tokens) for c in candidates])
-        for symbol in fit.law.symbols
+        symbol: np.array([_column(name, c, tokens) for c in candidates]) for symbol, name in reads.items()
     }
+
+
+def _reads(fit: FitResult, means: Mapping[str, str]) -> dict[str, str]:
+    """Symbol of the law → what of a model is put there: as told, else a study's column, else the column's own name."""
+    for symbol in means:
+        if symbol not in fit.law.symbols:
+            raise UserError(
+                f"law {fit.law.name!r} as fitted does not read {symbol!r}{nearest(symbol, fit.law.symbols)}"
+            )
+    return {s: means.get(s, COLUMNS.get(s, fit.columns[s])) for s in fit.law.symbols}
+
+
+def _refuse_unknown_kinds(fit: FitResult, table: Table, family: _Family) -> None:
+    """Raise ``UserError`` where the rows had no model of the family's kind, or the law cannot tell them apart."""
+    read = set(fit.law.symbols)
+    have_memory = "m" in read or _has(table, fit, "m")
+    have_experts = "experts" in read or _has(table, fit, "experts")
+    sparse = bool(read & {"N_s", "rho"})
+    rows = f"law {fit.law.name!r} reads {', '.join(sorted(read))}, and"
+    if family.kind == "memory" and not (have_memory or (sparse and not have_experts)):
+        raise UserError(
+            f"{rows} its rows have no memory layers (no top_m, no sparse parameters of theirs): it cannot rank "
+            "them; plan a "
+            f"{'mixture' if have_experts else 'dense model'} with a --model that has no [model.memory]"
+        )
+    if family.kind == "mixture" and not ("experts" in read or (sparse and not have_memory)):
+        raise UserError(
+            f"{rows} it does not tell mixtures of experts apart: that takes one of experts, N_s or rho, fitted to "
+            "rows of "
+            "mixtures"
+        )
+    if family.kind == "dense" and (sparse or "m" in read or "r" in read):
+        raise UserError(
+            f"{rows} a dense model has none of some of them: plan a --model with [model.memory] or experts"
+        )
+    if family.kind == "dense" and have_memory and "experts" not in read:
+        raise UserError(f"{rows} its rows have memory layers, so its N is not that of a dense model")
+
+
+def _has(table: Table, fit: FitResult, symbol: str) -> bool:
+    """Whether the rows fitted say of a symbol's column that they have it, more than one expert where it is that."""
+    name = fit.columns.get(symbol, COLUMNS[symbol])
+    if name not in table:
+        return False
+    cells = numeric(table, name)[fit.rows.index]
+    return bool((cells[np.isfinite(cells)] > (1 if symbol == "experts" else 0)).any())
+
+
+_MEANINGS = {
+    "active_params": "parameters that one token reads, without embeddings",
+    "active_params_with_embedding": "parameters that one token reads, with embeddings",
+    "total_params": "all parameters, without embeddings",
+    "total_params_with_embedding": "all parameters, with embeddings",
+    "sparse_params": "rows of value tables and routed experts",
+    "density": "active over all sparse parameters",
+}
+
+
+def _meanings(
+    fit: FitResult, reads: Mapping[str, str], units: Mapping[str, str], means: Mapping[str, str]
+) -> Iterator[str]:
+    """What is put for each size of the law, and what the table said it is."""
+    for symbol, name in reads.items():
+        if name not in _MEANINGS or (symbol != "N" and fit.columns[symbol] == name):
+            continue
+        said = f"the rows say: {units[symbol]}" if symbol in units else "the rows do not say what it counts"
+        hint = "" if symbol in means else f" (--means {symbol}=total_params_with_embedding, say)"
+        yield (
+            f"{symbol} of the law is {fit.columns[symbol]}; of a model {name} is put there, {_MEANINGS[name]}; "
+            f"{said}{hint}"
+        )
 
 
 def _column(name: str, candidate: _Candidate, tokens: float | None) -> float:
@@ -451,14 +595,21 @@ def _column(name: str, candidate: _Candidate, tokens: float | None) -> float:
     for part in (candidate.cost, candidate.model.memory, candidate.model.ffn, candidate.model):
         if hasattr(part, name):
             return float(getattr(part, name))
-    raise UserError(f"the law reads column {name!r}, which no model that is not trained yet has")
+    raise UserError(
+        f"the law reads {name!r}, which no model that is not trained yet has; say --means SYMBOL=QUANTITY"
+    )
 
 
 def _describe(
-    candidate: _Candidate, best: _Candidate, uncertainty: Uncertainty, limits: Limits, tokens: float | None
+    candidate: _Candidate,
+    best: _Candidate,
+    uncertainty: Uncertainty,
+    limits: Limits,
+    tokens: float | None,
+    reads: Mapping[str, str],
 ) -> Configuration:
     fit = uncertainty.fit
-    values = _values(fit, [candidate, best], tokens)
+    values = _values(reads, [candidate, best], tokens)
 
     def predicted(c: Array) -> Array:
         return evaluate(fit.law, c, values, fit.reference)
@@ -481,15 +632,15 @@ def _octaves_outside(values: Array, domain: tuple[float, float]) -> Array:
     return np.maximum(np.log2(values / domain[1]), 0.0) + np.minimum(np.log2(values / domain[0]), 0.0)
 
 
-def _outside(table: Table, fit: FitResult, best: _Candidate) -> dict[str, float]:
+def _outside(table: Table, fit: FitResult, best: _Candidate, reads: Mapping[str, str]) -> dict[str, float]:
     """Octaves from the measured range, of dimensions that the law does not read."""
-    read = {COLUMNS.get(s, fit.columns[s]) for s in fit.law.symbols}
+    read = set(reads.values())
     out = {}
     for name in _FIXED:
         if name in table and name not in read:
             known = numeric(table, name)[fit.rows.index]
             known = known[np.isfinite(known) & (known > 0)]
-            value = _column(name, best, None)
+            value = _column(name, best, None) if _has_part(best.model, name) else 0.0
             if len(known) and value > 0:
                 octaves = float(
                     _octaves_outside(np.array([value]), (float(known.min()), float(known.max())))[0]
@@ -497,6 +648,11 @@ def _outside(table: Table, fit: FitResult, best: _Candidate) -> dict[str, float]
                 if abs(octaves) > 0.01:
                     out[name] = octaves
     return out
+
+
+def _has_part(model: ModelSpec, name: str) -> bool:
+    """Whether a model has the layer that a dimension is of."""
+    return model.memory is not None or name not in ("d_key", "d_pre_value", "d_value")
 
 
 def _statements(
@@ -508,6 +664,7 @@ def _statements(
     sizing: str,
     vary: Sequence[str],
     tokens: float | None,
+    family: _Family,
 ) -> tuple[str, ...]:
     best = found[0]
     said = [f"law {fit.law.name} ({reason})"]
@@ -524,19 +681,23 @@ def _statements(
     if tied:
         cheapest = min([best, *tied], key=lambda c: c.memory_access_bytes)
         also = (
-            "" if cheapest is best else f"; of these top_m {cheapest.dimensions['top_m']} reads least memory"
+            ""
+            if cheapest is best
+            else f"; of these {family.coarse} {cheapest.dimensions[family.coarse]} reads least memory"
         )
         said.append(
             f"{len(tied)} of the {len(found) - 1} runners-up cannot be told from the recommendation{also}"
         )
-    if sizing != measured:
+    if sizing != measured and family.kind != "dense":
         said.append(
             f"the law was measured with compensation {measured}: it does not know what {sizing} does to the FFN"
         )
+    if family.kind == "dense":
+        said.append("the law reads no shape: dense models of nearly one size differ by less than it knows")
     silent = [n for n in vary if n not in {fit.columns[s] for s in fit.law.symbols}]
     if silent:
         said.append(
-            f"the law reads no {', '.join(silent)}: it ranks them only by what they leave for m and N_s"
+            f"the law reads no {', '.join(silent)}: it ranks them only by what they leave for what it reads"
         )
     if tokens is not None and "D" not in fit.law.symbols:
         said.append("tokens did not vary in the study: the prediction is the same for any number of them")
@@ -572,6 +733,7 @@ def to_json(found: Plan) -> dict[str, Any]:
         "considered": found.n_considered,
         "recommended": configuration(found.recommended),
         "runners_up": [configuration(one) for one in found.runners_up],
+        "reads": dict(found.reads),
         "sensitivities": [dataclasses.asdict(one) for one in found.sensitivities],
         "outside_octaves": dict(found.outside),
         "statements": list(found.statements),

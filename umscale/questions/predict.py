@@ -1,9 +1,10 @@
 """What loss a law expects where nothing was measured, with intervals for the law and for one new run.
 
 Two intervals, never one for the other. That of the *law* is where its curve may lie: the bootstrap's, by group. That of
-a *run* adds how far runs lie off the curve: deviations of the rows from the law are drawn beside the law's own draws, in
-the space of its residuals, enlarged for the coefficients that were fitted to them and widened by Student's factor. What
-the law misses beyond its rows is in neither: every point says how many octaves it lies outside them, on each axis.
+a *run* adds how far runs lie off the curve: deviations of the rows from the law are drawn beside the law's own draws,
+in the space of its residuals, enlarged for the coefficients that were fitted to them and widened by Student's factor.
+What the law misses beyond its rows is in neither: every point says how many octaves it lies outside them, on each
+axis.
 
 Along tokens a law must let the effects of m and N_s change with D: a local law with m·D and N_s·D, or a power law in
 which they meet. Others keep today's difference for ever, and are refused beyond the tokens measured.
@@ -232,7 +233,9 @@ class _Samples:
 
 
 def interval_score(observed: Array, low: float, high: float, level: float = LEVEL) -> Array:
-    """Width of an interval plus 2/(1 − level) times what ``observed`` [...] lies outside it (Gneiting and Raftery 2007)."""
+    """Width of an interval plus 2/(1 − level) times what ``observed`` [...] lies outside it (Gneiting and Raftery
+    2007).
+    """
     outside = np.maximum(low - observed, 0.0) + np.maximum(observed - high, 0.0)
     return np.asarray(high - low + 2 / (1 - level) * outside)
 
@@ -279,8 +282,10 @@ def _refuse_along_tokens(fit: FitResult, octaves: Sequence[Mapping[str, float]])
     effects = [s for s in ("m", "N_s") if s in fit.law.symbols]
     if isinstance(fit.law, (LocalLaw, PowerLaw)) and not changes_with_tokens(fit.law):
         raise UserError(
-            f"law {fit.law.name!r} keeps the effect of {' and '.join(effects)} the same for any number of tokens: it cannot "
-            f"predict {beyond:.1f} octaves beyond those measured; use {', '.join(TREND_LAWS)}, or a formula in which they meet D"
+            f"law {fit.law.name!r} keeps the effect of {' and '.join(effects)} the same for any number of tokens: "
+            "it cannot "
+            f"predict {beyond:.1f} octaves beyond those measured; use {', '.join(TREND_LAWS)}, or a formula in "
+            "which they meet D"
         )
 
 
@@ -292,8 +297,14 @@ def _statements(found: Uncertainty, points: Sequence[Prediction]) -> Iterator[st
         words = ", ".join(f"{s} {far:+.1f}" for s, far in outside.items())
         yield f"extrapolates by octaves of {words}: intervals do not hold what the law misses out there"
     if isinstance(fit.law, LocalLaw) and max((abs(far) for far in outside.values()), default=0.0) > _FAR:
-        yield "a local law is a tangent: so far outside its grid read its differences as a first guess, its losses not at all"
+        yield (
+            "a local law is a tangent: so far outside its grid read its differences as a first guess, its losses "
+            "not at all"
+        )
     if not len(found.draws):
         yield from found.warnings or ("no intervals: nothing was resampled",)
     if fit.unidentified:
-        yield f"the rows do not determine {', '.join(fit.unidentified)}: what rests on them is a choice, not a prediction"
+        yield (
+            f"the rows do not determine {', '.join(fit.unidentified)}: what rests on them is a choice, not a "
+            "prediction"
+        )

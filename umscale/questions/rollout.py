@@ -4,6 +4,7 @@ The axis is any symbol or column: sizes, tokens, compute, a learning rate. Where
 where nearly every row has its own, steps are octaves of it.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,7 +77,7 @@ def roll_out(
     ends = _ends(axis)
     if len(ends) < 2:
         raise UserError(f"every row has the same {name}: nothing to roll out along")
-    steps = [_step(fit, axis, cut, high, draws) for cut, high in zip(ends[:-1], ends[1:], strict=True)]
+    steps = [_step(fit, axis, cut, high, draws) for cut, high in itertools.pairwise(ends)]
     return Rollout(
         law=fit.law.name,
         axis=name,

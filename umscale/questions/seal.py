@@ -2,9 +2,9 @@
 
 A seal is readable JSON: what was predicted, by which law, from which records, and a SHA-256 over all of it. A *record*
 is what the prediction read of one row: its loss, the law's columns, and what names it (``run_id``, ``seed``, ``stage``,
-...). As canonical JSON (sorted keys, no spaces, shortest floats, null where missing) it has a digest, and the SHA-256 of
-a seal's records is that of their canonical lines, sorted and each ended by a newline. So whether a seal's records are
-still there, unchanged, can be told later, and none of them is ever counted as a prediction that held.
+...). As canonical JSON (sorted keys, no spaces, shortest floats, null where missing) it has a digest, and the SHA-256
+of a seal's records is that of their canonical lines, sorted and each ended by a newline. So whether a seal's records
+are still there, unchanged, can be told later, and none of them is ever counted as a prediction that held.
 """
 
 import hashlib
@@ -264,4 +264,7 @@ def _statements(missing: int, waiting: int, points: int, scored: Sequence[_Score
         yield f"{waiting} of {points} predictions have no record yet"
     runs = len({one.run for one in scored})
     if runs < len(scored):
-        yield f"{len(scored)} records of {runs} runs: records of one run err together, and the binomial range is then too narrow"
+        yield (
+            f"{len(scored)} records of {runs} runs: records of one run err together, and the binomial range is "
+            "then too narrow"
+        )

@@ -20,10 +20,11 @@ def svg(figure: "Figure") -> str:
 
     Comments, metadata and names that nothing refers to are left out, and outlines rounded to a hundredth of a point.
     """
-    from matplotlib import rc_context
-
     stream = io.BytesIO()
-    with house_style(), rc_context({"svg.fonttype": "path"}):
+    with house_style():
+        from matplotlib import rcParams
+
+        rcParams["svg.fonttype"] = "path"
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue().decode()
     text = text[text.index("<svg") :]

@@ -11,11 +11,12 @@ from umscale.questions.floor import floor_answers
 from umscale.questions.learning_rates import RatesReport
 from umscale.questions.memory_to_ffn import PAPER_MCP, RatioVerdict
 from umscale.questions.noise import run_noise
+from umscale.questions.trainer_choice import recommendation
 from umscale.render.page import Answer, Block, Fold, Grid, Paragraph
 from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
 from umscale.results.table import Table
 from umscale.say.estimates import both, counted, fixed, listed, pair, share, significant
-from umscale.say.laws import LOSS_NAMES, by_chance, spread_words
+from umscale.say.laws import LOSS_NAMES, by_chance, estimate_text, spread_words
 from umscale.say.numbers import count
 from umscale.store.store import STAGES
 
@@ -26,6 +27,7 @@ _QUESTIONS = {
     "memory-to-ffn": "Which share of the computation of memory and FFN should go to the memory, at constant compute?",
     "noise": "How far do runs of one cell lie apart, and what does averaging weights do about it?",
     "laws": "What is the irreducible loss, and does a fitted law find it?",
+    "trainer-choice": "Does a choice of the trainer decide the loss, or the verdict on density over size?",
     "learning-rates": "Which learning rates are best in every cell, and what do the default ones cost?",
 }
 _CONTRASTS = (
@@ -63,6 +65,7 @@ def answer(evidence: Evidence) -> list[Block]:
     blocks += _ratios(evidence.ratios)
     blocks += _rates(evidence)
     blocks += _noise(evidence)
+    blocks += _choices(evidence)
     return blocks
 
 
@@ -424,13 +427,18 @@ def _rates(evidence: Evidence) -> list[Block]:
     for found in evidence.rates:
         place = f"{_when(found.stage)}, {count(found.budget)} tokens"
         place += "" if found.compensation in (None, "none") else f", {_held(found.compensation)}"
-        worst = max(found.cells, key=lambda cell: cell.excess.value)
+        worst = found.worst
         if found.loss == "loss":
+            verdict = "The default rates are not priced: they lie outside what was measured"
+            if worst is not None:
+                verdict = f"The default rates cost at most {both(worst.excess)} nats per token"
             blocks.append(
                 Answer(
-                    verdict=f"The default rates cost at most {both(worst.excess)} nats per token ({place})",
+                    verdict=f"{verdict} ({place})",
                     tone="open",
-                    text=f"Most at {worst.name}, of {counted(len(found.cells), 'cell')}.",
+                    text=f"Of {counted(len(found.cells), 'cell')}."
+                    if worst is None
+                    else f"Most at {worst.name}, of {counted(len(found.cells), 'cell')}.",
                 )
             )
         into = blocks if found.loss == "loss" else averaged
@@ -519,6 +527,43 @@ def _floors(evidence: Evidence) -> list[Block]:
         for one in found
         if one.loss == "loss"
     ]
+
+
+# -- a choice of the trainer ----------------------------------------------------------------------------------
+
+
+def _choices(evidence: Evidence) -> list[Block]:
+    raw = [one for one in evidence.choices if one.loss == "loss"]
+    if not raw:
+        return []
+    first, *others = recommendation(raw)
+    blocks: list[Block] = [Answer(verdict=first.rstrip("."), tone="open", text=" ".join(others))]
+    for one in evidence.choices:
+        shown = Grid(
+            caption=f"{LOSS_NAMES[one.loss]}, {count(one.budget)} tokens, {_when(one.stage)}, "
+            f"{_held(one.compensation)}: loss and what a doubling buys, nats per token, 95% intervals over seeds",
+            head=(one.axis, "seeds", "mean loss", f"minus {one.levels[0].level}", "delta_m", "delta_N", "difference",
+                  f"minus {one.levels[0].level}", "documents"),
+            sides="lrrrrrrrr",
+            rows=tuple(
+                (
+                    level.level,
+                    str(len(level.seeds)),
+                    fixed(level.loss.value),
+                    *(
+                        estimate_text(x)
+                        for x in (
+                            level.loss_change, level.delta_m, level.delta_n, level.difference, level.difference_change,
+                        )
+                    ),
+                    "–" if level.documents is None else f"± {level.documents:.4f}",
+                )
+                for level in one.levels
+            ),
+        )  # fmt: skip
+        main = one.loss == "loss" and one.stage == "annealed"
+        blocks.append(shown if main else Fold(summary=shown.caption, blocks=(shown,)))
+    return blocks
 
 
 # -- noise ----------------------------------------------------------------------------------------------------

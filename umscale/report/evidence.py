@@ -11,6 +11,7 @@ from umscale.questions.laws import LOSSES, Report, Settings, question_laws, repo
 from umscale.questions.learning_rates import RatesReport, rates_reports
 from umscale.questions.memory_to_ffn import RatioVerdict, ratio_verdicts
 from umscale.questions.noise import Noise, run_noise
+from umscale.questions.trainer_choice import ChoiceTable, trainer_choices
 from umscale.results.table import Table, levels
 from umscale.store.store import STAGES, Store
 
@@ -53,6 +54,7 @@ class Evidence:
     """Loss → tables."""
     ratios: tuple[RatioVerdict, ...]
     rates: tuple[RatesReport, ...]
+    choices: tuple[ChoiceTable, ...]
     noise: tuple[Noise, ...]
     """Pooled over cells; none where no cell was run twice."""
     search: "tuple[SearchSettings, Found] | None"
@@ -106,6 +108,7 @@ def gather(store: Store, source: str) -> Evidence:
     architectures: dict[str, tuple[ArchitectureTable, ...]] = {}
     ratios: tuple[RatioVerdict, ...] = ()
     rates: tuple[RatesReport, ...] = ()
+    choices: tuple[ChoiceTable, ...] = ()
     refused = ""
     try:
         if not len(table["run_id"]):
@@ -116,6 +119,14 @@ def gather(store: Store, source: str) -> Evidence:
             ratios = ratio_verdicts(table)
         elif question == "noise":
             run_noise(table)
+        elif question == "trainer-choice":
+            choices = tuple(
+                one
+                for loss in LOSSES
+                for one in trainer_choices(
+                    table, loss=loss, documents=reading(lambda: store.read("documents"))
+                )
+            )
         elif question == "learning-rates":
             rates = tuple(one for loss in LOSSES for one in rates_reports(table, loss=loss))
         else:
@@ -138,6 +149,7 @@ def gather(store: Store, source: str) -> Evidence:
         architectures=architectures,
         ratios=ratios,
         rates=rates,
+        choices=choices,
         noise=_noise(table),
         search=_search(store, tree),
         refused=refused,

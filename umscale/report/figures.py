@@ -24,6 +24,7 @@ OF_QUESTION: Mapping[str, tuple[str, ...]] = {
     "memory-to-ffn": ("ratio",),
     "learning-rates": ("rates",),
     "noise": (),
+    "trainer-choice": (),
     "laws": ("predicted",),
 }
 DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
@@ -32,6 +33,7 @@ DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
     "memory-to-ffn": ("curves",),
     "learning-rates": ("curves",),
     "noise": ("curves",),
+    "trainer-choice": ("curves",),
     "laws": ("bootstrap", "curves"),
 }
 _TITLES: Mapping[str, str] = {

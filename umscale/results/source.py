@@ -151,7 +151,7 @@ def map_columns(
                     raise UserError(
                         f"the table has no column {source!r} for {symbol}{nearest(source, table)}"
                     )
-                source, out[source] = _derived(out, source, columns)
+                source, out[source] = _derived(out, source, columns, table)
             columns[symbol] = source
     return out, columns
 
@@ -170,11 +170,13 @@ def derive(table: Table, formula: str, symbols: Mapping[str, str] | None = None)
 
     ``symbols`` maps further names to columns. Raises ``UserError`` for unknown columns.
     """
-    return _derived(table, formula, symbols or {})[1]
+    return _derived(table, formula, symbols or {}, table)[1]
 
 
-def _derived(table: Table, formula: str, symbols: Mapping[str, str]) -> tuple[str, NDArray[np.float64]]:
-    """The formula in terms of columns alone, and its values."""
+def _derived(
+    table: Table, formula: str, symbols: Mapping[str, str], original: Table
+) -> tuple[str, NDArray[np.float64]]:
+    """The formula in terms of the ``original`` columns alone, and its values."""
     known = [*(name for name in table if name.isidentifier()), *symbols]
     try:
         root = tree.parse(formula, known)
@@ -195,7 +197,7 @@ def _derived(table: Table, formula: str, symbols: Mapping[str, str]) -> tuple[st
     words = (
         formula
         if not inside
-        else tree.unparse(root, names={n: _as_formula(c, table) for n, c in inside.items()})
+        else tree.unparse(root, names={n: _as_formula(c, original) for n, c in inside.items()})
     )
     return words, np.array(np.broadcast_to(value, (1, n_rows(table)))[0])
 
@@ -206,9 +208,11 @@ def _present(table: Table, name: str) -> str:
     return name
 
 
-def _as_formula(column: str, table: Table) -> str:
+def _as_formula(column: str, original: Table) -> str:
     """A column, or the formula it was derived by, as part of another formula."""
-    return column if column.isidentifier() else f"`{column}`" if not _FORMULA & set(column) else f"({column})"
+    if column in original:
+        return column if column.isidentifier() else f"`{column}`"
+    return f"({column})"
 
 
 def _plain(source: str) -> str:
@@ -247,7 +251,8 @@ def _read(path: Path) -> "pa.Table":
 
 
 def _separators(path: Path) -> tuple[str, str]:
-    """What separates the cells of a CSV and the digits of its numbers: a semicolon or a tab where the header has no comma.
+    """What separates the cells of a CSV and the digits of its numbers: a semicolon or a tab where the header has no
+    comma.
 
     Beside semicolons, numbers such as 4,12 have a decimal comma, unless others have a point.
     """

@@ -161,9 +161,9 @@ def select_rows(
 
     ``columns`` maps symbols to column names over the defaults of ``forms.COLUMNS``; ``extra`` are symbols
     carried along when the table has them. Rows of several stages or compensations do not mix: choose with
-    ``where`` first. ``weight`` and ``error`` name columns of weights and of standard errors. Rows without a finite loss (diverged, killed, infeasible runs) are counted and left out,
-    or refused with ``drop_invalid=False``. Raises ``UserError`` for missing columns, a mixed table, values
-    that have no logarithm, or nothing left.
+    ``where`` first. ``weight`` and ``error`` name columns of weights and of standard errors. Rows without a finite
+    loss (diverged, killed, infeasible runs) are counted and left out, or refused with ``drop_invalid=False``. Raises
+    ``UserError`` for missing columns, a mixed table, values that have no logarithm, or nothing left.
     """
     mapping = {**COLUMNS, **(columns or {})}
     symbols = list(dict.fromkeys(s for law in laws for s in law.symbols))

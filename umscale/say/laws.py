@@ -25,7 +25,7 @@ def loss_name(loss: str) -> str:
 
 def estimate_text(estimate: "Estimate | None", digits: int = 4) -> str:
     """Return ``+0.0123 [+0.0101, +0.0145]``; without the interval where there is none."""
-    if estimate is None:
+    if estimate is None or estimate.value != estimate.value:
         return "–"
     value = f"{estimate.value:+.{digits}f}"
     if not estimate.has_interval:

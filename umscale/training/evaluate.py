@@ -21,7 +21,7 @@ POSITION_BINS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Losses in nats on a fixed set of whole documents."""
+    """Losses in nats on a fixed set of documents."""
 
     nats: np.ndarray
     """Summed loss of each document, float64 ``[documents]``."""

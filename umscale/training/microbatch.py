@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from umscale.layers.token_table import TokenTable
 from umscale.model.decoder import Decoder
 
 
@@ -51,7 +52,8 @@ def _whole_statistics(
     model: Decoder, parts: Sequence[Tensor], precision: Callable[[], AbstractContextManager[object]]
 ) -> Iterator[None]:
     """Let layers with a balance loss see, at every part, the statistics of all of them."""
-    balanced = [part.module for part in model.sparse_parts if part.module.spec.balance_loss > 0]
+    routed = [part.module for part in model.sparse_parts if not isinstance(part.module, TokenTable)]
+    balanced = [module for module in routed if module.spec.balance_loss > 0]
     if len(parts) == 1 or not balanced:
         yield
         return

@@ -1,4 +1,4 @@
-"""AdamW in two groups: everything dense, and the value tables with a schedule of their own."""
+"""AdamW in groups: everything dense, the value tables with a schedule of their own, and token-addressed tables."""
 
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -16,7 +16,9 @@ from umscale_kernels import table_adamw
 def make_optimizer(
     model: nn.Module, train: TrainSpec, table_decay: float | None = None
 ) -> torch.optim.Optimizer:
-    """Return AdamW with group 0 dense and group 1 value tables; both decay (as in the paper's recipe).
+    """Return AdamW with a group of everything dense, of value tables and of token-addressed tables, those there are.
+
+    The first two decay, as in the paper's recipe; the last follows the dense schedule times ``ngram_lr_factor``.
 
     It is torch's fused AdamW unless ``train`` asks for more of the tables or their dense gradients arrive as rows, see
     ``TableAdamW``. ``table_decay`` is
@@ -24,28 +26,40 @@ def make_optimizer(
     """
     table_decay = train.weight_decay if table_decay is None else table_decay
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
-    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    ngram = [p for name, p in model.named_parameters() if is_token_table(name)]
+    apart = {*tables, *ngram}
+    dense = [p for p in model.parameters() if p not in apart]
+    groups: list[dict[str, Any]] = [{"params": dense, "schedule": "dense", "factor": 1.0}]
+    if tables:
+        groups.append({"params": tables, "weight_decay": table_decay, "schedule": "tables", "factor": 1.0})
+    if ngram:
+        groups.append(
+            {
+                "params": ngram,
+                "weight_decay": train.ngram_weight_decay,
+                "schedule": "dense",
+                "factor": train.ngram_lr_factor,
+            }
+        )
     betas = (train.beta1, train.beta2)
     dense_rows = train.table_gradient != "rows"
     plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
     pool = getattr(model, "tables", None)
     compact = isinstance(pool, ValueTables) and pool.compact_gradients
-    if tables and (compact or not plain):
+    if apart and (compact or not plain):
         return TableAdamW(
-            dense,
-            tables,
+            groups,
             lr=train.lr,
             betas=betas,
             eps=train.eps,
             weight_decay=train.weight_decay,
-            table_decay=table_decay,
             lazy=train.table_gradient == "rows",
             decay_unread=train.table_weight_decay != "coupled",
             row_second_moment=train.table_second_moment == "row",
             copies=pool.copies() if isinstance(pool, ValueTables) else {},
         )
     return torch.optim.AdamW(
-        [{"params": dense}] + ([{"params": tables, "weight_decay": table_decay}] if tables else []),
+        groups,
         lr=train.lr,
         betas=betas,
         eps=train.eps,
@@ -54,8 +68,13 @@ def make_optimizer(
     )
 
 
+def is_token_table(name: str) -> bool:
+    """Whether the parameter of that name is a token-addressed table."""
+    return name.startswith("ngram.") and name.endswith(".table.rows")
+
+
 class TableAdamW(torch.optim.Optimizer):
-    """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for group 1, the value tables.
+    """Torch's fused AdamW for group 0, ``umscale_kernels.table_adamw`` for the others, whose parameters are tables.
 
     With ``lazy``, a table whose gradient is row-sparse is updated on those rows only (the moments of the others stand
     still); without, such a gradient stands for the dense one. With ``decay_unread`` a lazy table still decays as a
@@ -68,21 +87,19 @@ class TableAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        dense: list[nn.Parameter],
-        tables: list[nn.Parameter],
+        groups: list[dict[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
-        table_decay: float,
         lazy: bool,
         decay_unread: bool,
         row_second_moment: bool,
         copies: dict[nn.Parameter, Tensor],
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__([{"params": dense}, {"params": tables, "weight_decay": table_decay}], defaults)
+        super().__init__(groups, defaults)
         self.lazy, self.decay_unread = lazy, decay_unread
         self.row_second_moment = row_second_moment
         self.copies = copies
@@ -90,9 +107,10 @@ class TableAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; closures are not supported."""
-        dense, tables = self.param_groups
+        dense, *tables = self.param_groups
         self._step_dense(dense)
-        self._step_tables(tables)
+        for group in tables:
+            self._step_tables(group)
 
     def _step_dense(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -249,9 +267,10 @@ class Schedule:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: tuple[float, float]) -> None:
-    """Set the learning rates of the dense group and (when present) the value tables."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=False):
-        group["lr"] = rate
+    """Set the learning rates of all groups from those of everything dense and of value tables."""
+    by_schedule = dict(zip(("dense", "tables"), rates, strict=True))
+    for group in optimizer.param_groups:
+        group["lr"] = by_schedule[group["schedule"]] * group["factor"]
 
 
 class WeightAverage:

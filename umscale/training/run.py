@@ -27,11 +27,13 @@ from torch import Tensor
 
 from umscale.accounting import cost
 from umscale.data.batches import TrainStream, ValidationSet, validation_windows
-from umscale.data.corpus import Corpus
+from umscale.data.canonical import canonical_ids
+from umscale.data.corpus import Corpus, corpus_tokenizer
 from umscale.data.probes_mixture import ProbeMixture, check_corpus
 from umscale.data.probes_score import score
 from umscale.data.synthetic_corpus import validation_floor
 from umscale.files import LocalFiles
+from umscale.layers.token_memory import Vocabulary
 from umscale.machine import peak_memory_bytes
 from umscale.model.decoder import Decoder
 from umscale.model.scaling import table_decay
@@ -129,6 +131,12 @@ class Run:
         self.workspace = dataclasses.replace(workspace, world=world)
         self.schedule = Schedule(spec)
         check_corpus(spec.data, corpus)
+        self.vocabulary = None
+        if spec.model.ngram is not None:
+            self.vocabulary = Vocabulary(
+                corpus.eot, torch.from_numpy(canonical_ids(corpus_tokenizer(corpus)))
+            )
+        self.separator = corpus.eot if spec.data.document_mask else None
         self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
@@ -157,11 +165,12 @@ class Run:
 
     def _build(self) -> None:
         part = table_part(self.world)
-        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len, part)
+        model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len, part, self.vocabulary)
         if self.world.size > 1:
             connect(model, self.world)
         self.model = model.to(self.device)
         self.shards = sharded_parameters(self.model, self.world)
+        self.model.separator = self.separator
         # Between processes, rows would have to be matched up.
         self.model.configure_tables(
             self.spec.train, compact=self.world.size == 1 and self.device.type == "cpu"

@@ -50,10 +50,17 @@ def key_select(
             q, keys = _Rounded.apply(q), _Rounded.apply(keys)
         row, col, s = KeySelect.apply(q, keys, u.detach(), v.detach(), cores, top_m, preselect_m)
         return Selection(row, col, s), None
-    scores = key_scores(q.transpose(0, 1).expand(heads, -1, -1, -1), keys)
-    scores = scores.view(heads, 2, rank, q.shape[0], n)
+    scores = shared_scores(q, keys, rank)
     picked = select(scores, u, v, cores, top_m, preselect_m, quadrants=quadrants, backend=backend)
     return picked, scores
+
+
+def shared_scores(q: Tensor, keys: Tensor, rank: int) -> Tensor:
+    """All scores [H, 2, r, T, n] of queries [T, 2 r, k] that heads share and keys [H, 2 r, n, k]; see `key_scores`."""
+    heads, _, n, _ = keys.shape
+    q = q.transpose(0, 1)
+    scores = key_scores(q.unsqueeze(0) if heads == 1 else q.expand(heads, -1, -1, -1), keys)
+    return scores.view(heads, 2, rank, q.shape[1], n)
 
 
 class _Rounded(torch.autograd.Function):

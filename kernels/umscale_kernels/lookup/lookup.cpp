@@ -76,6 +76,32 @@ inline void bag(int count, const float* weight, int stride, const RowOf& row_of,
   }
 }
 
+// The W vectors of a row at once, the first W / C of them weighted by core 0, and so on.
+template <int W, int C, typename Row, typename RowOf>
+inline void bag_row(int count, const float* weight, int by_lookup, int by_core, const RowOf& row_of, float* out) {
+  vf acc[W] = {};
+  for (int k = 0; k < count; ++k) {
+    const Row* row = row_of(k);
+    const float* w = weight + k * by_lookup;
+    for (int b = 0; b < W; ++b) acc[b] += load(row + b * L) * w[b * C / W * by_core];
+  }
+  for (int b = 0; b < W; ++b) store(out + b * L, acc[b]);
+}
+
+// out[slice q] = sum_k weight[k * by_lookup + q * by_core] * row(k)[slice q] of `cores` slices.
+template <typename Row, typename RowOf>
+inline void bags(int count, const float* weight, int by_lookup, int by_core, const RowOf& row_of, int cores, int width,
+                 float* out) {
+  if (cores == 1 && width == 2 * L) return bag_row<2, 1, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 1 && width == 4 * L) return bag_row<4, 1, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 2 * L) return bag_row<2, 2, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 4 * L) return bag_row<4, 2, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 8 * L) return bag_row<8, 2, Row>(count, weight, by_lookup, by_core, row_of, out);
+  const int slice = width / cores;
+  for (int q = 0; q < cores; ++q)
+    bag<Row>(count, weight + q * by_core, by_lookup, row_of, q * slice, (q + 1) * slice, out);
+}
+
 struct Shape {
   int64_t T, N;
   int m, c, E, Dp, Dv;  // Dp = 0: no pre-values, h = 1
@@ -99,7 +125,6 @@ inline void prefetch(const Row* row, int width) {
 template <typename Row>
 void forward(const Shape& d, const float* p, const float* s, const int64_t* rows, const int64_t* slots, const Row* P,
              const Row* V, int threads, float* o, float* z) {
-  const int slice = d.Dv / d.c;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     std::vector<float> weight(size_t(d.m) * d.c);
@@ -109,11 +134,11 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
     for (int64_t t = 0; t < d.T; ++t) {
       const int64_t* R = rows + t * d.m;
       const float* st = s + t * d.m * d.c;
-      if (!slots) end[0] = d.m;
-      else
-        for (int e = 0, next = 0; e < d.E; end[e++] = next)
-          for (int k = 0; k < d.m; ++k)
-            if (slots[t * d.m + k] == t * d.E + e) row[next] = R[k], place[k] = next++;
+      std::fill(end.begin(), end.end(), 0);
+      const auto block_of = [&](int k) { return slots ? int(slots[t * d.m + k] - t * d.E) : 0; };
+      for (int k = 0; k < d.m; ++k) ++end[block_of(k)];
+      for (int e = 0, sum = 0; e < d.E; ++e) sum += end[e], end[e] = sum - end[e];  // where it begins
+      for (int k = 0; k < d.m; ++k) row[place[k] = end[block_of(k)]++] = R[k];
       for (int k = 0; k < d.m; ++k) {
         float h = 1.0f;
         prefetch(V + R[k] * d.Dv, d.Dv);
@@ -121,15 +146,12 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
           if (t * d.m + k + AHEAD < d.T * d.m) prefetch(P + R[k + AHEAD] * d.Dp, d.Dp);
           h = act(d, z[t * d.m + k] = dot(p + t * d.Dp, P + R[k] * d.Dp, d.Dp));
         }
-        for (int q = 0; q < d.c; ++q) weight[q * d.m + (slots ? place[k] : k)] = st[k * d.c + q] * h;
+        for (int q = 0; q < d.c; ++q) weight[q * d.m + place[k]] = st[k * d.c + q] * h;
       }
       for (int e = 0; e < d.E; ++e) {
         const int first = e ? end[e - 1] : 0;
-        const int64_t* read = slots ? row.data() + first : R;
-        const auto row_of = [&](int k) { return V + read[k] * d.Dv; };
-        for (int q = 0; q < d.c; ++q)
-          bag<Row>(end[e] - first, &weight[q * d.m] + first, 1, row_of, q * slice, (q + 1) * slice,
-                   o + (t * d.E + e) * d.Dv);
+        const auto row_of = [&](int k) { return V + row[first + k] * d.Dv; };
+        bags<Row>(end[e] - first, weight.data() + first, 1, d.m, row_of, d.c, d.Dv, o + (t * d.E + e) * d.Dv);
       }
     }
   }
@@ -195,7 +217,7 @@ void token_pass(const Shape& d, const float* d_o, const float* p, const float* s
     }
     if (d.Dp > 0) {
       const auto row_of = [&](int k) { return P + R[k] * d.Dp; };
-      bag<Row>(d.m, dz + first, 1, row_of, 0, d.Dp, dp + t * d.Dp);
+      bags<Row>(d.m, dz + first, 1, 0, row_of, 1, d.Dp, dp + t * d.Dp);
     }
   }
 }

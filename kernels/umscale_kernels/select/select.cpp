@@ -10,34 +10,80 @@
 // passes, the survivors are compacted in ascending index order. For the grid a lower bound of the threshold
 // comes from the maxima of disjoint groups of cells: m groups reach it, hence at least m cells do.
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#include "../vector.h"
+
 namespace {
 
-constexpr int L = 8;  // lanes
-typedef float vf __attribute__((vector_size(4 * L)));
-typedef int32_t vi __attribute__((vector_size(4 * L)));
-
-inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 inline vi load(const int32_t* p) { vi x; std::memcpy(&x, p, sizeof x); return x; }
-inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
 inline void store(int32_t* p, vi x) { std::memcpy(p, &x, sizeof x); }
 inline vf splat(float x) { return vf{} + x; }  // x + 0: also turns -0 into 0
 inline vi splat(int32_t x) { return vi{} + x; }
 inline int padded(int n) { return (n + L - 1) / L * L; }
+inline vi lanes() {
+  vi x;
+  for (int l = 0; l < L; ++l) x[l] = l;
+  return x;
+}
 
-inline unsigned bits_of(vi mask) {
-#ifdef __AVX__
-  return unsigned(__builtin_ia32_movmskps256((vf)mask));
+typedef uint32_t Mask;  // a bit a lane
+
+#ifdef __AVX512F__
+inline Mask above(vi x, vi y) { return _mm512_cmpgt_epi32_mask((__m512i)x, (__m512i)y); }
+inline Mask equal(vi x, vi y) { return _mm512_cmpeq_epi32_mask((__m512i)x, (__m512i)y); }
+inline Mask not_below(vf x, vf y) { return _mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_NLT_UQ); }
+// Writes the lanes in `mask` to p, and arbitrary numbers up to p + L; returns how many.
+inline int compress(int32_t* p, Mask mask, vi x) {
+  store(p, (vi)_mm512_maskz_compress_epi32(__mmask16(mask), (__m512i)x));
+  return __builtin_popcount(mask);
+}
+inline vf gather(const float* p, vi at) { return (vf)_mm512_i32gather_ps((__m512i)at, p, 4); }
+inline int32_t least_of(vi x) { return _mm512_reduce_min_epi32((__m512i)x); }
+inline int32_t most_of(vi x) { return _mm512_reduce_max_epi32((__m512i)x); }
 #else
-  unsigned bits = 0;
-  for (int l = 0; l < L; ++l) bits |= unsigned(mask[l] & 1) << l;
+inline Mask bits_of(vi mask) {
+#if defined(__AVX__)
+  return Mask(__builtin_ia32_movmskps256((vf)mask));
+#else
+  Mask bits = 0;
+  for (int l = 0; l < L; ++l) bits |= Mask(mask[l] & 1) << l;
   return bits;
 #endif
 }
+inline Mask above(vi x, vi y) { return bits_of(x > y); }
+inline Mask equal(vi x, vi y) { return bits_of(x == y); }
+inline Mask not_below(vf x, vf y) { return bits_of(x < y) ^ ((1u << L) - 1); }
+inline int compress(int32_t* p, Mask mask, vi x) {
+  int32_t lane[L];
+  store(lane, x);
+  int n = 0;
+  for (; mask; mask &= mask - 1) p[n++] = lane[__builtin_ctz(mask)];
+  return n;
+}
+inline vf gather(const float* p, vi at) {
+  float lane[L];
+  int32_t index[L];
+  store(index, at);
+  for (int l = 0; l < L; ++l) lane[l] = p[index[l]];
+  return load(lane);
+}
+inline int32_t least_of(vi x) {
+  int32_t least = x[0];
+  for (int l = 1; l < L; ++l) least = std::min(least, x[l]);
+  return least;
+}
+inline int32_t most_of(vi x) {
+  int32_t most = x[0];
+  for (int l = 1; l < L; ++l) most = std::max(most, x[l]);
+  return most;
+}
+#endif
 
 inline vi key_of(vf x) {  // order-preserving; -0 and 0 share one key
   vi i = (vi)(x + 0.0f);
@@ -56,97 +102,106 @@ inline float value_of(int32_t key) {
   return x;
 }
 
-inline int count_above(const int32_t* key, int n_padded, int32_t t) {
-  vi c0{}, c1{}, tv = splat(t);
+constexpr int32_t LOWEST = std::numeric_limits<int32_t>::min();  // key of padding; no number has it
+
+// How many keys exceed each of three thresholds.
+struct Counts { int of[3]; };
+
+inline Counts count_above(const int32_t* key, int n_padded, const int32_t* t) {
+  const vi t0 = splat(t[0]), t1 = splat(t[1]), t2 = splat(t[2]);
+  Counts c{};
   int i = 0;
-  for (; i + 2 * L <= n_padded; i += 2 * L) {
-    c0 -= load(key + i) > tv;
-    c1 -= load(key + i + L) > tv;
+  for (; i + 4 * L <= n_padded; i += 4 * L) {
+    uint64_t bits[3] = {};
+    for (int b = 0; b < 4; ++b) {
+      const vi x = load(key + i + b * L);
+      bits[0] = bits[0] << L | above(x, t0);
+      bits[1] = bits[1] << L | above(x, t1);
+      bits[2] = bits[2] << L | above(x, t2);
+    }
+    for (int e = 0; e < 3; ++e) c.of[e] += __builtin_popcountll(bits[e]);
   }
-  if (i < n_padded) c0 -= load(key + i) > tv;
-  c0 += c1;
-  int sum = 0;
-  for (int l = 0; l < L; ++l) sum += c0[l];
-  return sum;
+  for (; i < n_padded; i += L) {
+    const vi x = load(key + i);
+    c.of[0] += __builtin_popcount(above(x, t0));
+    c.of[1] += __builtin_popcount(above(x, t1));
+    c.of[2] += __builtin_popcount(above(x, t2));
+  }
+  return c;
 }
 
 // Keep every key > above and the first `ties` keys equal to it: exactly k of n.
 struct Cut { int32_t above; int ties; };
 
-// key[n .. padded(n)) must hold INT32_MIN.
+// key[n .. padded(n)) must hold LOWEST; n > 0.
 Cut cut(const int32_t* key, int n, int k) {
   const int n_padded = padded(n);
   vi top = load(key), bottom = top;
   for (int i = L; i + L <= n; i += L) {
-    vi x = load(key + i);
+    const vi x = load(key + i);
     top = x > top ? x : top;
     bottom = x < bottom ? x : bottom;
   }
-  int32_t hi = key[0], lo = key[0];
-  for (int l = 0; l < L && l < n; ++l) hi = std::max(hi, top[l]), lo = std::min(lo, bottom[l]);
-  for (int i = n / L * L; i < n; ++i) hi = std::max(hi, key[i]), lo = std::min(lo, key[i]);
+  int32_t hi, lo;
+  if (n < L) {
+    hi = lo = key[0];
+    for (int i = 1; i < n; ++i) hi = std::max(hi, key[i]), lo = std::min(lo, key[i]);
+  } else {
+    hi = most_of(top), lo = least_of(bottom);
+    for (int i = n / L * L; i < n; ++i) hi = std::max(hi, key[i]), lo = std::min(lo, key[i]);
+  }
   // Invariant: count(key >= lo) >= k > count(key > hi).
   int at_lo = n, above_hi = 0;
   for (int step = 0; lo < hi; ++step) {
-    int32_t mid = lo + int32_t((uint32_t(hi) - uint32_t(lo)) / 2);
+    const int32_t middle = lo + int32_t((uint32_t(hi) - uint32_t(lo)) / 2);
+    int32_t t[3] = {middle, middle, middle};
     if (step < 12) {
-      // In value space scores are spread evenly enough for interpolation to need few passes; every other
-      // pass bisects, and plain integer bisection ends the search whatever the values are.
-      float f = step & 1 ? 0.5f : float(at_lo - k) / float(at_lo - above_hi + 1);
-      float x = value_of(lo) + (value_of(hi) - value_of(lo)) * f;
-      int32_t guess = key_of(x);
-      if (guess >= lo && guess < hi) mid = guess;
+      // In value space scores are spread evenly enough for interpolation to come within some keys, hence a guess
+      // and one a little to either side of it; every other pass bisects, and plain integer bisection ends the search
+      // whatever the values are.
+      const float low = value_of(lo), width = value_of(hi) - low, share = width / float(at_lo - above_hi + 1);
+      const float guess = step % 3 == 2 ? low + width * 0.5f : low + share * float(at_lo - k);
+      const float aside = share * (step == 0 ? 4.0f : 1.0f);
+      for (int e = 0; e < 3; ++e) {
+        const int32_t key_e = key_of(guess + aside * float(e - 1));
+        t[e] = std::min(std::max(key_e, lo), hi - 1);
+      }
     }
-    int above = count_above(key, n_padded, mid);
-    if (above == k) return {mid, 0};
-    if (above > k) lo = mid + 1, at_lo = above;
-    else hi = mid, above_hi = above;
+    const Counts counts = count_above(key, n_padded, t);
+    for (int e = 0; e < 3; ++e) {
+      const int count = counts.of[e];
+      if (count == k) return {t[e], 0};
+      const bool more = count > k;  // then the threshold is higher
+      const bool raise = more & (t[e] >= lo), lower = !more & (t[e] < hi);
+      at_lo = raise ? count : at_lo, lo = raise ? t[e] + 1 : lo;
+      above_hi = lower ? count : above_hi, hi = lower ? t[e] : hi;
+    }
   }
   return {lo, k - above_hi};
 }
 
-// Positions of the set bits, ascending. Writes up to 4 entries past the end of the list.
-inline int positions_of(const uint64_t* words, int n_words, int32_t* out) {
-  int n = 0;
-  for (int w = 0; w < n_words; ++w) {
-    uint64_t x = words[w];
-    const int found = __builtin_popcountll(x);
-    for (int done = 0; done < found; done += 4)
-      for (int e = 0; e < 4; ++e) {
-        out[n + done + e] = 64 * w + __builtin_ctzll(x | (1ull << 63));
-        x &= x - 1;
-      }
-    n += found;
+// Ascending positions of the keys that `c` keeps, or what `payload` holds there. Writes up to L entries past the last.
+int kept(const int32_t* key, int n, Cut c, const int32_t* payload, int32_t* out) {
+  const vi cut_off = splat(c.above);
+  int found = 0, ties = c.ties;
+  vi position = lanes();
+  for (int i = 0; i < n; i += L, position += L) {
+    const vi x = load(key + i);
+    Mask mask = above(x, cut_off);
+    if (ties > 0)
+      for (Mask same = equal(x, cut_off); same && ties > 0; same &= same - 1, --ties) mask |= same & -same;
+    found += compress(out + found, mask, payload ? load(payload + i) : position);
   }
-  return n;
-}
-
-// Ascending positions of the keys that `c` keeps.
-int kept(const int32_t* key, int n, Cut c, uint64_t* words, int32_t* out) {
-  const int n_words = (n + 63) / 64;
-  for (int w = 0; w < n_words; ++w) {
-    uint64_t x = 0;
-    const int end = std::min(64, padded(n) - 64 * w);
-    for (int i = 0; i < end; i += L) x |= uint64_t(bits_of(load(key + 64 * w + i) > splat(c.above))) << i;
-    words[w] = x;
-  }
-  if (c.ties > 0) {
-    int left = c.ties;
-    for (int i = 0; i < n && left > 0; ++i)
-      if (key[i] == c.above) words[i / 64] |= 1ull << (i % 64), --left;
-  }
-  return positions_of(words, n_words, out);
+  return found;
 }
 
 struct Scratch {
   std::vector<int32_t> key, cell, kept, rows, cols;
-  std::vector<float> a, b, w, best;
-  std::vector<uint64_t> words;
-  Scratch(int n, int m1, int r) {
+  std::vector<float> a, b, w;
+  Scratch(int n, int m1, int m, int r) {
     const int p = padded(m1), wide = std::max(padded(n), p * p) + L;
-    key.resize(wide), cell.resize(wide), kept.resize(wide), rows.resize(p + L), cols.resize(p + L);
-    a.resize(size_t(r) * p), b.resize(size_t(r) * p), w.resize(size_t(r) * p), best.resize(size_t(p) * p + L);
-    words.resize(wide / 64 + 2);
+    key.resize(wide), cell.resize(wide), kept.resize(padded(m) + L), rows.resize(p + L), cols.resize(p + L);
+    a.resize(size_t(r) * p), b.resize(size_t(r) * p), w.resize(size_t(r) * p);
   }
 };
 
@@ -164,22 +219,23 @@ void preselect(const float* const* side, const float* u, int n, int m1, Scratch&
     for (int a = 1; a < R; ++a) sum += side[a][i] * u[a];
     x.key[i] = key_of(sum);
   }
-  for (; i < padded(n); ++i) x.key[i] = std::numeric_limits<int32_t>::min();
+  for (; i < padded(n); ++i) x.key[i] = LOWEST;
   if (m1 == n) for (int k = 0; k < n; ++k) ids[k] = k;
-  else kept(x.key.data(), n, cut(x.key.data(), n, m1), x.words.data(), ids);
+  else kept(x.key.data(), n, cut(x.key.data(), n, m1), nullptr, ids);
   const int p = padded(m1);
-  for (int a = 0; a < R; ++a) {
-    for (int k = 0; k < m1; ++k) out[a * p + k] = side[a][ids[k]];
-    for (int k = m1; k < p; ++k) out[a * p + k] = 0.0f;
-  }
+  for (int k = m1; k < p; ++k) ids[k] = ids[0];
+  for (int a = 0; a < R; ++a)
+    for (int k = 0; k < p; k += L) store(out + a * p + k, gather(side[a], load(ids + k)));
 }
 
+// Pairs of a token's candidates, `cell` = i << 16 | j.
 template <int R>
 void select_token(const float* const* row_side, const float* const* col_side, const float* u, const float* v,
                   const float* cores, const float* core_sum, int n, int c, int m1, int m, Scratch& x,
                   int64_t* row_out, int64_t* col_out, float* s_out) {
   const int p = padded(m1);
-  float *A = x.a.data(), *B = x.b.data(), *W = x.w.data(), *best = x.best.data();
+  float *A = x.a.data(), *B = x.b.data(), *W = x.w.data();
+  int32_t* key = x.key.data();
   preselect<R>(row_side, u, n, m1, x, x.rows.data(), A);
   preselect<R>(col_side, v, n, m1, x, x.cols.data(), B);
   for (int b = 0; b < R; ++b)
@@ -188,66 +244,62 @@ void select_token(const float* const* row_side, const float* const* col_side, co
       for (int a = 1; a < R; ++a) sum += load(A + a * p + i) * core_sum[a * R + b];
       store(W + b * p + i, sum);
     }
+  const auto total_of = [&](const vf* col, int i) {
+    vf total = col[0] * W[i];
+    for (int b = 1; b < R; ++b) total += col[b] * W[b * p + i];
+    return total;
+  };
+  const vi last = lanes() < splat(m1 - (p - L));  // lanes of a row's last vector that are cells
 
   // Maxima of groups of `height` rows by one column; about 4 m groups keep the bound close and cheap.
   const int height = std::max(1, int(int64_t(m1) * m1 / (4 * int64_t(m))));
-  const float lowest = -std::numeric_limits<float>::infinity();
   int groups = 0;
   for (int top = 0; top < m1; top += height) {
     const int end = std::min(m1, top + height);
     for (int j = 0; j < p; j += L) {
-      vf col[R], most = splat(lowest);
+      vf col[R];
       for (int b = 0; b < R; ++b) col[b] = load(B + b * p + j);
-      for (int i = top; i < end; ++i) {
-        vf total = col[0] * W[i];
-        for (int b = 1; b < R; ++b) total += col[b] * W[b * p + i];
+      vf most = total_of(col, top);
+      for (int i = top + 1; i < end; ++i) {
+        const vf total = total_of(col, i);
         most = most > total ? most : total;
       }
-      store(best + groups + j, most);
+      const vi best = key_of(most);
+      store(key + groups, j + L < p ? best : (best & last) | (~last & LOWEST));
+      groups += L;
     }
-    groups += m1;  // the next block overwrites the padding lanes
   }
-  for (int i = 0; i < groups; ++i) x.key[i] = key_of(best[i]);
-  for (int i = groups; i < padded(groups); ++i) x.key[i] = std::numeric_limits<int32_t>::min();
-  const Cut group_cut = cut(x.key.data(), groups, m);
-  const float bound = value_of(group_cut.ties > 0 ? group_cut.above : group_cut.above + 1);
+  const Cut group_cut = cut(key, groups, m);
+  const vf bound = splat(value_of(group_cut.ties > 0 ? group_cut.above : group_cut.above + 1));
 
   // Cells that reach the bound; "not below" keeps NaN, so at least m cells survive whatever the input.
-  const int n_words = (m1 * p + 63) / 64;
-  std::memset(x.words.data(), 0, size_t(n_words) * 8);
-  unsigned char* bytes = reinterpret_cast<unsigned char*>(x.words.data());
-  const unsigned last = m1 == p ? 0xffu : (1u << (m1 % L)) - 1;
-  for (int i = 0; i < m1; ++i) {
-    unsigned char* line = bytes + i * (p / L);
+  int found = 0;
+  for (int i = 0; i < m1; ++i)
     for (int j = 0; j < p; j += L) {
-      vf total = load(B + j) * W[i];
-      for (int b = 1; b < R; ++b) total += load(B + b * p + j) * W[b * p + i];
-      line[j / L] = (unsigned char)(~bits_of(total < splat(bound)));
+      vf col[R];
+      for (int b = 0; b < R; ++b) col[b] = load(B + b * p + j);
+      const vf total = total_of(col, i);
+      Mask mask = not_below(total, bound);
+      if (j + L == p) mask &= Mask((uint64_t(1) << (m1 - j)) - 1);
+      compress(x.cell.data() + found, mask, lanes() + (i << 16 | j));
+      found += compress(key + found, mask, key_of(total));
     }
-    line[p / L - 1] &= last;
+  for (int k = found; k < padded(found); ++k) key[k] = LOWEST;
+  int32_t* cell = x.cell.data();
+  if (found > m) {
+    kept(key, found, cut(key, found, m), cell, x.kept.data());
+    cell = x.kept.data();
   }
-  const int found = positions_of(x.words.data(), n_words, x.cell.data());
-  const uint32_t inverse = uint32_t(((1ull << 32) + p - 1) / p);  // cell / p, exact while m1 <= 1024
-  for (int k = 0; k < found; ++k) {
-    const int i = int((uint64_t(x.cell[k]) * inverse) >> 32), j = x.cell[k] - i * p;
-    float total = B[j] * W[i];
-    for (int b = 1; b < R; ++b) total += B[b * p + j] * W[b * p + i];
-    x.key[k] = key_of(total);
-  }
-  for (int k = found; k < padded(found); ++k) x.key[k] = std::numeric_limits<int32_t>::min();
-  if (found == m) for (int k = 0; k < m; ++k) x.kept[k] = k;
-  else kept(x.key.data(), found, cut(x.key.data(), found, m), x.words.data(), x.kept.data());
 
-  // Kept scores by core, eight cells at a time.
+  for (int k = m; k < padded(m); ++k) cell[k] = 0;
   for (int first = 0; first < m; first += L) {
     const int count = std::min(L, m - first);
-    vf kept_A[R] = {}, kept_B[R] = {};
-    for (int l = 0; l < count; ++l) {
-      const int cell = x.cell[x.kept[first + l]], i = int((uint64_t(cell) * inverse) >> 32), j = cell - i * p;
-      row_out[first + l] = x.rows[i];
-      col_out[first + l] = x.cols[j];
-      for (int a = 0; a < R; ++a) kept_A[a][l] = A[a * p + i], kept_B[a][l] = B[a * p + j];
-    }
+    const vi at = load(cell + first), i = at >> 16, j = at & 0xffff;
+    vf kept_A[R], kept_B[R];
+    for (int a = 0; a < R; ++a) kept_A[a] = gather(A + a * p, i), kept_B[a] = gather(B + a * p, j);
+    int32_t lane_i[L], lane_j[L];
+    store(lane_i, i), store(lane_j, j);
+    for (int l = 0; l < count; ++l) row_out[first + l] = x.rows[lane_i[l]], col_out[first + l] = x.cols[lane_j[l]];
     for (int q = 0; q < c; ++q) {
       const float* core = cores + q * R * R;
       vf s{};
@@ -256,7 +308,9 @@ void select_token(const float* const* row_side, const float* const* col_side, co
         for (int a = 1; a < R; ++a) weighted += kept_A[a] * core[a * R + b];
         s += weighted * kept_B[b];
       }
-      for (int l = 0; l < count; ++l) s_out[(first + l) * c + q] = s[l];
+      float lane[L];
+      store(lane, s);
+      for (int l = 0; l < count; ++l) s_out[(first + l) * c + q] = lane[l];
     }
   }
 }
@@ -271,7 +325,7 @@ void select_all(const float* scores, const float* u, const float* v, const float
   }
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    Scratch x(n, m1, R);
+    Scratch x(n, m1, m, R);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < T; ++t) {
       const float *rows[R], *cols[R];

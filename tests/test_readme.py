@@ -1,0 +1,83 @@
+"""What the README gives to be typed works as it is written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import umscale_studies
+from umscale.design.study import expand, parse
+from umscale.spec import apply_overrides
+from umscale.store.store import Store
+from umscale.trees import parse_toml
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def studies() -> list[str]:
+    whole = [block for block in blocks(README, "toml") if "[axes]" in block]
+    assert len(whole) == 2
+    return whole
+
+
+def test_the_first_study_has_no_cell_that_cannot_be_trained():
+    tree = parse_toml(studies()[0])
+    tree = apply_overrides(tree, ["data.corpus=kjv", "data.max_epochs=10"])
+    cells = expand(parse(tree, "README.md"), "float32")
+    assert len(cells) == 72
+    assert [cell.label for cell in cells if cell.run is None] == []
+
+
+def test_the_architectures_it_compares_are_solved():
+    reference = parse_toml(studies()[0])
+    tree = parse_toml(studies()[1]) | {k: reference[k] for k in ("name", "model")}
+    tree |= {"data": {"corpus": "kjv"}, "train": {"budgets": [400_000]}}
+    cells = expand(parse(tree, "README.md"), "float32")
+    assert len(cells) == 3
+    assert [(cell.label, cell.reason) for cell in cells if cell.run is None] == []
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_its_snippets_of_python_run(number):
+    store = umscale_studies.recorded()["density_over_size"]
+    snippet = [block for block in blocks(README, "python") if "read_parquet" in block][number]
+    code = snippet.replace("umscale-runs/quickstart", str(store))
+    *lines, last = code.strip().splitlines()
+    names: dict[str, object] = {}
+    exec("\n".join(["import polars", *lines]), names)
+    found = eval(last, names)
+    if number == 1:
+        import polars
+
+        assert isinstance(found, polars.DataFrame)
+        assert set(found["compensation"]) == {"none", "iso_flops"}
+        expected = Store.open(store).columns()
+        assert found["loss"].mean() == pytest.approx(expected["loss"].mean(), abs=0.02)
+
+
+def test_the_join_of_the_docs_gives_what_the_store_gives():
+    import duckdb
+
+    store = umscale_studies.recorded()["density_over_size"]
+    (query,) = blocks(RESULTS, "sql")
+    found = duckdb.connect().execute(query.replace("STORE", str(store))).df()
+    expected = Store.open(store).columns()
+    assert len(found) == len(expected["run_id"])
+    assert sorted(
+        zip(found["compensation"], found["run_id"], found["budget"], found["stage"], strict=True)
+    ) == sorted(
+        zip(
+            expected["compensation"],
+            expected["run_id"],
+            expected["budget"].astype(int),
+            expected["stage"],
+            strict=True,
+        )
+    )
+    assert found["written_at"].str.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ").all()

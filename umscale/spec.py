@@ -512,6 +512,8 @@ class DataSpec:
     """Held-out documents at least, where the split has them: no document counts with more than its first
     ``validation_tokens / validation_documents`` tokens. 0, as before version 3: whole documents, none longer than a
     quarter of ``validation_tokens``, however few that leaves."""
+    document_mask: bool = False
+    """Keep the documents of a window apart: no token attends to one before its document's start."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
     probes: tuple[Probe, ...] = ()

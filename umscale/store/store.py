@@ -68,10 +68,10 @@ class Store:
     """A results store at ``root``; create it with ``Store.create`` or open one with ``Store.open``.
 
     Who may write: ``write_run`` for a run that this process has claimed (``claim``), from any number of processes and
-    machines; ``write_design``, ``pin_precision`` and ``repair`` a sweep that begins; ``pack`` while nobody works here.
-    What a reader may see, at any time: whole files only, each as its writer left it; of a run its ``runs`` rows last, so
-    whoever sees that a run is over finds all its tables; a run in progress, its rows up to now. Two reads in turn may
-    see different moments. Nothing that was read is ever cut short by a later write.
+    machines; ``write_design``, ``pin_precision`` and ``repair`` a sweep that begins; ``pack`` while nobody works
+    here. What a reader may see, at any time: whole files only, each as its writer left it; of a run its ``runs`` rows
+    last, so whoever sees that a run is over finds all its tables; a run in progress, its rows up to now. Two reads in
+    turn may see different moments. Nothing that was read is ever cut short by a later write.
 
     Args:
         root: a folder, or a URL of object storage such as ``s3://bucket/prefix?region=eu-west-1``.

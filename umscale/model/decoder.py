@@ -163,8 +163,9 @@ class Decoder(nn.Module):
 
     def recompute_blocks(self, enabled: bool) -> None:
         """Keep only what enters each block in training, and compute the rest again in the backward pass."""
-        for block in self.blocks:
-            block.checkpointing = enabled
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.checkpointing = enabled
 
     def refresh(self, tables: bool = True) -> None:
         """Bring derived buffers up to date with the parameters; call after every change of parameters.

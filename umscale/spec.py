@@ -512,6 +512,8 @@ class DataSpec:
     """Held-out documents at least, where the split has them: no document counts with more than its first
     ``validation_tokens / validation_documents`` tokens. 0, as before version 3: whole documents, none longer than a
     quarter of ``validation_tokens``, however few that leaves."""
+    document_mask: bool = False
+    """Keep the documents of a window apart: no token attends to one before its document's start."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
     probes: tuple[Probe, ...] = ()
@@ -784,7 +786,9 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    values = (
+        (name, getattr(spec, name), default) for name, default in _defaults(typing.cast(Any, type(spec)))
+    )
     return {name: sparse_dict(value) for name, value, default in values if value != default}
 
 

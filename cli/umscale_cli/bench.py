@@ -276,6 +276,13 @@ def sweep(
             " ".join(f"{e:.1%}" for e in row["efficiencies"]),
         )
     console.print(table)
+    part = result["wall"]
+    whole = part["workers"] * part["seconds"]
+    console.print(
+        f"\n{part['runs']} runs on {part['workers']} workers took {part['seconds']:.1f} s; of {whole:.1f} s of workers"
+    )
+    for name, spent in part["parts"].items():
+        console.print(f"  {name:<34}{spent:6.1f} s  {spent / whole:6.1%}")
     part = result["scheduling"]
     console.print(
         f"\nscheduling {part['runs']:,} runs, {part['workers']} workers, training left out\n"

@@ -76,7 +76,7 @@ def _console(stderr: bool) -> Any:
     class PlainConsole(Console):
         """Shows text from files without what would steer the terminal: all strings pass through here."""
 
-        def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(plain_lines(text), **options)
 
     watched = (sys.stderr if stderr else sys.stdout).isatty() or os.environ.get("COLUMNS", "").isdecimal()

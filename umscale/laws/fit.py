@@ -645,7 +645,7 @@ def _lack_of_fit(rows: Rows, residuals: Array, between: int) -> tuple[float, flo
     spare = len(np.unique(rows.run)) - between - freedom
     if freedom < 1 or spare < 1 or noise <= 0:
         return 0.0, 1.0
-    from scipy.special import fdtrc
+    from umscale.laws.special import fdtrc
 
     left = len(np.unique(rows.run)) - between
     f = max((run_variance(rows, residuals, left) * left - noise * freedom) / spare / noise, 0.0)

@@ -52,7 +52,7 @@ class Jackknifed:
 
     def behind(self, other: "Jackknifed", level: float = 0.95) -> bool:
         """Whether this error is greater than the other's, of the same groups, by more than noise explains."""
-        from scipy.special import stdtrit
+        from umscale.laws.special import stdtrit
 
         spread = float(np.linalg.norm(self.moves - other.moves))
         if self.freedom < 1 or not np.isfinite(spread):

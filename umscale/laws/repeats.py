@@ -31,7 +31,7 @@ def repeated_group(residuals: Array, columns: Mapping[str, NDArray[np.generic]])
 
     Of columns that explain alike, the one with fewest values; None where rows look independent.
     """
-    from scipy.special import fdtrc
+    from umscale.laws.special import fdtrc
 
     n = len(residuals)
     total = float(((residuals - residuals.mean()) ** 2).sum())

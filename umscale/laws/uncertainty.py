@@ -88,7 +88,7 @@ class Uncertainty:
         if not len(self.draws):
             nothing = np.full_like(np.asarray(quantity(self.fit.vector), dtype=np.float64), np.nan)
             return nothing, nothing
-        from scipy.special import ndtr, ndtri
+        from umscale.laws.special import ndtr, ndtri
 
         normal = ndtri((1 - level) / 2) * self.expansion
         values = np.asarray(quantity(self.draws), dtype=np.float64)
@@ -176,7 +176,7 @@ def profile_interval(
     Raises ``UserError`` for a coefficient that the law lacks, and for least absolute deviations, whose objective has
     corners where a profile would be read.
     """
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     if fit.objective_name == "least_absolute":
         raise UserError("a profile needs a smooth objective: huber or least_squares, not least_absolute")
@@ -269,7 +269,7 @@ def _curvature(fit: FitResult) -> float:
 
 def _exact_interval(fit: FitResult, law: LocalLaw, name: str, level: float) -> Estimate:
     """Student's interval of a coefficient of a linear law, block intercepts beside it."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     if name not in law.coefficients:
         raise UserError(f"law {law.name!r} has no coefficient {name!r}{nearest(name, law.coefficients)}")
@@ -292,7 +292,7 @@ def _bca_tails(values: Array, value: Array, left_out: Array, normal: float) -> t
     With z0 the normal quantile of the share of draws below the estimate and a = Σd³/6(Σd²)^1.5, d the jackknife's
     deviations, the ends are at Φ(z0 + (z0 ± z)/(1 − a(z0 ± z))). ``normal`` is −z.
     """
-    from scipy.special import ndtr, ndtri
+    from umscale.laws.special import ndtr, ndtri
 
     n = len(values)
     below = np.mean(values < value, axis=0) + 0.5 * np.mean(values == value, axis=0)
@@ -448,7 +448,7 @@ def _pairs(
 
 def _student_over_normal(freedom: float) -> float:
     """Ratio of the two distributions' 97.5% quantiles."""
-    from scipy.special import ndtri, stdtrit
+    from umscale.laws.special import ndtri, stdtrit
 
     return float(stdtrit(freedom, 0.975) / ndtri(0.975))
 

@@ -114,4 +114,4 @@ def _answer(found: RatioVerdict) -> str:
         if found.mcp.has_interval:
             best += f" [{found.mcp.low:.1%}, {found.mcp.high:.1%}]"
         best += "; "
-    return f"{(found.stage or 'All').capitalize()}: {best}against {PAPER_MCP:.0%} {found.answer}."
+    return f"{(found.stage or 'All').capitalize()}: {best}against {PAPER_MCP:.0%} {found.answer} ({found.reason})."

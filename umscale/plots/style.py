@@ -293,6 +293,14 @@ def _three_digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def lay_out(figure: "Figure") -> None:
+    """Give a figure's parts their places once: matplotlib would draw all of it in vain before each time it is saved."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def save(figure: "Figure", path: Path | str, *, dpi: int = 200) -> Path:
     """Write PNG, SVG or PDF by the path's suffix, the same bytes every time; returns the path.
 
@@ -310,6 +318,7 @@ def save(figure: "Figure", path: Path | str, *, dpi: int = 200) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with house_style():
+            lay_out(figure)
             figure.savefig(path, dpi=dpi, metadata=metadata)
     except OSError as error:
         raise UserError(f"cannot write the figure {path}: {error.strerror or error}") from None

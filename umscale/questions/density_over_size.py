@@ -299,7 +299,7 @@ def _exchange_rate(uncertainty: Uncertainty, a: int, b: int) -> tuple[Estimate |
 
 def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
     """Runs to add at the present design; None when no number below a million would do."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     if not difference.has_interval or difference.value == 0:
         return None
@@ -366,7 +366,7 @@ def paired_estimate(
     From five seed blocks on, their spread gives it; with fewer, ``variance`` of a run at ``freedom`` degrees of
     freedom, which comes from ``noise``.
     """
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     n_blocks = len(contrast.by_block)
     if n_blocks >= _OWN_BLOCKS:

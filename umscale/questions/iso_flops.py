@@ -131,7 +131,7 @@ def _within(flops: Array, start: float) -> Any:
 
 def exponent(found: Sequence[IsoFlop]) -> Estimate | None:
     """α of N* ∝ C^α over the computes with a minimum, with Student's interval; None with fewer than three."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     best = np.array([one.best for one in found])
     there = np.isfinite(best)

@@ -246,7 +246,7 @@ def _outside(value: float, ends: tuple[float, float]) -> float:
 
 def _estimate(values: Array, expansion: float = 1.0, *, by_ratio: bool = False) -> Estimate:
     """The first of ``values`` with the interval of all others; none where too many have no value."""
-    from scipy.special import ndtr, ndtri
+    from umscale.laws.special import ndtr, ndtri
 
     draws = values[1:]
     known = draws[np.isfinite(draws)]

@@ -80,7 +80,7 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        from scipy.special import betaincinv
+        from umscale.laws.special import betaincinv
 
         k, n = self.count, self.of
         low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0

@@ -479,6 +479,6 @@ def _half(estimate: Estimate) -> float:
 
 
 def _quantile(freedom: float, probability: float) -> float:
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     return float(stdtrit(freedom, probability))

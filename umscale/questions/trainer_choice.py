@@ -263,7 +263,7 @@ def _at(rows: Table, axis: str, place: Mapping[str, object], documents: "pa.Tabl
 
 def mean_estimate(values: Array) -> Estimate:
     """Return the mean with Student's 95% interval; no interval of a single value."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     mean, n = float(values.mean()), len(values)
     if n < 2:

@@ -4,8 +4,8 @@
 reader lists the table's folder, takes the rows of files that are unchanged from there and reads only the others. The
 files themselves stay what counts: the copy may be removed, damaged or out of date at any time, and nothing is lost.
 
-``<table>/packed.parquet``, which ``Store.pack`` writes, is no copy: it stands for the files whose names its footer holds.
-A file of its own beside it is newer and wins, so a packed store is written to like any other.
+``<table>/packed.parquet``, which ``Store.pack`` writes, is no copy: it stands for the files whose names its footer
+holds. A file of its own beside it is newer and wins, so a packed store is written to like any other.
 """
 
 import contextlib

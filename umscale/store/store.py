@@ -68,10 +68,10 @@ class Store:
     """A results store at ``root``; create it with ``Store.create`` or open one with ``Store.open``.
 
     Who may write: ``write_run`` for a run that this process has claimed (``claim``), from any number of processes and
-    machines; ``write_design``, ``pin_precision`` and ``repair`` a sweep that begins; ``pack`` while nobody works here.
-    What a reader may see, at any time: whole files only, each as its writer left it; of a run its ``runs`` rows last, so
-    whoever sees that a run is over finds all its tables; a run in progress, its rows up to now. Two reads in turn may
-    see different moments. Nothing that was read is ever cut short by a later write.
+    machines; ``write_design``, ``pin_precision`` and ``repair`` a sweep that begins; ``pack`` while nobody works
+    here. What a reader may see, at any time: whole files only, each as its writer left it; of a run its ``runs`` rows
+    last, so whoever sees that a run is over finds all its tables; a run in progress, its rows up to now. Two reads in
+    turn may see different moments. Nothing that was read is ever cut short by a later write.
 
     Args:
         root: a folder, or a URL of object storage such as ``s3://bucket/prefix?region=eu-west-1``.
@@ -361,7 +361,7 @@ class Store:
         if status is not None:
             runs = runs.filter(pc.equal(runs["status"], status))
         scalars = [f.name for f in runs.schema if not pa.types.is_list(f.type)]
-        joined = runs.select(scalars).join(cells, keys="run_id", join_type="left outer")
+        joined = _joined(runs.select(scalars), cells, ("compensation", "label"))
         joined = joined.sort_by(
             [(k, "ascending") for k in ("seed", "run_id", "compensation", "budget", "tokens")]
         )
@@ -415,8 +415,16 @@ class Store:
 
     def _labels(self, keys: list[str]) -> "pa.Table":
         """Return a label for each distinct combination of ``keys`` in all designs."""
-        cells = self.read("cells").group_by(keys).aggregate([("label", "min")])
-        return cells.select([*keys, "label_min"]).rename_columns([*keys, "label"])
+        import pyarrow as pa
+
+        least: dict[tuple[Any, ...], str | None] = {}
+        cells = self.read("cells")
+        columns = (cells[name].to_pylist() for name in (*keys, "label"))
+        for *key, label in zip(*columns, strict=True):
+            known = least.get(tuple(key))
+            least[tuple(key)] = label if known is None or (label is not None and label < known) else known
+        made = [pa.array([key[i] for key in least], pa.string()) for i in range(len(keys))]
+        return pa.table([*made, pa.array(list(least.values()), pa.string())], names=[*keys, "label"])
 
     def curves(self) -> "dict[str, np.ndarray]":
         """Return the training curves of all runs as columns of NumPy arrays, with the cells' labels."""
@@ -424,7 +432,7 @@ class Store:
         damaged = self.damaged
         cells = self._labels(["run_id"])
         self._scanner.damaged += damaged
-        joined = curves.join(cells, keys="run_id", join_type="left outer")
+        joined = _joined(curves, cells, ("label",))
         joined = joined.sort_by([("run_id", "ascending"), ("train_seconds", "ascending")])
         return {name: joined[name].to_numpy(zero_copy_only=False) for name in joined.column_names}
 
@@ -556,6 +564,24 @@ class Store:
         if self._claims is None:
             self._claims = Claims(self.files, "work/claims", self.stale_seconds())
         return self._claims
+
+
+def _joined(rows: "pa.Table", labels: "pa.Table", names: Sequence[str]) -> "pa.Table":
+    """Return ``rows`` with the columns ``names`` of ``labels`` by ``run_id``: a row for each match, and for none one.
+
+    As ``pyarrow.Table.join`` does, whose engine imports pandas where there is one and so doubles the time to start.
+    """
+    import pyarrow as pa
+
+    at: dict[str, list[int]] = {}
+    for i, run_id in enumerate(labels["run_id"].to_pylist()):
+        at.setdefault(run_id, []).append(i)
+    pairs = [(i, k) for i, run_id in enumerate(rows["run_id"].to_pylist()) for k in at.get(run_id, (None,))]
+    left = rows.take(pa.array([i for i, _ in pairs], pa.int64()))
+    right = labels.take(pa.array([k for _, k in pairs], pa.int64()))
+    for name in names:
+        left = left.append_column(name, right[name])
+    return left
 
 
 def cache_home() -> Path:

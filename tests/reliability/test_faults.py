@@ -53,10 +53,10 @@ class Untrained(Plan):
 
     def train(self, store: Store, run: RunSpec, report: Reporter, device_name: str) -> None:
         run_id = run.run_id
-        work = store.checkpoints(run_id)
+        work = f"{store.checkpoint_folder(run_id)}/trunk.safetensors"
         done = []
         for stage in STAGES:
-            with store.files.writing(work.path("trunk")) as path:
+            with store.files.writing(work) as path:
                 path.write_bytes(f"{run_id} {stage}".encode() * 100)
             key = {"budget": 5000, "stage": stage}
             done.append(key | {"loss": float(run.model.memory.top_m), "loss_ema": 1.0})  # type: ignore[union-attr]

@@ -405,12 +405,13 @@ class ModelSpec:
             parts = (ngram.max_order - 1) * ngram.heads
             _require(
                 self.d_model % parts == 0,
-                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times heads)",
+                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times "
+                "heads)",
             )
             _require(
                 ngram.d_embedding in (0, natural),
-                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up to "
-                f"d_model; leave it out",
+                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up "
+                "to d_model; leave it out",
             )
         width = ngram.d_embedding or natural
         _require(
@@ -511,6 +512,8 @@ class DataSpec:
     """Held-out documents at least, where the split has them: no document counts with more than its first
     ``validation_tokens / validation_documents`` tokens. 0, as before version 3: whole documents, none longer than a
     quarter of ``validation_tokens``, however few that leaves."""
+    document_mask: bool = False
+    """Keep the documents of a window apart: no token attends to one before its document's start."""
     max_epochs: float = 1.0
     """A budget may read the training split this often; more is refused."""
     probes: tuple[Probe, ...] = ()

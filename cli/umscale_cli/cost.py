@@ -108,9 +108,9 @@ def _decoding(
     spec: "ModelSpec", device: "Hardware", batches: list[int], context: int
 ) -> list[dict[str, Any]]:
     """Return decoding times by batch, token-addressed tables on the device and, where there are any, on the host."""
-    from umscale.hardware import decode_time
+    from umscale.hardware import Placement, decode_time
 
-    places = ("device", "host") if spec.ngram is not None else ("device",)
+    places: tuple[Placement, ...] = ("device", "host") if spec.ngram is not None else ("device",)
     return [
         decode_time(spec, device, b, context, place).to_dict() | {"hardware": device.name}
         for place in places

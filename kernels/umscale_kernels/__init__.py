@@ -10,6 +10,7 @@ from umscale_kernels.cross_entropy import cross_entropy
 from umscale_kernels.grouped_mm import grouped_mm
 from umscale_kernels.grouped_mm.ffn import expert_ffn
 from umscale_kernels.key_scores import key_scores
+from umscale_kernels.key_select import key_select, shared_scores
 from umscale_kernels.lookup import lookup, lookup_linked
 from umscale_kernels.lookup.dots import row_dots
 from umscale_kernels.lookup.traffic import LookupTraffic, lookup_traffic_bytes
@@ -32,6 +33,7 @@ __all__ = [
     "grouped_mm",
     "kernels_in_use",
     "key_scores",
+    "key_select",
     "lookup",
     "lookup_linked",
     "lookup_traffic_bytes",
@@ -39,6 +41,7 @@ __all__ = [
     "rms_norm",
     "row_dots",
     "select",
+    "shared_scores",
     "swiglu",
     "table_adamw",
 ]

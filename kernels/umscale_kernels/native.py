@@ -32,6 +32,7 @@ _BUILD_TIMEOUT_S = 300
 _SOURCES = {
     "attention": ("attention/attention.cpp", "-ffp-contract=fast"),
     "cross_entropy": ("cross_entropy/cross_entropy.cpp", "-ffp-contract=fast"),
+    "key_select": ("key_select/key_select.cpp", "-ffp-contract=fast"),
     "select": ("select/select.cpp", "-ffp-contract=off"),
     "lookup": ("lookup/lookup.cpp", "-ffp-contract=fast"),
     "rms_norm": ("rms_norm/rms_norm.cpp", "-ffp-contract=fast", "-fopenmp-simd"),

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -30,9 +33,13 @@ typedef int32_t vi __attribute__((vector_size(4 * L)));
 }
 
 [[maybe_unused]] inline float largest_of(vf x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float largest = x[0];
   for (int l = 1; l < L; ++l) largest = largest > x[l] ? largest : x[l];
   return largest;
+#endif
 }
 
 // e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln(2)/2, a degree-6 polynomial in r, and n into the exponent.

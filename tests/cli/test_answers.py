@@ -20,7 +20,7 @@ def printed(*arguments: str) -> str:
 def test_suggested_runs_are_a_study_that_sweep_reads(tmp_path):
     target = tmp_path / "next.toml"
     text = printed("fit", "enwik8_density", "--suggest", "3", "--output", str(target))
-    assert text.count("±") == 1 + 3
+    assert text.count("± ") == 1 + 3
     study = load_study(str(target))
     assert study.reference.model == load_study("enwik8_density").reference.model
 

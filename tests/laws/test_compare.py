@@ -94,3 +94,10 @@ def test_different_rows_are_refused() -> None:
         compare([*one, *other])
     with pytest.raises(UserError, match="at least one law"):
         compare([])
+
+
+def test_laws_that_are_resampled_by_different_groups_are_compared_by_one() -> None:
+    """A law of few coefficients is resampled by cell, one of many by run: the pairs of errors need the same groups."""
+    table = study_table(seeds=2, budgets=(1_000_000, 2_000_000))
+    found = compare(fit_laws(table, ("additive", "trend", "power_trend"), stage="annealed"))
+    assert found.recommended in ("additive", "trend", "power_trend")

@@ -39,7 +39,7 @@ class Job(Protocol):
 
 
 Kinds = Mapping[str, Callable[[Mapping[str, Any]], Job]]
-"""Kind of a job → what reads it from its tree. A module of jobs names its own as ``JOBS``; who reads says which it takes."""
+"""Kind of a job → what reads it from its tree. A module of jobs names its own as ``JOBS``; who reads says which."""
 
 
 def write_job(store: Store, job: Job) -> str:

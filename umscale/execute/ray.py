@@ -230,7 +230,7 @@ def _connect(address: str | None, cpus: int) -> ModuleType:
     return ray
 
 
-def _restore(handlers: Mapping[int, Any]) -> None:
+def _restore(handlers: Mapping[Any, Any]) -> None:
     """Put signal handlers back: Ray's would end this process before its workers have written their checkpoints."""
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():

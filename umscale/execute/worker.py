@@ -1,9 +1,9 @@
 """A worker process: does its share of a job, run after run, and writes the results.
 
-Run as ``python -P -m umscale.execute.worker STORE JOB THREADS DEVICE [JOBS]``, where JOBS is the module of umscale that
-reads the job; without it a sweep's. Reports JSON lines on stdout. It needs no coordinator: claims in the store keep
-workers apart, wherever they were started. It stops cleanly, with a checkpoint, on SIGTERM and SIGHUP, on SIGUSR2 (a
-scheduler's warning) and when the process that reads its reports is gone.
+Run as ``python -P -m umscale.execute.worker STORE JOB THREADS DEVICE [JOBS]``, where JOBS is the module of umscale
+that reads the job; without it a sweep's. Reports JSON lines on stdout. It needs no coordinator: claims in the store
+keep workers apart, wherever they were started. It stops cleanly, with a checkpoint, on SIGTERM and SIGHUP, on SIGUSR2
+(a scheduler's warning) and when the process that reads its reports is gone.
 """
 
 import os

@@ -236,9 +236,10 @@ def compare(fits: Sequence[FitResult], groups: Codes | None = None) -> Compariso
             raise UserError("laws can only be compared on the same rows: fit them together")
     follows = min(fits, key=lambda fit: fit.rmse_nats**2 * fit.n_rows / max(fit.n_rows - fit.rank, 1))
     noise = residuals_in_nats(follows) * np.sqrt(first.n_rows / max(first.n_rows - follows.rank, 1))
-    compared = tuple(
-        _compared(fit, resampled_together(fit) if groups is None else groups, noise) for fit in fits
-    )
+    if groups is None:
+        # Errors are compared in pairs: one grouping for all laws, the coarsest that any of them is resampled by.
+        groups = min((resampled_together(fit) for fit in fits), key=lambda codes: len(np.unique(codes)))
+    compared = tuple(_compared(fit, groups, noise) for fit in fits)
     name, reason = _recommend(compared)
     return Comparison(laws=compared, recommended=name, reason=reason, uses=_uses(compared))
 

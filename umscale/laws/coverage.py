@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from umscale.laws.fit import fit_law
-from umscale.laws.forms import LAWS, Array, evaluate
-from umscale.laws.table import Codes
+from umscale.laws.forms import LAWS, evaluate
 from umscale.laws.uncertainty import bootstrap, profile_interval
+from umscale.results.columns import Array
+from umscale.results.table import Codes
 
 TRUTH: Mapping[str, float] = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 _RUNS, _BUDGETS = 12, 6

@@ -24,7 +24,7 @@ _STEPS = 40
 _FOLLOWED = 12  # of them refined further
 _MORE_STEPS = 150
 _PARENTS = 6  # ends that later starts are mixed from
-_ROUNDS = 3
+_ROUNDS = 4
 _AGREED = 4  # independent starts in the best basin at which the search is over
 _SAME_BASIN = 1e-6  # relative difference of two objectives that are one basin's
 _NOTHING = 1e-24  # sum of squares of an exact fit
@@ -141,7 +141,8 @@ def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = Non
             mixed = _joined(
                 mixed, _descended(projection, _mixed(problem, projection, loss, _joined(drawn, mixed), rng))
             )
-        drawn = _joined(drawn, _descended(projection, _round(problem, projection, loss, rng)))
+        n_starts = _REFINED // 4 if turn else _REFINED
+        drawn = _joined(drawn, _descended(projection, _round(problem, projection, loss, rng, n_starts)))
         if not projection.nonlinear or _agreeing(drawn[1], mixed[1]) >= _AGREED:
             break
     ends, values = _joined(drawn, mixed)
@@ -192,6 +193,8 @@ def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     else:
         target, weight = kept, 1 / kept if relative else np.ones_like(kept)
     columns = {name: np.broadcast_to(column, loss.shape)[rows] for name, column in problem.columns.items()}
+    if problem.row_weights is not None:
+        weight = weight * np.sqrt(problem.row_weights[rows])
     return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
 
 
@@ -214,15 +217,19 @@ def _draws(
 
 
 def _round(
-    problem: ExpressionProblem, projection: Projection, loss: Array, rng: np.random.Generator
+    problem: ExpressionProblem,
+    projection: Projection,
+    loss: Array,
+    rng: np.random.Generator,
+    n_starts: int = _REFINED,
 ) -> Array:
     """Starts of the view [S, P]: half the best of many draws, half any of them."""
     theta, value = projection.solve(_draws(problem, projection, loss, rng))
     alive = np.flatnonzero(np.isfinite(value))
     ordered = alive[np.argsort(value[alive], kind="stable")]
-    best = _apart(theta[:, projection.moving], ordered, _REFINED // 2)
+    best = _apart(theta[:, projection.moving], ordered, n_starts // 2)
     others = np.setdiff1d(alive, best)
-    return theta[np.concatenate([best, rng.permutation(others)[: _REFINED - len(best)]])]
+    return theta[np.concatenate([best, rng.permutation(others)[: n_starts - len(best)]])]
 
 
 def _mixed(

@@ -163,7 +163,7 @@ class Projection:
             for k, position in enumerate(linear):
                 if position in jet.first:
                     design[:, k] = jet.first[position] * self.weight
-        broken = ~(np.isfinite(left).all(axis=1) & np.isfinite(design).all(axis=(1, 2)))
+        broken = np.asarray(~(np.isfinite(left).all(axis=1) & np.isfinite(design).all(axis=(1, 2))))
         if broken.any():
             left, design = np.where(broken[:, None], 0.0, left), np.where(broken[:, None, None], 0.0, design)
         if linear:

@@ -21,7 +21,7 @@ from umscale.layers.norm import RmsNorm
 from umscale.layers.precision import full_precision
 from umscale.layers.split import whole
 from umscale.spec import MemorySpec
-from umscale_kernels import key_scores, rank1_vectors, select
+from umscale_kernels import key_select, rank1_vectors, shared_scores
 
 PENALTY_FLOOR = 0.15
 """Singular values below this are not penalised (tau of the released code)."""
@@ -55,23 +55,24 @@ class TuckerMemory(Memory):
         self.u.copy_(u)
         self.v.copy_(v)
 
+    def queries(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised queries ``[T, 2r, k]`` of ``y [T, h]`` and keys ``[H, 2r, n, k]``, fp32."""
+        memory, T = self.spec, y.shape[0]
+        q = self.query_norm(full_precision(self.query(y)).view(T, -1, memory.d_key))
+        if q.shape[1] < 2 * memory.tucker_rank:  # ranks share a query
+            q = q.repeat_interleave(memory.tucker_rank, 1)
+        return q, self.key_norm(self.keys)
+
     def scores(self, y: Tensor) -> Tensor:
         """Query-key scores ``[H, 2, r, T, n]``, fp32, of ``y [T, h]``."""
-        memory, T = self.spec, y.shape[0]
-        q = full_precision(self.query(y)).view(T, -1, memory.d_key)
-        q = self.query_norm(q).transpose(0, 1)  # [2r, T, k]; [2, T, k] when ranks share a query
-        if q.shape[0] < 2 * memory.tucker_rank:
-            q = q.repeat_interleave(memory.tucker_rank, 0)
-        keys = self.key_norm(self.keys)  # [H, 2r, n, k]
-        q = q.unsqueeze(0) if memory.heads == 1 else q.expand(memory.heads, -1, -1, -1)
-        raw = key_scores(q, keys)  # [H, 2r, T, n]
-        return raw.view(memory.heads, 2, memory.tucker_rank, T, memory.keys_per_side)
+        return shared_scores(*self.queries(y), self.spec.tucker_rank)
 
     def retrieve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         memory, T = self.spec, y.shape[0]
-        raw = self.scores(y)
-        picked = select(
-            raw,
+        q, keys = self.queries(y)
+        picked, raw = key_select(
+            q,
+            keys,
             self.u,
             self.v,
             self.cores,
@@ -81,14 +82,16 @@ class TuckerMemory(Memory):
             backend=self.backend,
         )
         if self.training:
+            if raw is None and memory.balance_loss:
+                raw = shared_scores(q, keys, memory.tucker_rank)
             self.auxiliary = self._auxiliary(raw, picked.row, picked.col)
         address = self.shuffle(picked.row * memory.keys_per_side + picked.col)  # [H, T, m]
         rows = address.transpose(0, 1).reshape(T, -1)
         return rows, picked.s.transpose(0, 1).reshape(T, rows.shape[1], memory.n_cores)
 
-    def _auxiliary(self, raw: Tensor, row: Tensor, col: Tensor) -> Tensor | None:
+    def _auxiliary(self, raw: Tensor | None, row: Tensor, col: Tensor) -> Tensor | None:
         losses = []
-        if self.spec.balance_loss:
+        if raw is not None and self.spec.balance_loss:
             sides = ((raw[:, 0], self.u, row), (raw[:, 1], self.v, col))
             losses += [self.spec.balance_loss * balance_loss(*side, self.replica_mean) for side in sides]
         if self.spec.tucker_penalty:
@@ -127,7 +130,9 @@ def balance_loss(
     """
     heads, _, T, n = scores.shape
     p = torch.einsum("ha,hatn->htn", vector, scores).softmax(-1).mean(1)  # [H, n]
-    f = torch.stack([torch.bincount(chosen[h].reshape(-1), minlength=n) for h in range(heads)]) / T
+    picks = chosen.reshape(heads, -1)
+    # Not bincount: it waits for the device, and a compiler cannot look past it. Whole numbers up to 2^24 are exact.
+    f = p.new_zeros(heads, n).scatter_add_(1, picks, torch.ones_like(picks, dtype=p.dtype)) / T
     return n * (replica_mean(f) * p).sum()
 
 

@@ -42,16 +42,20 @@ class Block(nn.Module):
             kind = ProductKeyMemory if spec.memory.kind in ADDITIVE_KINDS else TuckerMemory
             self.memory = kind(spec.d_model, spec.memory, layers.index(index), len(layers), seed)
 
-    def forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, rotary: Tensor, start: Tensor | None, tables: list[Tables]
+    ) -> tuple[Tensor, Tensor | None]:
         if self.checkpointing and torch.is_grad_enabled():
             out: tuple[Tensor, Tensor | None] = checkpoint(
-                self._forward, x, rotary, tables, use_reentrant=False, preserve_rng_state=False
+                self._forward, x, rotary, start, tables, use_reentrant=False, preserve_rng_state=False
             )
             return out
-        return self._forward(x, rotary, tables)
+        return self._forward(x, rotary, start, tables)
 
-    def _forward(self, x: Tensor, rotary: Tensor, tables: list[Tables]) -> tuple[Tensor, Tensor | None]:
-        x = x + self.attention(self.attention_norm(x), rotary)
+    def _forward(
+        self, x: Tensor, rotary: Tensor, start: Tensor | None, tables: list[Tables]
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x + self.attention(self.attention_norm(x), rotary, start)
         y = self.ffn_norm(x)
         remembered = None if self.memory is None else self.memory(y, *tables[self.memory.index])
         return x + self.ffn(y), remembered
@@ -95,6 +99,8 @@ class Decoder(nn.Module):
         if spec.ngram is not None:
             self.ngram = TokenMemory(spec, seed, vocabulary or Vocabulary.plain(spec.vocab_size))
         self.row_gradients = False
+        self.separator: int | None = None
+        """The token that begins documents, if attention is not to cross their starts."""
         rotary = rotary_table(max_seq_len, spec.d_model // spec.n_heads, spec.rope_theta)
         self.register_buffer("rotary", rotary, persistent=False)
         initialise(self, spec, seed)
@@ -141,7 +147,7 @@ class Decoder(nn.Module):
     def configure_tables(self, train: TrainSpec, compact: bool = False, by_rows: bool = False) -> None:
         """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for.
 
-        ``compact`` allows dense gradients to arrive as the rows that are not zero, where that is faster, and ``by_rows``
+        ``compact`` allows dense gradients to arrive as the rows that are not zero where that is faster, and ``by_rows``
         makes them, so that nothing of a table's size is held: the optimiser must then be ``make_optimizer``'s, made
         after this call.
         """
@@ -157,8 +163,9 @@ class Decoder(nn.Module):
 
     def recompute_blocks(self, enabled: bool) -> None:
         """Keep only what enters each block in training, and compute the rest again in the backward pass."""
-        for block in self.blocks:
-            block.checkpointing = enabled
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.checkpointing = enabled
 
     def refresh(self, tables: bool = True) -> None:
         """Bring derived buffers up to date with the parameters; call after every change of parameters.
@@ -184,13 +191,14 @@ class Decoder(nn.Module):
         if self.ngram is not None:
             known = self.ngram.address(tokens)
             x = self.ngram.embed(x, known)
+        start = None if self.separator is None else document_start(tokens, self.separator)
         tables = self.tables.per_layer(whole=self.row_gradients) if self.tables is not None else []
         skip = 0 if self.spec.memory is None else self.spec.memory.skip
         waiting: dict[int, Tensor] = {}  # memory outputs by the block after which they are added
         for i, block in enumerate(self.blocks):
             if self.ngram is not None and known is not None:
                 x = self.ngram.before(i, x, known)
-            x, remembered = block(x, self.rotary, tables)
+            x, remembered = block(x, self.rotary, start, tables)
             if remembered is not None:
                 waiting[i + skip] = remembered
             if i in waiting:
@@ -200,6 +208,12 @@ class Decoder(nn.Module):
         x = self.final_norm(x)
         head = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(x, head) if targets is None else linear_cross_entropy(x, head, targets)
+
+
+def document_start(tokens: Tensor, separator: int) -> Tensor:
+    """Return the position of the last ``separator`` at or before each of ``tokens [B, S]``, 0 if none: int64."""
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    return torch.where(tokens == separator, position, 0).cummax(1).values
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

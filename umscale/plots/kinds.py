@@ -26,10 +26,12 @@ from umscale.plots.residuals import residuals
 from umscale.plots.scaling import Along, scaling
 from umscale.plots.training import curves
 from umscale.plots.trend import token_trend_figure
+from umscale.questions.architectures import compare_architectures
 from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
 from umscale.questions.iso_flops import training_flops
 from umscale.questions.laws import LAWS
+from umscale.questions.learning_rates import rates_reports
 from umscale.questions.token_trend import token_trends
 from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, numeric, where
@@ -292,13 +294,19 @@ def _architectures(gallery: Gallery) -> Figures:
         raise UserError(
             "the table has no column 'architecture': this figure compares a study's architectures"
         )
-    return {suffix: architectures(part, loss=gallery.loss) for suffix, _, part in gallery.parts()}
+    return {
+        suffix: architectures(compare_architectures(part, loss=gallery.loss), part, loss=gallery.loss)
+        for suffix, _, part in gallery.parts()
+    }
 
 
 def _rates(gallery: Gallery) -> Figures:
     if "value_lr" not in gallery.table:
         raise UserError("the table has no column 'value_lr': this figure compares a study's learning rates")
-    return {suffix: learning_rates(part, loss=gallery.loss) for suffix, _, part in gallery.parts()}
+    return {
+        suffix: learning_rates(rates_reports(part, loss=gallery.loss)[0], part)
+        for suffix, _, part in gallery.parts()
+    }
 
 
 def _stages(part: Table) -> tuple[str | None, ...]:

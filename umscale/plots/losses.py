@@ -57,8 +57,9 @@ def loss_vs_density(
 
     Points are means over the runs of a cell, with bars of their standard deviation when there are several. Each fit
     of this loss is drawn in the panels of its stage with its 95% band; a law that reads more than top_m, N_s and
-    tokens is drawn through the measured cells alone. ``columns`` maps symbols over ``results.columns.COLUMNS``, ``words`` end
-    the caption. Raises ``UserError`` when there is nothing to draw or the table mixes what a figure cannot.
+    tokens is drawn through the measured cells alone. ``columns`` maps symbols over ``results.columns.COLUMNS``,
+    ``words`` end the caption. Raises ``UserError`` when there is nothing to draw or the table mixes what a figure
+    cannot.
     """
     return _against(table, "m", "N_s", fits, loss, columns, words)
 

@@ -1,18 +1,21 @@
 """Does density beat size? Supported, contradicted or inconclusive, with the numbers that decide.
 
-At the reference point (m, N_s), the geometric mean of the design, with L in nats per token:
+At the reference point (m, N_s, D), the geometric mean of the design, with L in nats per token and doublings centred on
+it, so that for a law linear in log m and log N_s they are its slopes:
 
-    δ_m = L(m, N_s) − L(2m, N_s)        what a doubling of activated values buys
-    δ_N = L(m, N_s) − L(m, 2N_s)        what a doubling of sparse parameters buys
+    δ_m = L(m/√2, N_s) − L(√2 m, N_s)   what a doubling of activated values buys
+    δ_N = L(m, N_s/√2) − L(m, √2 N_s)   what a doubling of sparse parameters buys
     Δ   = L(m, 2N_s) − L(3m, N_s)       the contrast of the UltraMemV2 paper (arXiv 2508.18756)
 
-The answer is ``supported`` when the 95% interval of δ_m − δ_N lies above zero and ``contradicted`` when it
-lies below. Holding m/N_s fixed instead would count density twice, so no effect is taken along that line.
+The answer is ``supported`` when the 95% interval of δ_m − δ_N lies above zero and ``contradicted`` when it lies
+below. It is a statement at these tokens: ``token_trend`` says how it moves as training lengthens, and every answer
+here carries that where runs have several budgets. Holding m/N_s fixed instead would count density twice, so no effect
+is taken along that line.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -41,6 +44,9 @@ from umscale.say.labels import by_compensation, capital, held, loss_name, over_s
 from umscale.say.laws import law_blocks
 from umscale.say.numbers import count, further_runs
 from umscale.store.schema import is_probe_column
+
+if TYPE_CHECKING:
+    from umscale.questions.token_trend import TokenTrend
 
 AnswerWord = Literal["supported", "contradicted", "inconclusive"]
 
@@ -385,10 +391,12 @@ class DensityAnswer(Answer):
     verdicts: tuple[Verdict, ...]
     losses: tuple[str, ...]
     """Those to speak of: the first in full, others beside it."""
+    trends: "tuple[TokenTrend, ...]"
+    """How the verdicts move with tokens; none where every run has one budget."""
 
     def to_json(self, **context: Any) -> dict[str, Any]:
         """See docs/fit-json.md; ``context`` is put beside."""
-        return to_json(self.laws, self.verdicts, **context)
+        return to_json(self.laws, self.verdicts, trends=[asdict(one) for one in self.trends], **context)
 
     def basis(self) -> list[Block]:
         """The laws."""
@@ -409,11 +417,13 @@ class DensityAnswer(Answer):
         first, *others = dict.fromkeys((*self.losses, *(v.loss for v in self.verdicts)))
         beside = {loss: by_compensation(self.verdicts, loss) for loss in others}
         for compensation, stages in by_compensation(self.verdicts, first).items():
-            answers = {v.answer for v in stages.values()}
-            sentences = [_density_sentence(v) for v in reversed(stages.values())]
+            trends = {t.stage: t for t in self.trends if (t.compensation, t.loss) == (compensation, first)}
+            words = {s: _over_budgets(v, trends.get(s)) for s, v in stages.items()}
+            answers = set(words.values())
+            sentences = [_density_sentence(v, trends.get(v.stage)) for v in reversed(stages.values())]
             if {"supported", "contradicted"} <= answers:
                 sentences.append("The answer changes sign at the decay.")
-            title = capital(over_stages({stage: v.answer for stage, v in stages.items()}))
+            title = capital(over_stages(words))
             place = ", ".join([held(compensation), *([] if first == "loss" else [loss_name(first)])])
             tones = {"supported": "yes", "contradicted": "no"}
             others_here = {loss: found.get(compensation, {}) for loss, found in beside.items()}
@@ -441,10 +451,32 @@ def answer(table: Table, asked: Asked) -> DensityAnswer:
     decided: tuple[Verdict, ...] = ()
     if not settings.by and all(one in LOSSES or is_probe_column(one) for one in losses):
         decided = tuple(v for v in verdicts(table, losses=losses) if asked.stage in (None, v.stage))
-    return DensityAnswer(laws=found, verdicts=decided, losses=asked.losses)
+    return DensityAnswer(laws=found, verdicts=decided, losses=asked.losses, trends=_trends(table, decided))
 
 
-def _density_sentence(verdict: Verdict) -> str:
+def _trends(table: Table, decided: tuple[Verdict, ...]) -> "tuple[TokenTrend, ...]":
+    """How each verdict moves with tokens; nothing where a table has one budget."""
+    from umscale.questions.token_trend import token_trends  # which reads verdicts itself
+
+    try:
+        found = token_trends(table, losses=tuple(dict.fromkeys(v.loss for v in decided)))
+    except UserError:
+        return ()
+    places = {(v.stage, v.compensation, v.loss) for v in decided}
+    return tuple(one for one in found if (one.stage, one.compensation, one.loss) in places)
+
+
+def _over_budgets(verdict: Verdict, trend: "TokenTrend | None") -> str:
+    """The verdict's word, or that budgets disagree, and where it is heading."""
+    if trend is None:
+        return verdict.answer
+    word = trend.answer if trend.answer == "depends on training length" else verdict.answer
+    return f"{word} and {trend.direction} with tokens" if trend.direction else word
+
+
+def _density_sentence(verdict: Verdict, trend: "TokenTrend | None") -> str:
+    from umscale.questions.token_trend import trend_sentence
+
     place = capital(when(verdict.stage))
     found = verdict.from_law
     if found is None:
@@ -457,7 +489,10 @@ def _density_sentence(verdict: Verdict) -> str:
         said += f" {sentence(verdict.reason)}"
         if verdict.further_runs is not None:
             said += f" {sentence(further_runs(verdict.further_runs))}"
-    return said
+    tokens, size = (verdict.reference.get(COLUMNS[symbol]) for symbol in ("D", "N_s"))
+    if tokens and size:
+        said += f" That is at {count(tokens)} tokens, {significant(tokens / size, 2)} a sparse parameter."
+    return said if trend is None else f"{said} {trend_sentence(trend, placed=False)}"
 
 
 def _density_grid(

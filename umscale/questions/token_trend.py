@@ -1,10 +1,11 @@
 """How the verdict on density and size moves as training lengthens.
 
-δ_m and δ_N (see ``density_over_size``) are read at every budget by itself. The *trend* is their change per doubling of
-tokens **within runs**: each run's losses are fitted by a line in log2 D, and the slopes of those lines are compared
-between cells as losses are, so that points of one run, which err together, count once. Where δ_m − δ_N reaches zero, the
-*turn*, is read from the law with products of m and N_s with D; its interval holds every D at which the 95% interval of
-the difference holds zero (Fieller's, from the draws). A turn outside the budgets is an extrapolation and says so.
+δ_m and δ_N (see ``density_over_size``) are read at every budget by itself. The *trend* is their change per doubling
+of tokens **within runs**: each run's losses are fitted by a line in log2 D, and the slopes of those lines are
+compared between cells as losses are, so that points of one run, which err together, count once. Where δ_m − δ_N
+reaches zero, the *turn*, is read from the law with products of m and N_s with D; its interval holds every D at which
+the 95% interval of the difference holds zero (Fieller's, from the draws). A turn outside the budgets is an
+extrapolation and says so.
 """
 
 from collections.abc import Mapping
@@ -329,11 +330,14 @@ def answer(table: Table, asked: Asked) -> TrendAnswer:
     return TrendAnswer(found=tuple(one for one in found if asked.stage in (None, one.stage)))
 
 
-def trend_sentence(one: TokenTrend) -> str:
-    """The trend at one stage in two sentences: what each doubling of tokens does, and where it leads."""
-    place = capital(when(one.stage))
+def trend_sentence(one: TokenTrend, *, placed: bool = True) -> str:
+    """The trend at one stage in two sentences: what each doubling of tokens does, and where it leads.
+
+    ``placed`` begins with the stage.
+    """
+    place = f"{when(one.stage)}, " if placed else ""
     if one.difference is None:
-        return f"{place}: the runs give no trend."
+        return capital(f"{place}the runs give no trend.")
     moves = {
         "": "no trend with tokens is sure",
         "falls": "the difference falls with tokens",
@@ -344,8 +348,8 @@ def trend_sentence(one: TokenTrend) -> str:
         f"{significant(one.tokens_per_sparse_param[0], 2)} to {significant(one.tokens_per_sparse_param[-1], 2)} "
         "a sparse parameter"
     )
-    said = (
-        f"{place}, {spans}, {moves}: {both(one.difference)} nats per doubling, `top_m` {both(one.delta_m)} and "
+    said = capital(
+        f"{place}{spans}, {moves}: {both(one.difference)} nats per doubling, `top_m` {both(one.delta_m)} and "
         f"`N_s` {both(one.delta_n)}."
     )
     return f"{said} {_turn_sentence(one.turn)}"
@@ -382,7 +386,10 @@ def _grid(one: TokenTrend) -> Grid:
     return Grid(
         caption=f"What a doubling buys by budget, {when(one.stage)}, {held(one.compensation)}, {loss_name(one.loss)}: "
         "nats per token, 95% intervals",
-        head=("tokens", "per sparse parameter", "verdict", "`top_m`", "interval", "`N_s`", "interval", "difference", "interval"),
+        head=(
+            *("tokens", "per sparse parameter", "verdict"),
+            *("`top_m`", "interval", "`N_s`", "interval", "difference", "interval"),
+        ),
         sides="rrlrrrrrr",
         rows=tuple(rows),
         notes=(*notes, f"{one.n_runs} runs; `N_s` {count(one.sparse_params)} at the reference.", *one.warnings),

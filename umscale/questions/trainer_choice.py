@@ -367,8 +367,8 @@ def _grid(one: ChoiceTable) -> Grid:
         rows.append(tuple(cells))
     notes = (
         (
-            "`delta_m` and `delta_N` are what a doubling of `top_m` and of `N_s` buys; documents: 95% of the difference "
-            "over choices of validation documents.",
+            "`delta_m` and `delta_N` are what a doubling of `top_m` and of `N_s` buys; documents: 95% of the "
+            "difference over choices of validation documents.",
         )
         if slopes
         else ()

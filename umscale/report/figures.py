@@ -44,8 +44,8 @@ _LOOK: Mapping[str, str] = {
     "size does not.",
     "map": "Look where the border between the two winners runs and how much of the measured grid lies "
     "clearly on one side; what is left undecided is the width of the intervals.",
-    "trend": "Follow the difference to the right: where it meets zero, size buys as much as density. The shaded stretch "
-    "holds every number of tokens at which that cannot be ruled out.",
+    "trend": "Follow the difference to the right: where it meets zero, size buys as much as density. The shaded "
+    "stretch holds every number of tokens at which that cannot be ruled out.",
     "ratio": "Look at the bottom of the parabola and the shaded interval about it: does it hold the paper's "
     "dashed line?",
     "rates": "In each panel, look whether the dashed default lies in the shaded interval of the best rate, "

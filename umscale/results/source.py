@@ -130,9 +130,9 @@ def map_columns(
     """The table with derived columns, and the column of every symbol that has one.
 
     A symbol stands for the column it is given; else, in order, for the column of its own name and its default of
-    ``results.columns.COLUMNS``. Where no column is called what is given, a formula or a condition of columns and other symbols is
-    (``1/num_experts``, ``6*N*D``, ``router == 'Hash'``) and becomes one, or a number, which every row then has. Raises
-    ``UserError`` for neither, and for symbols that are defined by each other.
+    ``results.columns.COLUMNS``. Where no column is called what is given, a formula or a condition of columns and
+    other symbols is (``1/num_experts``, ``6*N*D``, ``router == 'Hash'``) and becomes one, or a number, which every
+    row then has. Raises ``UserError`` for neither, and for symbols that are defined by each other.
     """
     columns = {s: c for s, c in COLUMNS.items() if c in table} | {s: s for s in COLUMNS if s in table}
     out = {name: np.asarray(column) for name, column in table.items()}

@@ -25,8 +25,8 @@ class ReadsSymbols(Protocol):
         ...
 
     @property
-    def positive(self) -> bool:
-        """Whether they must be positive."""
+    def positive(self) -> tuple[str, ...]:
+        """Those whose values must be positive."""
         ...
 
 

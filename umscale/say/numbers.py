@@ -50,8 +50,8 @@ def further_runs(n_runs: int) -> str:
     """Say how many more runs would settle a question, as nearly as that can be known, or that they would not."""
     if n_runs > MANY_RUNS:
         return (
-            f"more than {MANY_RUNS} runs like these would be needed to settle it (80% power): a design with wider axes or "
-            "longer training would need fewer"
+            f"more than {MANY_RUNS} runs like these would be needed to settle it (80% power): a design with wider axes "
+            "or longer training would need fewer"
         )
     about = round(n_runs, 2 - len(str(n_runs))) if n_runs >= 100 else n_runs
     return f"about {about} more runs like these would settle it (80% power)"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STORE_VERSION = 2
+PACKED_VERSION = 3
+"""Of a store with packed tables; one that has none stays readable by what reads version 2."""
 STAGES = ("stable", "annealed")
 """Ends of a branch that are measured: before the decay of the learning rate and after it."""
 

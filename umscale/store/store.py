@@ -8,6 +8,7 @@
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
       probes/<run_id>.parquet  a row per (run, budget, stage, generated task), where a study has any
+      <table>/packed.parquet   after ``umscale pack``: all rows of a table, in place of its files
       work/                    claims, jobs, checkpoints and logs of runs in progress; what speeds up reading
       quarantine/              damaged files, moved out of the way
 
@@ -30,9 +31,10 @@ from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
 from umscale.labels import label_parts
 from umscale.spec import LONGEST_TOML, RunSpec, read_run, with_old_meanings
-from umscale.store.cache import Scanner
+from umscale.store.cache import PACKED, Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
+    PACKED_VERSION,
     STAGES,
     STORE_VERSION,
     TABLES,
@@ -64,6 +66,12 @@ Row = dict[str, Any]
 
 class Store:
     """A results store at ``root``; create it with ``Store.create`` or open one with ``Store.open``.
+
+    Who may write: ``write_run`` for a run that this process has claimed (``claim``), from any number of processes and
+    machines; ``write_design``, ``pin_precision`` and ``repair`` a sweep that begins; ``pack`` while nobody works
+    here. What a reader may see, at any time: whole files only, each as its writer left it; of a run its ``runs`` rows
+    last, so whoever sees that a run is over finds all its tables; a run in progress, its rows up to now. Two reads in
+    turn may see different moments. Nothing that was read is ever cut short by a later write.
 
     Args:
         root: a folder, or a URL of object storage such as ``s3://bucket/prefix?region=eu-west-1``.
@@ -156,10 +164,10 @@ class Store:
             raise UserError(f"{self.name} is no results store; `umscale sweep STUDY` makes one") from None
         except (OSError, ValueError, KeyError, Unusable) as error:
             raise UserError(f"{where} is damaged ({error}); restore it or choose another store") from None
-        if version > STORE_VERSION:
+        if version > PACKED_VERSION:
             raise UserError(
                 f"{self.name} was made by a newer umscale (store version {version}, this one reads up to "
-                f"{STORE_VERSION}); upgrade umscale"
+                f"{PACKED_VERSION}); upgrade umscale"
             )
         return header
 
@@ -312,7 +320,13 @@ class Store:
         """Return the annealed record at the largest budget of a finished run, None for any other."""
         try:
             rows = from_parquet(self.files.read(f"runs/{run_id}.parquet"), schema("runs"))[0].to_pylist()
-        except (FileNotFoundError, Damaged, Unusable):
+        except FileNotFoundError:
+            packed = self._scanner.packed("runs")
+            if packed.rows is None or run_id not in packed.sources:
+                return None
+            at = packed.sources[run_id][1]
+            rows = packed.rows.slice(at.start, len(at)).to_pylist()
+        except (Damaged, Unusable):
             return None
         kept = [r for r in rows if r["status"] == "finished" and r["stage"] == "annealed"]
         return max(kept, key=lambda r: int(r["budget"]), default=None)
@@ -435,6 +449,11 @@ class Store:
         self.files.tidy()
         messages = []
         for table in TABLES:
+            self._scanner.damaged = []
+            self._scanner.packed(table)
+            for path in self._scanner.damaged:
+                to = quarantine(self.files, f"{table}/{PACKED}.parquet")
+                messages.append(f"{path} is damaged; moved to {to}, its runs are trained again")
             for name in self._scanner.unverified(table):
                 path = f"{table}/{name}.parquet"
                 try:
@@ -450,6 +469,36 @@ class Store:
                         f"{self.files.describe(path)} is damaged ({error}); moved to {to}, {redone}"
                     )
         return messages
+
+    def pack(self) -> dict[str, int]:
+        """Put each table into one file, in place of one for every run; returns how many files each table had.
+
+        Readers, resumption and names stay as they are, and further writes lie beside the packed file and win over it.
+        A crash on the way leaves files that say the same as the packed one.
+
+        Raises:
+            UserError: somebody works here, a run is not over, or a file is damaged.
+        """
+        if claimed := self.claimed():
+            raise UserError(
+                f"{self.name}: {len(claimed)} runs are being worked on; pack it when they are over"
+            )
+        if running := [run for run, status in self.statuses().items() if status == "running"]:
+            raise UserError(f"{self.name}: {len(running)} runs are not over; sweep them to their end first")
+        packed = {}
+        self._write_header(
+            self._header() | {"version": PACKED_VERSION}
+        )  # older readers must not take it for one run
+        for table in TABLES:
+            self._scanner.damaged = []
+            if not self._scanner.unpacked(table):
+                continue
+            names = self._scanner.pack(table)
+            for name in names:
+                self.files.delete(f"{table}/{name}.parquet")
+            packed[table] = len(names)
+        self.files.delete_folder("work/scan")
+        return packed
 
     def _set_aside(self, run_id: str) -> dict[str, str]:
         """Move a damaged run into quarantine, first what says that it is over: a crash half way must not leave that."""
@@ -477,6 +526,8 @@ class Store:
         """Remove a run's results and checkpoints, so that it is trained again."""
         for table in RUN_TABLES:
             self.files.delete(f"{table}/{run_id}.parquet")
+            if run_id in self._scanner.packed(table).sources:
+                self._scanner.pack(table, without=run_id)
         self.clear_work(run_id)
 
     @contextlib.contextmanager

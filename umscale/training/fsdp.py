@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from umscale.model.decoder import Decoder
+from umscale.training.optimiser import is_token_table
 from umscale.training.process_group import World
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def shard_dense(model: Decoder, world: World) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = DeviceMesh(model.rotary.device.type, torch.arange(world.size))
-    tables = set() if model.tables is None else set(model.tables.parameters())
+    tables = {p for name, p in model.named_parameters() if name.startswith("tables.") or is_token_table(name)}
 
     def placement(parameter: nn.Parameter) -> "Shard":
         from torch.distributed.tensor import Shard

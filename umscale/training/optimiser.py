@@ -1,7 +1,7 @@
 """AdamW in groups: everything dense, the value tables with a schedule of their own, and token-addressed tables."""
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -235,7 +235,7 @@ def clip_gradients(
         if p.grad is not None and p.grad.is_sparse:
             p.grad = distinct_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
-    shards = [*shards, *(p for p in parameters if is_split(p))]
+    shards = [*shards, *cast("list[nn.Parameter]", [p for p in parameters if is_split(p)])]
     if not shards and not any(grad.is_sparse for grad in grads):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     values = _values(parameters)

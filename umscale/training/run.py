@@ -141,6 +141,7 @@ class Run:
             self.vocabulary = Vocabulary(
                 corpus.eot, torch.from_numpy(canonical_ids(corpus_tokenizer(corpus)))
             )
+        self.separator = corpus.eot if spec.data.document_mask else None
         self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
@@ -183,6 +184,7 @@ class Run:
 
             shard_dense(self.model, self.world)
         self.shards = sharded_parameters(self.model, self.world)
+        self.model.separator = self.separator
         # Between processes, rows would have to be matched up: there they are only where dense gradients are too large.
         self.model.configure_tables(
             self.spec.train,

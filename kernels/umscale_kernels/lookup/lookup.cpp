@@ -6,10 +6,11 @@
 //
 // o has E rows a token where virtual blocks are summed apart; slots[l] is then the row that lookup l adds to.
 //
-// The token pass computes z, o, ds, dz, dp. The row pass visits the lookups of each row in ascending order (stable
-// radix sort), so a table gradient is one fixed sum whatever the number of threads.
+// The token pass computes z, o, ds, dz, dp; the row pass adds every lookup to the gradient of its row, lookups in
+// ascending order. Threads share rows out, not lookups, so that each gradient is one fixed sum whatever their number.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "../vector.h"
@@ -49,7 +50,7 @@ inline float dot(const float* x, const Row* y, int n) {
 }
 
 // out[i .. i + W * L) = sum_k weight[k * stride] * row(k)[i ..), accumulated in registers.
-template <int W, typename Row, bool ADD, typename RowOf>
+template <int W, typename Row, typename RowOf>
 inline void bag_block(int count, const float* weight, int stride, const RowOf& row_of, int i, float* out) {
   vf acc[W] = {};
   for (int k = 0; k < count; ++k) {
@@ -57,26 +58,26 @@ inline void bag_block(int count, const float* weight, int stride, const RowOf& r
     const float w = weight[k * stride];
     for (int b = 0; b < W; ++b) acc[b] += load(row + b * L) * w;
   }
-  for (int b = 0; b < W; ++b) store(out + i + b * L, ADD ? load(out + i + b * L) + acc[b] : acc[b]);
+  for (int b = 0; b < W; ++b) store(out + i + b * L, acc[b]);
 }
 
-// out[begin .. end) = sum_k weight[k * stride] * row(k)[begin .. end), or += it
-template <typename Row, bool ADD = false, typename RowOf>
+// out[begin .. end) = sum_k weight[k * stride] * row(k)[begin .. end)
+template <typename Row, typename RowOf>
 inline void bag(int count, const float* weight, int stride, const RowOf& row_of, int begin, int end, float* out) {
   int i = begin;
-  for (; i + 8 * L <= end; i += 8 * L) bag_block<8, Row, ADD>(count, weight, stride, row_of, i, out);
-  if (i + 4 * L <= end) bag_block<4, Row, ADD>(count, weight, stride, row_of, i, out), i += 4 * L;
-  if (i + 2 * L <= end) bag_block<2, Row, ADD>(count, weight, stride, row_of, i, out), i += 2 * L;
-  if (i + L <= end) bag_block<1, Row, ADD>(count, weight, stride, row_of, i, out), i += L;
+  for (; i + 8 * L <= end; i += 8 * L) bag_block<8, Row>(count, weight, stride, row_of, i, out);
+  if (i + 4 * L <= end) bag_block<4, Row>(count, weight, stride, row_of, i, out), i += 4 * L;
+  if (i + 2 * L <= end) bag_block<2, Row>(count, weight, stride, row_of, i, out), i += 2 * L;
+  if (i + L <= end) bag_block<1, Row>(count, weight, stride, row_of, i, out), i += L;
   for (; i < end; ++i) {
     float sum = 0.0f;
     for (int k = 0; k < count; ++k) sum += weight[k * stride] * at(row_of(k) + i);
-    out[i] = ADD ? out[i] + sum : sum;
+    out[i] = sum;
   }
 }
 
 // The W vectors of a row at once, the first W / C of them weighted by core 0, and so on.
-template <int W, int C, typename Row, bool ADD, typename RowOf>
+template <int W, int C, typename Row, typename RowOf>
 inline void bag_row(int count, const float* weight, int by_lookup, int by_core, const RowOf& row_of, float* out) {
   vf acc[W] = {};
   for (int k = 0; k < count; ++k) {
@@ -84,21 +85,21 @@ inline void bag_row(int count, const float* weight, int by_lookup, int by_core, 
     const float* w = weight + k * by_lookup;
     for (int b = 0; b < W; ++b) acc[b] += load(row + b * L) * w[b * C / W * by_core];
   }
-  for (int b = 0; b < W; ++b) store(out + b * L, ADD ? load(out + b * L) + acc[b] : acc[b]);
+  for (int b = 0; b < W; ++b) store(out + b * L, acc[b]);
 }
 
-// out[slice q] = sum_k weight[k * by_lookup + q * by_core] * row(k)[slice q] of `cores` slices, or += it.
-template <typename Row, bool ADD = false, typename RowOf>
+// out[slice q] = sum_k weight[k * by_lookup + q * by_core] * row(k)[slice q] of `cores` slices.
+template <typename Row, typename RowOf>
 inline void bags(int count, const float* weight, int by_lookup, int by_core, const RowOf& row_of, int cores, int width,
                  float* out) {
-  if (cores == 1 && width == 2 * L) return bag_row<2, 1, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
-  if (cores == 1 && width == 4 * L) return bag_row<4, 1, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
-  if (cores == 2 && width == 2 * L) return bag_row<2, 2, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
-  if (cores == 2 && width == 4 * L) return bag_row<4, 2, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
-  if (cores == 2 && width == 8 * L) return bag_row<8, 2, Row, ADD>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 1 && width == 2 * L) return bag_row<2, 1, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 1 && width == 4 * L) return bag_row<4, 1, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 2 * L) return bag_row<2, 2, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 4 * L) return bag_row<4, 2, Row>(count, weight, by_lookup, by_core, row_of, out);
+  if (cores == 2 && width == 8 * L) return bag_row<8, 2, Row>(count, weight, by_lookup, by_core, row_of, out);
   const int slice = width / cores;
   for (int q = 0; q < cores; ++q)
-    bag<Row, ADD>(count, weight + q * by_core, by_lookup, row_of, q * slice, (q + 1) * slice, out);
+    bag<Row>(count, weight + q * by_core, by_lookup, row_of, q * slice, (q + 1) * slice, out);
 }
 
 struct Shape {
@@ -156,10 +157,35 @@ void forward(const Shape& d, const float* p, const float* s, const int64_t* rows
   }
 }
 
-// ds, dp, and per lookup what the row pass needs: weight[.., q] = s_q h and dz.
+// Where table gradients go: row r to row place[r] of dP and dV, or to r itself when `place` is null.
+struct Gradients {
+  const int32_t* place;
+  float *dP, *dV;  // dV null: none
+  int64_t row(int64_t r) const { return place ? place[r] : r; }
+};
+
+// y += w x
+inline void add(int n, float w, const float* x, float* y) {
+  int i = 0;
+  for (; i + L <= n; i += L) store(y + i, load(y + i) + load(x + i) * w);
+  for (; i < n; ++i) y[i] += w * x[i];
+}
+
+// The gradient of lookup l of token t, of weights s_q h and dz.
+inline void add_lookup(const Shape& d, int64_t t, int64_t slot, const float* d_o, const float* p, const float* weight,
+                       float dz, int64_t row, const Gradients& to) {
+  const int slice = d.Dv / d.c;
+  for (int q = 0; q < d.c; ++q)
+    add(slice, weight[q], d_o + slot * d.Dv + q * slice, to.dV + row * d.Dv + q * slice);
+  if (d.Dp > 0) add(d.Dp, dz, p + t * d.Dp, to.dP + row * d.Dp);
+}
+
+// ds, dp, and per lookup what the row pass needs: weight[.., q] = s_q h and dz. A single thread does the row pass in
+// passing (`to`), while the rows are at hand.
 template <typename Row>
-void token_pass(const Shape& d, const float* d_o, const float* s, const float* z, const int64_t* rows,
-                const int64_t* slots, const Row* P, const Row* V, int threads, float* dp, float* ds, float* weight, float* dz) {
+void token_pass(const Shape& d, const float* d_o, const float* p, const float* s, const float* z, const int64_t* rows,
+                const int64_t* slots, const Row* P, const Row* V, int threads, float* dp, float* ds, float* weight,
+                float* dz, const Gradients* to) {
   const int slice = d.Dv / d.c;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < d.T; ++t) {
@@ -169,17 +195,25 @@ void token_pass(const Shape& d, const float* d_o, const float* s, const float* z
       const int64_t l = first + k;
       const float h = d.Dp > 0 ? act(d, z[l]) : 1.0f;
       float dzk = 0.0f;
-      if (l + AHEAD < d.T * d.m) prefetch(V + R[k + AHEAD] * d.Dv, d.Dv);
+      if (l + AHEAD < d.T * d.m) {
+        prefetch(V + R[k + AHEAD] * d.Dv, d.Dv);
+        if (to) {
+          const int64_t next = to->row(R[k + AHEAD]);
+          prefetch(to->dV + next * d.Dv, d.Dv);
+          if (d.Dp > 0) prefetch(to->dP + next * d.Dp, d.Dp);
+        }
+      }
       if (d.Dp > 0) prefetch(P + R[k] * d.Dp, d.Dp);
-      const float* d_ot = d_o + (slots ? slots[l] : t) * d.Dv;
+      const int64_t slot = slots ? slots[l] : t;
       for (int q = 0; q < d.c; ++q) {
-        const float g = dot(d_ot + q * slice, V + R[k] * d.Dv + q * slice, slice);
+        const float g = dot(d_o + slot * d.Dv + q * slice, V + R[k] * d.Dv + q * slice, slice);
         const float sq = s[l * d.c + q];
         ds[l * d.c + q] = h * g;
         weight[l * d.c + q] = h * sq;
         dzk += sq * g;
       }
       if (d.Dp > 0) dz[l] = act_slope(d, z[l]) * dzk;
+      if (to) add_lookup(d, t, slot, d_o, p, weight + l * d.c, d.Dp > 0 ? dz[l] : 0.0f, to->row(R[k]), *to);
     }
     if (d.Dp > 0) {
       const auto row_of = [&](int k) { return P + R[k] * d.Dp; };
@@ -188,93 +222,30 @@ void token_pass(const Shape& d, const float* d_o, const float* s, const float* z
   }
 }
 
-// The lookups of row distinct[u] are order[start[u] .. start[u + 1]), ascending; u counts the rows read.
-struct Segments {
-  const int64_t *distinct, *order, *start;
-  int64_t count;
-};
-
-// One stable pass of a radix sort on `bits` bits from `shift` on. Chunks of the input count and place their own keys.
-void radix_pass(const std::vector<uint64_t>& in, std::vector<uint64_t>& out, int shift, int bits, int threads) {
-  const int64_t n = int64_t(in.size()), bins = int64_t(1) << bits, chunk = (n + threads - 1) / threads;
-  std::vector<int64_t> slots(size_t(bins) * threads);  // of (chunk, digit): its count, then its next slot
-  const auto digit = [&](uint64_t key) { return int64_t(key >> shift) & (bins - 1); };
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int c = 0; c < threads; ++c) {
-    int64_t* slot = &slots[size_t(c) * bins];
-    for (int64_t i = c * chunk; i < std::min(n, (c + 1) * chunk); ++i) ++slot[digit(in[i])];
-  }
-  int64_t next = 0;
-  for (int64_t b = 0; b < bins; ++b)
-    for (int c = 0; c < threads; ++c) {
-      int64_t& slot = slots[size_t(c) * bins + b];
-      const int64_t count = slot;
-      slot = next;
-      next += count;
-    }
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int c = 0; c < threads; ++c) {
-    int64_t* slot = &slots[size_t(c) * bins];
-    for (int64_t i = c * chunk; i < std::min(n, (c + 1) * chunk); ++i) out[slot[digit(in[i])]++] = in[i];
-  }
-}
-
-int bits_of(uint64_t n) {
-  int bits = 1;
-  while (n >> bits) ++bits;
-  return bits;
-}
-
-enum Tables { NONE, ROWS, DENSE, ADD };  // which table gradients: none, of the distinct rows, of all, added to those
-
-// Gradients of every row (DENSE, those not read are 0), or of the distinct rows, in their order or added in place.
+// Every thread goes through all lookups and adds those of its share of the `outputs` rows.
 void row_pass(const Shape& d, const float* d_o, const float* p, const float* weight, const float* dz,
-              const int64_t* slots, const Segments& segments, Tables tables, int threads, float* dP, float* dV) {
-  const bool dense = tables == DENSE;
-  const double a_token = 1.0 / d.m;
-  const int64_t outputs = dense ? d.N : segments.count, block = 256;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    std::vector<int64_t> token, slot;
-    std::vector<float> w, wz;
-#pragma omp for schedule(dynamic)
-    for (int64_t first = 0; first < outputs; first += block) {
-      const int64_t* end = segments.distinct + segments.count;
-      int64_t u = dense ? std::lower_bound(segments.distinct, end, first) - segments.distinct : first;
-      for (int64_t r = first; r < std::min(outputs, first + block); ++r) {
-        const bool is_read = !dense || (u < segments.count && segments.distinct[u] == r);
-        const int64_t out = tables == ADD ? segments.distinct[u] : r;
-        const int count = is_read ? int(segments.start[u + 1] - segments.start[u]) : 0;
-        const int64_t* l = is_read ? segments.order + segments.start[u++] : nullptr;
-        if (int(token.size()) < count)
-          token.resize(count), slot.resize(count), wz.resize(count), w.resize(size_t(count) * d.c);
-        for (int k = 0; k < count; ++k) {
-          token[k] = int64_t((double(l[k]) + 0.5) * a_token);  // l / m: exact below 2^51
-          slot[k] = slots ? slots[l[k]] : token[k];
-          for (int q = 0; q < d.c; ++q) w[k * d.c + q] = weight[l[k] * d.c + q];
-          if (d.Dp > 0) wz[k] = dz[l[k]];
-        }
-        const auto out_row = [&](int k) { return d_o + slot[k] * d.Dv; };
-        const auto in_row = [&](int k) { return p + token[k] * d.Dp; };
-        if (tables == ADD) {
-          bags<float, true>(count, w.data(), d.c, 1, out_row, d.c, d.Dv, dV + out * d.Dv);
-          if (d.Dp > 0) bags<float, true>(count, wz.data(), 1, 0, in_row, 1, d.Dp, dP + out * d.Dp);
-        } else {
-          bags<float>(count, w.data(), d.c, 1, out_row, d.c, d.Dv, dV + out * d.Dv);
-          if (d.Dp > 0) bags<float>(count, wz.data(), 1, 0, in_row, 1, d.Dp, dP + out * d.Dp);
-        }
+              const int64_t* rows, const int64_t* slots, const Gradients& to, int64_t outputs, int threads) {
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int share = 0; share < threads; ++share) {
+    const int64_t first = outputs * share / threads, end = outputs * (share + 1) / threads;
+    for (int64_t t = 0; t < d.T; ++t)
+      for (int64_t l = t * d.m; l < (t + 1) * d.m; ++l) {
+        const int64_t row = to.row(rows[l]);
+        if (row < first || row >= end) continue;
+        add_lookup(d, t, slots ? slots[l] : t, d_o, p, weight + l * d.c, d.Dp > 0 ? dz[l] : 0.0f, row, to);
       }
-    }
   }
 }
 
 template <typename Row>
 void backward(const Shape& d, const float* d_o, const float* p, const float* s, const float* z, const int64_t* rows,
               const int64_t* slots, const Row* P, const Row* V, int threads, float* dp, float* ds,
-              const Segments& segments, Tables tables, float* dP, float* dV) {
-  std::vector<float> weight(size_t(d.T) * d.m * d.c), dz(d.Dp > 0 ? size_t(d.T) * d.m : 0);
-  token_pass<Row>(d, d_o, s, z, rows, slots, P, V, threads, dp, ds, weight.data(), dz.data());
-  if (tables != NONE) row_pass(d, d_o, p, weight.data(), dz.data(), slots, segments, tables, threads, dP, dV);
+              const Gradients& to, int64_t outputs) {
+  const std::unique_ptr<float[]> weight(new float[size_t(d.T) * d.m * d.c]);
+  const std::unique_ptr<float[]> dz(new float[d.Dp > 0 ? size_t(d.T) * d.m : 0]);
+  const Gradients* at_once = to.dV && threads == 1 ? &to : nullptr;
+  token_pass<Row>(d, d_o, p, s, z, rows, slots, P, V, threads, dp, ds, weight.get(), dz.get(), at_once);
+  if (to.dV && !at_once) row_pass(d, d_o, p, weight.get(), dz.get(), rows, slots, to, outputs, threads);
 }
 
 }  // namespace
@@ -295,42 +266,36 @@ extern "C" int umscale_lookup(int bf16_tables, int64_t T, int64_t N, int m, int 
   return 0;
 }
 
-// Sorts lookups by row, stably: the first *count entries of `distinct` [lookups] and of `start` [lookups + 1] are used,
-// and one more of `start`. Rows lie in [0, N).
-extern "C" int umscale_lookup_sort(int64_t lookups, int64_t N, const int64_t* rows, int threads, int64_t* distinct,
-                                   int64_t* order, int64_t* start, int64_t* count) {
-  const int id_bits = bits_of(uint64_t(lookups)), row_bits = bits_of(uint64_t(N));
-  const int passes = (row_bits + 10) / 11, digit_bits = (row_bits + passes - 1) / passes;
-  std::vector<uint64_t> keys(static_cast<size_t>(lookups)), other(keys.size());
-  for (int64_t l = 0; l < lookups; ++l) keys[l] = uint64_t(rows[l]) << id_bits | uint64_t(l);
-  for (int i = 0; i < passes; ++i) {
-    radix_pass(keys, other, id_bits + i * digit_bits, digit_bits, threads);
-    keys.swap(other);
-  }
+// The distinct rows that are read, ascending (the first *count of `distinct` [min(lookups, N)]), and where each is among
+// them (`place` [N], set for these). Rows lie in [0, N).
+extern "C" int umscale_lookup_distinct(int64_t lookups, int64_t N, const int64_t* rows, int64_t* distinct,
+                                       int32_t* place, int64_t* count) {
+  std::vector<uint64_t> read((N + 63) / 64);
+  for (int64_t l = 0; l < lookups; ++l) read[rows[l] / 64] |= uint64_t(1) << (rows[l] % 64);
   int64_t u = 0;
-  for (int64_t i = 0; i < lookups; ++i) {
-    const int64_t row = int64_t(keys[i] >> id_bits);
-    order[i] = int64_t(keys[i] & ((uint64_t(1) << id_bits) - 1));
-    if (u == 0 || distinct[u - 1] != row) distinct[u] = row, start[u++] = i;
-  }
-  start[u] = lookups;
+  for (int64_t w = 0; w < int64_t(read.size()); ++w)
+    for (uint64_t bits = read[w]; bits; bits &= bits - 1) {
+      const int64_t row = w * 64 + __builtin_ctzll(bits);
+      place[row] = int32_t(u);
+      distinct[u++] = row;
+    }
   *count = u;
   return 0;
 }
 
-// `tables` is one of Tables; dP and dV are fp32.
+// Table gradients are added to dP and dV, fp32 [outputs, ..], at the rows that `place` [N] says (null: as they are);
+// dV null: none.
 extern "C" int umscale_lookup_backward(int bf16_tables, int64_t T, int64_t N, int m, int c, int E, int Dp, int Dv,
                                        int gelu, const float* d_o, const float* p, const float* s, const float* z,
                                        const int64_t* rows, const int64_t* slots, const void* P, const void* V,
-                                       int threads, float* dp, float* ds, const int64_t* distinct,
-                                       const int64_t* order, const int64_t* start, int64_t count, int tables,
+                                       int threads, float* dp, float* ds, const int32_t* place, int64_t outputs,
                                        float* dP, float* dV) {
   const Shape d{T, N, m, c, E, Dp, Dv, gelu != 0};
-  const Segments segments{distinct, order, start, count};
+  const Gradients to{place, dP, dV};
   const auto run = [&](auto type) {
     using Row = decltype(type);
-    backward(d, d_o, p, s, z, rows, slots, static_cast<const Row*>(P), static_cast<const Row*>(V), threads, dp, ds,
-             segments, Tables(tables), dP, dV);
+    backward(d, d_o, p, s, z, rows, slots, static_cast<const Row*>(P), static_cast<const Row*>(V), threads, dp, ds, to,
+             outputs);
   };
   bf16_tables ? run(bf16{}) : run(float{});
   return 0;

@@ -11,9 +11,8 @@ from umscale_kernels.lookup.parts import Part
 
 _SIZES = (c_int, c_int64, c_int64, *[c_int] * 6)
 _FORWARD = (*_SIZES, *[c_void_p] * 6, c_int, *[c_void_p] * 2)
-_SORT = (c_int64, c_int64, c_void_p, c_int, *[c_void_p] * 4)
-_BACKWARD = (*_SIZES, *[c_void_p] * 8, c_int, *[c_void_p] * 5, c_int64, c_int, *[c_void_p] * 2)
-_TABLES = {"none": 0, "rows": 1, "dense": 2, "add": 3}
+_DISTINCT = (c_int64, c_int64, *[c_void_p] * 4)
+_BACKWARD = (*_SIZES, *[c_void_p] * 8, c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2)
 
 
 def lookup(
@@ -66,9 +65,10 @@ class Lookup(torch.autograd.Function):
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         needed, parts = any(ctx.needs_input_grad[5:7]), ctx.parts
         tables = "none" if not needed else "dense" if parts is None else "rows"
-        saved = ctx.saved_tensors
-        dp, ds, distinct, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables)
-        has_pre_values = saved[5] is not None
+        p, s, z, rows, slots, P, V = ctx.saved_tensors
+        read = (p, s, z, rows, slots, P, V)
+        dp, ds, distinct, dP, dV = lookup_backward(d_o.contiguous(), *read, gelu=ctx.gelu, tables=tables)
+        has_pre_values = P is not None
         d_tables = (dP if has_pre_values else None, dV) if tables == "dense" else (None, None)
         if tables == "rows":
             parts[1].append((distinct, dV))
@@ -95,16 +95,16 @@ def lookup_backward(
     `tables`: "none", "dense" (dP [N, Dp], dV [N, Dv]), "rows" (of the U distinct rows read, ascending), or "add":
     to the dense gradients `into`.
     """
-    rows = rows.long()
+    rows, n_rows = rows.long(), values.shape[0]
     dp, ds, dP, dV = torch.empty_like(p), torch.empty_like(s), s.new_empty(0), s.new_empty(0)
-    distinct, order, start = (rows.new_empty(0) for _ in range(3))
-    if tables != "none":
-        distinct, order, start = _segments(rows, values.shape[0])
+    distinct, place = rows.new_empty(0), None
+    if tables == "rows":
+        distinct, place = _distinct(rows, n_rows)
     if tables in ("dense", "rows"):
-        n_outputs = values.shape[0] if tables == "dense" else distinct.numel()
-        dV = s.new_empty(n_outputs, values.shape[1])
+        n_rows = n_rows if tables == "dense" else distinct.numel()
+        dV = s.new_zeros(n_rows, values.shape[1])
         if pre_values is not None:
-            dP = s.new_empty(n_outputs, pre_values.shape[1])
+            dP = s.new_zeros(n_rows, pre_values.shape[1])
     gradients = (dP, dV) if into is None else into
     if any(x is not None and not (x.is_contiguous() and x.dtype == s.dtype) for x in gradients):
         raise ValueError("gradients to add to must be contiguous and float32")
@@ -114,23 +114,21 @@ def lookup_backward(
         *_sizes(s, n_blocks, pre_values, values, gelu),
         *(_pointer(x) for x in (d_o, p, s, z, rows, slots, pre_values, values)),
         torch.get_num_threads(),
-        *(_pointer(x) for x in (dp, ds, distinct, order, start)),
-        distinct.numel(),
-        _TABLES[tables],
+        *(_pointer(x) for x in (dp, ds, place)),
+        n_rows,
         *(_pointer(x) for x in gradients),
     )
-    return dp, ds, distinct if tables == "rows" else rows.new_empty(0), dP, dV
+    return dp, ds, distinct, dP, dV
 
 
-def _segments(rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(distinct [U], order [T m], start [U + 1]), int64: lookups order[start[u] : start[u + 1]] read distinct[u]."""
-    lookups = rows.numel()
-    distinct, order, start, count = (rows.new_empty(n) for n in (lookups, lookups, lookups + 1, 1))
-    function = native.function("lookup", "umscale_lookup_sort", *_SORT)
-    outputs = (x.data_ptr() for x in (distinct, order, start, count))
-    function(lookups, n_rows, rows.data_ptr(), torch.get_num_threads(), *outputs)
-    n_distinct = int(count)
-    return distinct[:n_distinct].clone(), order, start[: n_distinct + 1]
+def _distinct(rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """The rows read, ascending int64 [U], and where each is among them, int32 [N] (anything for the others)."""
+    distinct, count = rows.new_empty(min(rows.numel(), n_rows)), rows.new_empty(1)
+    place = rows.new_empty(n_rows, dtype=torch.int32)
+    function = native.function("lookup", "umscale_lookup_distinct", *_DISTINCT)
+    outputs = (x.data_ptr() for x in (distinct, place, count))
+    function(rows.numel(), n_rows, rows.data_ptr(), *outputs)
+    return distinct[: int(count)].clone(), place
 
 
 def _sizes(

@@ -23,6 +23,7 @@ from umscale.execute.running import Reporter
 from umscale.execute.workload import JOBS, Plan, make_plan
 from umscale.spec import RunSpec
 from umscale.store.store import RUN_TABLES, STAGES, Store
+from umscale.training.record import spec_row
 from umscale.trees import parse_toml
 
 STUDY = """
@@ -67,7 +68,7 @@ class Untrained(Plan):
                 "curve": [{"phase": "trunk", "tokens": 5000, "loss": 2.0}],
             }
             status = "finished" if stage == STAGES[-1] else "running"
-            store.write_run(run, self.study, status=status, records=done, **rows)
+            store.write_run(spec_row(run), self.study, status=status, records=done, **rows)
         store.clear_work(run_id)
 
 

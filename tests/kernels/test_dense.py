@@ -63,7 +63,28 @@ def test_views_and_extremes():
         swiglu(torch.ones(2, 3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_is_computed_in_float32(shape):
+    """Inputs and outputs are rounded, nothing between; the gain stays float32."""
+    x, weight = (torch.randn(shape) * 3).bfloat16(), torch.rand(shape[-1]) + 0.5
+    for function, inputs in (
+        (lambda a, w: rms_norm(a, w, 1e-5), (x, weight)),
+        (lambda a, w: swiglu(a), (x, weight)),
+    ):
+        results = []
+        for dtype in (torch.bfloat16, torch.float32):
+            a, w = (t.detach().clone() for t in (inputs[0].to(dtype), inputs[1]))
+            a.requires_grad_(), w.requires_grad_()
+            out = function(a, w)
+            assert out.dtype == dtype
+            out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).sin().to(dtype))
+            results.append([x for x in (out, a.grad, w.grad) if x is not None])
+        for got, want in zip(*results, strict=True):
+            assert_close(got, want, torch.bfloat16, floor=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_take_the_stock_path(dtype):
     x = torch.randn(5, 8).to(dtype)
     assert rms_norm(x, torch.ones(8, dtype=dtype), 1e-5).dtype == dtype

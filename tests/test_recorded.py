@@ -6,7 +6,8 @@ import pytest
 
 import umscale_studies
 from umscale.questions.architectures import compare_architectures
-from umscale.questions.laws import report
+from umscale.questions.density_over_size import answer
+from umscale.questions.question import Asked
 from umscale.spec import read_run
 from umscale.store.store import Store
 
@@ -37,7 +38,8 @@ def test_recorded_runs_keep_their_ids(name):
 
 def test_the_readme_quotes_the_recorded_density_study():
     store = Store.open(umscale_studies.recorded()["enwik8_density"])
-    for verdict in report(store.columns(), losses=("loss",)).verdicts:
+    found = answer(store.columns(), Asked(losses=("loss",)))
+    for verdict in (one for one in found.verdicts if one.loss == "loss"):
         assert verdict.answer == "supported"
         for estimate in (verdict.from_law.delta_m, verdict.from_law.delta_n, verdict.from_law.difference):
             assert f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]" in README

@@ -12,15 +12,20 @@ from typer.testing import CliRunner
 import umscale_studies
 from umscale.data.corpus import open_corpus
 from umscale.design.study import expand, parse
+from umscale.questions import density_over_size
 from umscale.questions.architectures import compare_architectures
-from umscale.questions.laws import report
 from umscale.questions.memory_to_ffn import memory_to_ffn
-from umscale.render.page import Answer, Page, to_html, to_markdown
+from umscale.questions.question import Asked
+from umscale.render.html import to_html
+from umscale.render.markdown import to_markdown
 from umscale.report.answers import answer, question_words
 from umscale.report.build import build
 from umscale.report.evidence import gather
 from umscale.report.limits import limits
-from umscale.store.store import STAGES, Store
+from umscale.say.blocks import Page, Verdict
+from umscale.store.schema import STAGES
+from umscale.store.store import Store
+from umscale.training.record import spec_row
 from umscale_cli.main import app, main
 
 RUN = CliRunner()
@@ -96,7 +101,7 @@ def test_a_page_needs_nothing_but_itself(density):
 
 def test_the_verdict_is_the_librarys(density):
     text = Reader(to_html(density)).text
-    found = report(recorded("enwik8_density").columns(), losses=("loss", "loss_ema"))
+    found = density_over_size.answer(recorded("enwik8_density").columns(), Asked())
     assert len(density.answers) == 1
     assert density.answers[0].verdict.startswith("Supported before and after the decay")
     for verdict in found.verdicts:
@@ -109,7 +114,7 @@ def test_the_verdict_is_the_librarys(density):
                 assert f"{written(one.value)}[{written(one.low)}, {written(one.high)}]" in text.replace(
                     " [", "["
                 )
-    for section in found.sections:
+    for section in found.laws.sections:
         for uncertainty in section.uncertainty:
             for name, one in uncertainty.coefficients().items():
                 row = f"{name}{written(one.value)}[{written(one.low)}, {written(one.high)}]yes"
@@ -206,7 +211,7 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
         if finished is not None and i > finished:
             break
         if finished is not None and i == finished:
-            store.write_run(run, plan.name, status="failed", reason=HOSTILE, context=context)
+            store.write_run(spec_row(run), plan.name, status="failed", reason=HOSTILE, context=context)
             break
         loss = 3 - 0.03 * run.model.memory.top_m**0.5 - 0.002 * run.model.memory.n_keys + 0.01 * run.seed
         records = [
@@ -230,7 +235,13 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
             for task in ("needle", "recall")
         ]  # fmt: skip
         store.write_run(
-            run, plan.name, status="finished", records=records, curve=curve, probes=probes, context=context
+            spec_row(run),
+            plan.name,
+            status="finished",
+            records=records,
+            curve=curve,
+            probes=probes,
+            context=context,
         )
     return store
 
@@ -246,12 +257,12 @@ NOISE = {"question": "noise", "axes": {"top_m": [2, 4], "tokens": [100_000], "se
 def test_one_seed_one_budget_two_compensations(tmp_path):
     store = made(tmp_path / "s", compensation=["none", "iso_active"])
     evidence = gather(store, "made")
-    answers = [block for block in answer(evidence) if isinstance(block, Answer)]
+    answers = [block for block in answer(evidence) if isinstance(block, Verdict)]
     assert [one.verdict.rpartition(" (")[2] for one in answers] == [
         "active parameters held equal)",
         "nothing compensated)",
     ]
-    assert {v.compensation for v in evidence.laws.verdicts} == {"none", "iso_active"}
+    assert {v.compensation for v in evidence.answer.verdicts} == {"none", "iso_active"}
     said = " ".join(limits(evidence))
     assert "There is one seed" in said
     assert "There is one token budget" in said

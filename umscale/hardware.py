@@ -2,8 +2,9 @@
 
     time = max(FLOPs / rate, bytes of device memory / bandwidth, bytes over the host link / its bandwidth)
 
-for one step of a batch, the three overlapped as prefetching allows; the largest binds. An upper bound on speed, the same
-for every architecture: kernels reach a part of it. Figures are vendors' data sheets, dense bfloat16 without sparsity.
+for one step of a batch, the three overlapped as prefetching allows; the largest binds. An upper bound on speed, the
+same for every architecture: kernels reach a part of it. Figures are vendors' data sheets, dense bfloat16 without
+sparsity.
 """
 
 from dataclasses import asdict, dataclass

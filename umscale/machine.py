@@ -8,7 +8,10 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 STAMPED_PACKAGES = ("umscale", "torch", "triton", "numpy", "pyarrow")
 
@@ -27,21 +30,24 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
-def matmul_rate(precision: str, seconds: float = 0.15) -> float:
-    """Measure a large matrix product on this process's threads; FLOP/s of the best repetition.
+def matmul_rate(precision: str, seconds: float = 0.15, device: "torch.device | None" = None) -> float:
+    """Measure a large matrix product on this process's threads, or on a GPU; FLOP/s of the best repetition.
 
     By processor time with one thread, which others on the machine disturb less.
     """
     import torch
 
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     dtype = getattr(torch, precision)
-    size = 512
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    gpu = device is not None and device.type == "cuda"
+    clock = time.perf_counter if gpu or torch.get_num_threads() > 1 else time.process_time
+    size = 8192 if gpu else 512
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, end = float("inf"), clock() + seconds
     while True:
         start = clock()
         a @ b
+        if gpu:
+            torch.cuda.synchronize(device)
         now = clock()
         best = min(best, now - start)
         if now >= end:
@@ -75,9 +81,41 @@ def keep_freed_memory() -> None:
         pass
 
 
-def peak_memory_bytes() -> int:
-    """Return this process's peak resident memory in bytes."""
+_DATASHEET = {  # dense, without sparsity; FLOP/s
+    "H100 PCIe": {"bfloat16": 756e12, "float32": 51.2e12},
+    "H100": {"bfloat16": 989.4e12, "float32": 66.9e12},
+    "H200": {"bfloat16": 989.4e12, "float32": 66.9e12},
+    "A100": {"bfloat16": 312e12, "float32": 19.5e12},
+    "L40S": {"bfloat16": 362e12, "float32": 91.6e12},
+}
+
+
+@functools.lru_cache(maxsize=16)
+def peak_flops(device: "torch.device", precision: str, threads: int) -> tuple[float, str]:
+    """Return the FLOP/s of which a process's share is reported, and what they are.
+
+    Of GPUs that are listed the datasheet's, of matrix products without sparsity; of others and of a CPU the rate of a
+    large matrix product, measured once on ``threads`` threads.
+    """
+    import torch
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, rates in _DATASHEET.items():
+            if known in name:
+                return rates[precision], f"datasheet of {name}, {precision}"
+        return matmul_rate(precision, device=device), f"matmul measured on {name}, {precision}"
+    return matmul_rate(precision, seconds=0.05), f"matmul measured, {precision}, threads: {threads}"
+
+
+def peak_memory_bytes(device: "torch.device | None" = None) -> int:
+    """Return this process's peak memory in bytes: allocated on ``device`` if that is a GPU, else resident."""
     import resource
+
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -131,3 +169,9 @@ def processor_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def resident_bytes() -> int:
+    """Return this process's resident memory in bytes, now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -405,12 +405,13 @@ class ModelSpec:
             parts = (ngram.max_order - 1) * ngram.heads
             _require(
                 self.d_model % parts == 0,
-                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times heads)",
+                f"model.d_model = {self.d_model} is not divisible by the {parts} tables of ngram (max_order - 1 times "
+                "heads)",
             )
             _require(
                 ngram.d_embedding in (0, natural),
-                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up to "
-                f"d_model; leave it out",
+                f"ngram.d_embedding = {ngram.d_embedding} is not an option of kind {ngram.kind!r}, whose tables add up "
+                "to d_model; leave it out",
             )
         width = ngram.d_embedding or natural
         _require(
@@ -785,7 +786,9 @@ def sparse_dict(spec: Any) -> Any:
     """Like ``to_dict`` without the fields that are at their default."""
     if not dataclasses.is_dataclass(spec):
         return to_dict(spec)
-    values = ((name, getattr(spec, name), default) for name, default in _defaults(type(spec)))
+    values = (
+        (name, getattr(spec, name), default) for name, default in _defaults(typing.cast(Any, type(spec)))
+    )
     return {name: sparse_dict(value) for name, value, default in values if value != default}
 
 

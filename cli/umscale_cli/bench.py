@@ -144,7 +144,8 @@ def kernels(
         str,
         typer.Option(
             metavar="PART,..",
-            help="Parts: layer, select, lookup, shared, blocks, wide, scores, peers; tables (cpu); backward, adamw (cuda).",
+            help="Parts: layer, select, lookup, shared, blocks, wide, scores, peers; tables (cpu); "
+            "backward, adamw (cuda).",
             show_default=False,
         ),
     ] = "",
@@ -205,9 +206,24 @@ def fit(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each variant, interleaved.")] = 5,
     sample: Annotated[int, typer.Option(min=1, help="Starts of the grid given to scipy in a round.")] = 16,
+    kinds_: Annotated[
+        bool,
+        typer.Option(
+            "--kinds",
+            help="Instead: random tables of ten kinds of law; how often is the least objective found?",
+        ),
+    ] = False,
+    tables: Annotated[int, typer.Option(min=1, help="Tables of each kind.")] = 30,
+    only: Annotated[
+        str | None, typer.Option(metavar="KIND", help="One kind of --kinds.", show_default=False)
+    ] = None,
+    objective: Annotated[str, typer.Option(help="Of --kinds: least_squares or huber.")] = "least_squares",
     json_: JsonFlag = False,
 ) -> None:
-    """A fit of the Chinchilla law, beside L-BFGS-B from the usual grid of 4500 starts."""
+    """A fit of the Chinchilla law, beside L-BFGS-B from the usual grid of 4500 starts; or ten kinds of other laws."""
+    if kinds_:
+        _kinds(tables, only, objective, json_)
+        return
     from umscale.laws.benchmark import bench_fit
 
     note("timing fits; the whole grid by Newton takes up to two minutes ...")
@@ -229,6 +245,60 @@ def fit(
             str(row["timed"]),
             "–" if share is None else f"{share:.0%}",
             "–" if row["gap"] is None else f"{row['gap']:.1e}",
+        )
+    out().print(shown)
+
+
+@app.command("intervals")
+def intervals(
+    tables: Annotated[int, typer.Option(min=1, help="Tables of each kind of noise.")] = 40,
+    coefficient: Annotated[str, typer.Option(help="E, A, alpha, B or beta.")] = "alpha",
+    json_: JsonFlag = False,
+) -> None:
+    """How often 95% intervals hold the truth, under equal, heteroscedastic, heavy-tailed and grouped noise."""
+    from umscale.errors import UserError, nearest
+    from umscale.laws.coverage import TRUTH, run_coverage
+
+    if coefficient not in TRUTH:
+        raise UserError(
+            f"--coefficient {coefficient!r} must be one of {', '.join(TRUTH)}{nearest(coefficient, TRUTH)}"
+        )
+    rows = run_coverage(tables, coefficient=coefficient)
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        shares = ", ".join(f"{method} {share:.0%}" for method, share in row["coverage"].items())
+        out().print(f"{row['noise']}: {shares} of {row['tables']} tables", soft_wrap=True)
+
+
+def _kinds(n_tables: int, only: str | None, objective: str, json_: bool) -> None:
+    from umscale.errors import UserError, nearest
+    from umscale.laws.kinds import KINDS, run_kinds
+
+    if only is not None and only not in KINDS:
+        raise UserError(f"--only {only!r} must be one of {', '.join(KINDS)}{nearest(only, KINDS)}")
+    if objective not in ("least_squares", "huber"):
+        raise UserError(f"--objective {objective!r} must be least_squares or huber")
+    note("fitting tables of each kind, and scipy beside it, for some minutes ...")
+    rows = run_kinds(n_tables, objective="huber" if objective == "huber" else "least_squares", only=only)
+    if json_:
+        print_json(rows)
+        return
+    shown = _table(
+        f"{n_tables} tables of each kind, {objective}; scipy's least_squares from 10 random starts each"
+    )
+    for name in ("kind", "law", "least objective", "CPU s", "longest", "own starts", "scipy's starts"):
+        shown.add_column(name, justify="left" if name in ("kind", "law") else "right")
+    for row in rows:
+        shown.add_row(
+            row["name"],
+            row["formula"],
+            f"{row['reached']}/{row['tables']}",
+            f"{row['seconds']:.2f}",
+            f"{row['longest_seconds']:.2f}",
+            f"{row['starts_at_optimum']:.0%}",
+            f"{row['peer_share']:.0%}",
         )
     out().print(shown)
 
@@ -269,6 +339,13 @@ def sweep(
             " ".join(f"{e:.1%}" for e in row["efficiencies"]),
         )
     console.print(table)
+    part = result["wall"]
+    whole = part["workers"] * part["seconds"]
+    console.print(
+        f"\n{part['runs']} runs on {part['workers']} workers took {part['seconds']:.1f} s; of {whole:.1f} s of workers"
+    )
+    for name, spent in part["parts"].items():
+        console.print(f"  {name:<34}{spent:6.1f} s  {spent / whole:6.1%}")
     part = result["scheduling"]
     console.print(
         f"\nscheduling {part['runs']:,} runs, {part['workers']} workers, training left out\n"

@@ -7,12 +7,16 @@ import json
 import math
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umscale.plain import plain_lines
 from umscale.say.numbers import count, duration, number, percent
+
+if TYPE_CHECKING:
+    from umscale.say.blocks import Block
 
 __all__ = [
     "EXIT_FAILED",
@@ -29,8 +33,10 @@ __all__ = [
     "number",
     "out",
     "percent",
+    "plain_table",
     "prepare_streams",
     "print_json",
+    "show",
 ]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
@@ -70,7 +76,7 @@ def _console(stderr: bool) -> Any:
     class PlainConsole(Console):
         """Shows text from files without what would steer the terminal: all strings pass through here."""
 
-        def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(plain_lines(text), **options)
 
     watched = (sys.stderr if stderr else sys.stdout).isatty() or os.environ.get("COLUMNS", "").isdecimal()
@@ -84,6 +90,27 @@ def note(text: str) -> None:
     """Write one line to stderr; that nobody can read it any more is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
         print(plain_lines(text), file=sys.stderr, flush=True)
+
+
+def show(blocks: "Sequence[Block]", *, folds: bool = True) -> None:
+    """Write blocks to stdout after an empty line, as wide as the terminal; ``folds`` shows what a page folds away."""
+    from umscale.render.terminal import to_text
+
+    if blocks:
+        console = out()
+        text = to_text(blocks, console.width, bold=console.is_terminal and not console.no_color, folds=folds)
+        print(f"\n{text}")
+
+
+def plain_table(title: str, columns: "Mapping[str, str]") -> Any:
+    """Return a table without lines; ``columns`` maps names to ``left`` or ``right``."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, side in columns.items():
+        justify: Any = side
+        table.add_column(name, justify=justify)
+    return table
 
 
 def print_json(value: Any) -> None:

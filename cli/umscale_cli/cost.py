@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umscale_cli.console import JsonFlag, SetOption, count, out, print_json
+from umscale_cli.splits import DenseOption, TablesOption, check_split
 
 if TYPE_CHECKING:
     from umscale.hardware import Hardware
     from umscale.spec import ModelSpec, RunSpec
+    from umscale.training.memory import Split
 
 
 def cost(
@@ -25,6 +27,16 @@ def cost(
         str, typer.Option(help="Tokens decoded together, for memory access.")
     ] = "1,16,64,256,1024,4096",
     seq_len: Annotated[int, typer.Option(min=1, help="Context length of the attention scores.")] = 2048,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Memory that training takes on each process, by part: of the [train] and [data] tables of the file.",
+        ),
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes that train it, for --memory.")] = 1,
+    tables: TablesOption = "replicated",
+    dense: DenseOption = "replicated",
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +65,13 @@ def cost(
         batches = []
     if not batches or min(batches) < 1:
         raise UserError(f"--batch {batch!r} must be whole numbers such as 1,16,64")
+    if memory:
+        split = check_split(gpus, tables, dense)
+        found = {model: _memory(model, set_ or [], seq_len, split) for model in models or ()}
+        if not found:
+            raise UserError("--memory needs a model: a preset or a .toml file")
+        _print_memory(found, gpus, json_)
+        return
     if not models:
         _list_presets(json_)
         return
@@ -89,9 +108,9 @@ def _decoding(
     spec: "ModelSpec", device: "Hardware", batches: list[int], context: int
 ) -> list[dict[str, Any]]:
     """Return decoding times by batch, token-addressed tables on the device and, where there are any, on the host."""
-    from umscale.hardware import decode_time
+    from umscale.hardware import Placement, decode_time
 
-    places = ("device", "host") if spec.ngram is not None else ("device",)
+    places: tuple[Placement, ...] = ("device", "host") if spec.ngram is not None else ("device",)
     return [
         decode_time(spec, device, b, context, place).to_dict() | {"hardware": device.name}
         for place in places
@@ -129,6 +148,38 @@ def _print_decoding(entries: list[dict[str, Any]], device: "Hardware") -> None:
             )
     out().print(table)
     out().print(f"{device.name}: a roofline, not a measurement. {device.source}", soft_wrap=True)
+
+
+def _memory(model: str, overrides: list[str], seq_len: int, split: "Split") -> dict[str, int]:
+    """Return the bytes of each part on one process; ``seq_len`` is that of a model without a [data] table."""
+    from umscale.spec import DataSpec, RunSpec, TrainSpec, apply_overrides, from_dict, read_toml
+    from umscale.training.memory import predict_memory
+    from umscale.training.shards import check
+
+    spec, _, _ = load_model(model, [item for item in overrides if item.startswith("model.")])
+    tree = apply_overrides(read_toml(Path(model)) if model.endswith(".toml") else {}, overrides)
+    data = from_dict(DataSpec, {"seq_len": seq_len} | tree.get("data", {}), "data")
+    train = from_dict(TrainSpec, {"budgets": [10**12]} | tree.get("train", {}), "train")
+    run = RunSpec(model=spec, data=data, train=train)
+    check(run, split.size, split.shard_tables)
+    return predict_memory(run, split)
+
+
+def _print_memory(found: dict[str, dict[str, int]], gpus: int, json_: bool) -> None:
+    from rich.table import Table
+
+    if json_:
+        print_json({name: parts | {"total": sum(parts.values())} for name, parts in found.items()})
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("MiB on each process")
+    for name in found:
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in next(iter(found.values())):
+        table.add_row(part, *(f"{parts[part] / 2**20:,.0f}" for parts in found.values()))
+    table.add_row("peak", *(f"{sum(parts.values()) / 2**20:,.0f}" for parts in found.values()))
+    out().print(table)
+    out().print(f"{gpus} processes; a GPU's own context and message buffers are not in it", soft_wrap=True)
 
 
 def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
@@ -190,26 +241,31 @@ def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
             out().print(f"{entry['model']} ({entry['source']}): {entry['note']}", soft_wrap=True)
 
 
-def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
-    """Print the learning rates of a run of each model, and the factors they are made of."""
+def _rates_of(model: str, run: "RunSpec") -> dict[str, Any]:
+    """Return the rates of a run and, where they follow from its shape, the factors they are made of."""
     from dataclasses import asdict
-
-    from rich.table import Table
 
     from umscale.model.scaling import BASE, learning_rates, row_step, table_decay
 
+    lr, value_lr = learning_rates(run)
+    entry: dict[str, Any] = {"model": model, "architecture": run.model.architecture, "lr": lr}
+    if run.model.memory is None:
+        return entry
+    entry |= {"value_lr": value_lr, "table_decay_per_step": value_lr * table_decay(run)}
+    if run.train.rate_scaling == "shape":
+        row, base = (row_step(m, run.train.score_energy == "measured") for m in (run.model, BASE))
+        entry |= {"row": asdict(row), "base_row": asdict(base), "value_factor": row.step / base.step}
+    return entry
+
+
+def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
+    """Print the learning rates of a run of each model, and the factors they are made of."""
+    from rich.table import Table
+
+    from umscale.model.scaling import BASE
+
     runs = {model: _load_run(model, overrides) for model in models}
-    entries = []
-    for model, run in runs.items():
-        scaled, (lr, value_lr) = run.train.rate_scaling == "shape", learning_rates(run)
-        measured = run.train.score_energy == "measured"
-        entry = {"model": model, "architecture": run.model.architecture, "lr": lr}
-        if run.model.memory is not None:
-            entry |= {"value_lr": value_lr, "table_decay_per_step": value_lr * table_decay(run)}
-            if scaled:
-                row, base = row_step(run.model, measured), row_step(BASE, measured)
-                entry |= {"row": asdict(row), "base_row": asdict(base), "value_factor": row.step / base.step}
-        entries.append(entry)
+    entries = [_rates_of(model, run) for model, run in runs.items()]
     if json_:
         print_json(entries[0] if len(entries) == 1 else entries)
         return
@@ -234,9 +290,9 @@ def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
     line("architecture", of("architecture"), "")
     line("lr", of("lr"), f"train.lr x {BASE.d_model} / d_model")
     line("value_lr", of("value_lr"), "train.value_lr x factor")
-    base = next((entry["base_row"] for entry in entries if "base_row" in entry), None)
-    if base is not None:
-        at_base = {name: f"{value:.4g} at the base shape" for name, value in base.items()}
+    base: dict[str, float] = next((entry["base_row"] for entry in entries if "base_row" in entry), {})
+    at_base = {name: f"{value:.4g} at the base shape" for name, value in base.items()}
+    if at_base:
         line("  factor", of("value_factor"), "sigma / width^(1/2), over that of the base shape")
         line("  sigma", of("row", "sigma"), f"deviation values start with (init paper); {at_base['sigma']}")
         line("  width", of("row", "width"), f"d_pre_value + d_value; {at_base['width']}")

@@ -64,11 +64,11 @@ def show_plan(study: "Study", cells: "list[Cell]", n_workers: int, threads: int,
     console.print(_cell_table(study, cells[:SHOWN_CELLS], len(cells), seconds))
     if len(cells) > SHOWN_CELLS:
         console.print(f"... and {len(cells) - SHOWN_CELLS} more cells; --json lists all")
-    reasons = _infeasible(cells)
-    for label, reason in reasons[:SHOWN_REASONS]:
+    refused = _infeasible(cells)
+    for label, reason in refused[:SHOWN_REASONS]:
         console.print(f"infeasible: {label}: {reason}", soft_wrap=True)
-    if len(reasons) > SHOWN_REASONS:
-        console.print(f"... and {len(reasons) - SHOWN_REASONS} more infeasible cells")
+    if len(refused) > SHOWN_REASONS:
+        console.print(f"... and {len(refused) - SHOWN_REASONS} more infeasible cells")
     for hint in hints:
         console.print(hint, soft_wrap=True)
     console.print("\nDesign")
@@ -126,7 +126,7 @@ def _memory(runs: "Sequence[RunSpec]", n_workers: int) -> None:
 
 def _infeasible(cells: "Sequence[Cell]") -> list[tuple[str, str]]:
     """Return label and reason of each infeasible cell, once for all its seeds."""
-    found = {}
+    found: dict[tuple[str, str], None] = {}
     for cell in cells:
         if cell.run is None:
             label = cell.label.rpartition(" ")[0] or cell.label  # the seed stands last

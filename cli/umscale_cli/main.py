@@ -4,7 +4,10 @@ Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 partly done, 130 interrupt
 SIGHUP.
 """
 
+import contextlib
+import importlib.abc
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -51,6 +54,7 @@ app.command("plot")(plot.plot)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
+app.command("pack")(runs.pack)
 app.command("predict")(predict.predict)
 app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
@@ -83,9 +87,29 @@ def root(
 def main() -> None:
     """Entry point of the ``umscale`` script."""
     prepare_streams()
-    with signals.handled() as received:
+    with signals.handled() as received, _without_pandas():
         code = _run(received)
     sys.exit(code)
+
+
+class _NoPandas(importlib.abc.MetaPathFinder):
+    """Finds that there is no pandas, unless torch is loaded: it looks for it, and takes longer anyway."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        """Raise ModuleNotFoundError for pandas; leave everything else to others."""
+        if fullname == "pandas" and "torch" not in sys.modules:
+            raise ModuleNotFoundError("pandas is left out of this process", name="pandas")
+
+
+@contextlib.contextmanager
+def _without_pandas() -> Iterator[None]:
+    """Keep pandas out of this process: pyarrow imports it where it can, which doubles the time to start."""
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def _run(received: signals.Received) -> int:

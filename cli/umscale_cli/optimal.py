@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, out, print_json
+from umscale_cli.console import JsonFlag, out, plain_table, print_json
 from umscale_cli.law_options import mapping_of, split
-from umscale_cli.law_tables import plain_table
 from umscale_cli.predicted import part_text, value_text
 from umscale_cli.rows import RowsAsked, rows_of
 
@@ -132,9 +131,9 @@ def print_optimal(found: "Optimal", console: Any) -> None:
         console.print(table)
     console.print()
     if found.by_law:
-        one = found.by_law
-        console.print(f"law {one.law}: {one.formula}; {_powers(one.exponents)}", soft_wrap=True)
-        console.print(f"  intervals: {one.method}; resampled {one.resampled}", soft_wrap=True)
+        law = found.by_law
+        console.print(f"law {law.law}: {law.formula}; {_powers(law.exponents)}", soft_wrap=True)
+        console.print(f"  intervals: {law.method}; resampled {law.resampled}", soft_wrap=True)
     if found.by_parabolas and found.by_parabolas.exponents:
         words = _powers(found.by_parabolas.exponents)
         console.print(f"parabolas: {words}; resampled {found.by_parabolas.resampled}", soft_wrap=True)

@@ -102,7 +102,7 @@ def plan(
     from umscale.errors import UserError
     from umscale.files import write_text
     from umscale.laws.saved import read_saved, refit_saved
-    from umscale.questions.laws import STUDY_UNITS
+    from umscale.laws.sections import STUDY_UNITS
     from umscale.questions.plan import Limits, to_json
     from umscale.questions.plan import plan as make_plan
     from umscale.results.source import read_table

@@ -111,8 +111,8 @@ def plot(
 ) -> None:
     """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
     from umscale.errors import UserError
+    from umscale.laws.sections import Settings
     from umscale.plots.kinds import KINDS, Gallery
-    from umscale.questions.laws import Settings
     from umscale.results.source import is_table, read_table, rows_and_columns
 
     if source is None:

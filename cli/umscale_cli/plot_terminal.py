@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from umscale.laws.forms import Array
     from umscale.plots.series import Panel, Series
+    from umscale.results.columns import Array
 
 _MARKERS = "ox+*#@%&"
 _COLOURS = (33, 208, 36, 201, 220, 51, 160, 245)  # of the 256; one for each marker

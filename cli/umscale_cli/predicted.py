@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from umscale.say.laws import heading, interval_text
-from umscale_cli.console import count
-from umscale_cli.law_tables import plain_table
+from umscale.say.labels import heading
+from umscale.say.laws import interval_text
+from umscale_cli.console import count, plain_table
 
 if TYPE_CHECKING:
     from umscale.laws.uncertainty import Estimate

@@ -9,7 +9,7 @@ from umscale_cli.console import JsonFlag, print_json
 from umscale_cli.runs import StudyArgument, open_store, results_folder, warn_damaged
 
 if TYPE_CHECKING:
-    from umscale.render.page import Page
+    from umscale.say.blocks import Page
 
 
 def report(
@@ -59,7 +59,9 @@ def _write(page: "Page", target: Path, markdown: bool) -> list[Path]:
     """Write the page and, beside it under the same name, its Markdown with the figures."""
     from umscale.errors import UserError
     from umscale.files import atomic_path
-    from umscale.render.page import SIGNATURE, to_html, to_markdown
+    from umscale.render.html import to_html
+    from umscale.render.markdown import to_markdown
+    from umscale.say.blocks import SIGNATURE
 
     contents = {}
     text, figures = target.with_suffix(".md"), target.with_name(f"{target.stem}-figures")

@@ -91,7 +91,7 @@ def rows_of(asked: RowsAsked) -> Rows:
 
 def _settings(asked: RowsAsked, recipe: "Recipe", columns: dict[str, str], *, is_study: bool) -> Any:
     from umscale.laws.compare import EXTRA_SYMBOLS
-    from umscale.questions.laws import Settings
+    from umscale.laws.sections import Settings
 
     return Settings(
         columns=columns,
@@ -108,8 +108,8 @@ def _saved(asked: RowsAsked) -> Rows:
     """A fit that `umscale fit --json` printed, made again and compared with what it was."""
     from umscale.laws.saved import read_saved, refit_saved
     from umscale.laws.saved import rows_of as saved_rows
+    from umscale.laws.sections import resampling_groups
     from umscale.questions.fitted import Fitted
-    from umscale.questions.laws import resampling_groups
     from umscale.results.source import read_table
     from umscale.results.table import where
 
@@ -135,7 +135,7 @@ def _saved(asked: RowsAsked) -> Rows:
 def check_seal(path: Path, source: str) -> "Checked":
     """Score a seal on what ``source`` holds now; raises ``UserError`` for a seal of other rows."""
     from umscale.errors import UserError
-    from umscale.questions.laws import parts_of
+    from umscale.laws.sections import parts_of
     from umscale.questions.seal import check, read_seal
 
     sealed = read_seal(path)

@@ -180,6 +180,23 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
         note(f"note: {words}")
 
 
+def pack(study: StudyArgument, json_: JsonFlag = False) -> None:
+    """Put each table of a finished store into one file, in place of one for every run.
+
+    Everything reads it as before; runs that are added or repeated later lie beside and win.
+    """
+    from umscale.errors import UserError
+
+    store = open_store(study)
+    if is_recorded(store):
+        raise UserError(f"{store.name} ships with umscale and is not written to")
+    packed = store.pack()
+    if json_:
+        print_json(packed)
+    else:
+        print(", ".join(f"{table}: {n} files in one" for table, n in packed.items()) or "packed already")
+
+
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:
     """Return a run and budget as it is shown, by column."""
     density, mcp, speed = (row[name] for name in ("density", "mcp", "tokens_per_second"))

@@ -73,6 +73,7 @@ def _print(totals: "Totals") -> None:
     console.print(table)
     lines = {
         "processes killed": totals.kills,
+        "kills among training steps": totals.aimed,
         "sweeps brought to their end": totals.sweeps - 1,
         "finished results looked at again": totals.finished,
         "finished results lost": totals.lost,

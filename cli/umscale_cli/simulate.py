@@ -77,7 +77,7 @@ def simulate(
     from umscale.questions.simulate import Truth, fitted_truth, study_design, to_json
     from umscale.questions.simulate import simulate as run_simulation
     from umscale.results.table import levels
-    from umscale.say.laws import heading
+    from umscale.say.labels import heading
     from umscale_cli.runs import open_store
 
     if study is None and from_ is None:

@@ -19,6 +19,7 @@ from umscale_cli.console import (
     note,
     out,
     print_json,
+    show,
 )
 from umscale_cli.dry_run import show_plan
 from umscale_cli.executors import (
@@ -361,25 +362,16 @@ def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary:
 def _report(store: "Store", study: "Study", source: str) -> None:
     """Fit the first laws, draw the first figure, and say what to do next."""
     from umscale.errors import UserError
-    from umscale_cli.fit import (
-        compare_store,
-        fit_store,
-        print_architectures,
-        print_basis,
-        print_choice,
-        print_fit,
-    )
+    from umscale.questions.question import Asked, find
+    from umscale_cli.fit import basis_blocks
     from umscale_cli.plot import plot_store
 
     console = out()
     try:
-        if study.question == "architectures":
-            print_architectures(compare_store(store), "loss", console)
-        elif study.question == "trainer-choice":
-            print_choice(store, store.columns(), ("loss",), None)
-        else:
-            print_fit(fit_store(store), console)
-        print_basis(store, store.columns())
+        answer = find(store.question()).answer(store.columns(), Asked(losses=("loss",), read=store.read))
+        show(answer.basis(), folds=False)
+        show(answer.blocks())
+        show(basis_blocks(store, store.columns()))
     except UserError as error:
         console.print(f"\nNo fit yet: {error}")
         return

@@ -26,14 +26,20 @@ from umscale_cli.console import (
 )
 from umscale_cli.executors import DeviceOption, ThreadsOption, check_device, stopping_noted
 from umscale_cli.runs import DEFAULT_ROOT
+from umscale_cli.splits import DenseOption, TablesOption, check_split
 from umscale_cli.sweep import View, planned, ready
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
     from umscale.design.study import Cell
     from umscale.execute.executor import Event
+    from umscale.execute.running import Reporter
     from umscale.store.store import Store
+    from umscale.training.process_group import World
 
-TABLES = ("replicated", "sharded")
 SHOWN = 8
 """Labels that a message lists."""
 
@@ -58,13 +64,8 @@ def train(
         typer.Option(metavar="ID", help="Which run, by the beginning of its id.", show_default=False),
     ] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1,
-    tables: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            help="replicated: every process holds whole value tables; sharded: 1/N of their columns.",
-        ),
-    ] = "replicated",
+    tables: TablesOption = "replicated",
+    dense: DenseOption = "replicated",
     store: StoreOption = None,
     set_: SetOption = None,
     threads: ThreadsOption = 1,
@@ -78,15 +79,19 @@ def train(
     command continues, also with another number of processes.
     """
     from umscale.design.study import load_study
-    from umscale.errors import UserError, nearest
     from umscale.store.store import FINAL
     from umscale.training.shards import check
 
-    if tables not in TABLES:
-        raise UserError(f"--tables {tables!r} must be {' or '.join(TABLES)}{nearest(tables, TABLES)}")
     check_device(device)
     size = _torchrun_size(nproc) or nproc
-    how = How(size=size, shard_tables=tables == "sharded", device=device, threads=threads)
+    split = check_split(size, tables, dense)
+    how = How(
+        size=size,
+        shard_tables=split.shard_tables,
+        shard_dense=split.shard_dense,
+        device=device,
+        threads=threads,
+    )
     if int(os.environ.get("RANK", "0")) and under_torchrun():
         _follow(how)
         return
@@ -104,7 +109,7 @@ def train(
     if (status := opened.status(chosen.run_id)) in FINAL:
         note(f"run {chosen.run_id} is {status} already; --force trains it again")
     else:
-        what = f"{size} processes, tables {tables}" if size > 1 else "1 process"
+        what = f"{size} processes, tables {tables}, the rest {dense}" if size > 1 else "1 process"
         note(f"{plan_study.name}: {chosen.label}, {what}; results in {opened.name}")
         reason, peaks = _train(opened, plan_study.name, chosen, how)
         status = opened.status(chosen.run_id)
@@ -122,8 +127,15 @@ class How:
 
     size: int
     shard_tables: bool
+    shard_dense: bool
     device: str
     threads: int
+
+    def take_part(self, report: "Reporter") -> "AbstractContextManager[tuple[World, torch.device]]":
+        """Join torchrun's processes."""
+        from umscale.execute.member import take_part
+
+        return take_part(report, "env://", self.shard_tables, self.shard_dense, self.device, self.threads)
 
 
 def under_torchrun() -> bool:
@@ -191,8 +203,8 @@ def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, lis
             if under_torchrun():
                 return _lead(store, study, cell, how, on_event), peaks
             reason = launch(
-                store, study, cell.run, nproc=how.size, shard_tables=how.shard_tables, device=how.device,
-                threads=how.threads, on_event=on_event,
+                store, study, cell.run, nproc=how.size, shard_tables=how.shard_tables,
+                shard_dense=how.shard_dense, device=how.device, threads=how.threads, on_event=on_event,
             )  # fmt: skip
             return reason, peaks
     except KeyboardInterrupt:
@@ -202,13 +214,13 @@ def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, lis
 
 def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callable[[Event], None]") -> str:
     """Train as the first of torchrun's processes."""
+    from umscale.execute.member import LOST, lead
     from umscale.execute.running import Reporter
-    from umscale.parallel.worker import LOST, lead, take_part
 
     assert cell.run is not None
     report = Reporter(Events(on_event))
     try:
-        with take_part(report, "env://", how.shard_tables, how.device, how.threads) as (world, device):
+        with how.take_part(report) as (world, device):
             lead(world, store, study, cell.run, report, device)
     except LOST as error:
         return str(error)
@@ -219,13 +231,13 @@ def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callabl
 
 def _follow(how: How) -> None:
     """Train as any other of torchrun's processes."""
+    from umscale.execute.member import LOST, follow
     from umscale.execute.running import Reporter
-    from umscale.parallel.worker import LOST, follow, take_part
 
     with open(os.devnull, "w", encoding="utf-8") as nobody:
         report = Reporter(nobody)
         try:
-            with take_part(report, "env://", how.shard_tables, how.device, how.threads) as (world, device):
+            with how.take_part(report) as (world, device):
                 follow(world, report, device)
         except LOST as error:
             note(f"umscale: ended with another process: {error}")

@@ -53,6 +53,8 @@ def worker(
     """
     from umscale.errors import UserError
     from umscale.execute.job import newest_job, read_job
+    from umscale.execute.workload import JOBS as SWEEPS
+    from umscale.search.job import JOBS as SEARCHES
 
     choice = choose("local", workers, threads, device, per_gpu=per_gpu)
     opened = open_store(store)
@@ -66,7 +68,7 @@ def worker(
             raise UserError(
                 f"{opened.name} has no job yet; `umscale sweep` and `umscale search` put one there"
             )
-        work = read_job(opened, name) if name else None
+        work = read_job(opened, name, {**SWEEPS, **SEARCHES}) if name else None
         remaining = work.remaining(opened) if work else 0
         if name and work and remaining:
             waiting = False

@@ -20,7 +20,7 @@ def printed(*arguments: str) -> str:
 def test_suggested_runs_are_a_study_that_sweep_reads(tmp_path):
     target = tmp_path / "next.toml"
     text = printed("fit", "enwik8_density", "--suggest", "3", "--output", str(target))
-    assert text.count("after it") == 3
+    assert text.count("± ") == 1 + 3
     study = load_study(str(target))
     assert study.reference.model == load_study("enwik8_density").reference.model
 
@@ -64,3 +64,29 @@ def test_simulate_counts_its_tables():
 def test_cost_speaks_json(model):
     found = json.loads(printed("cost", model, "--batch", "1,16", "--json"))
     assert set(found["memory_access_bytes_per_step"]) == {"1", "16"}
+
+
+def test_cost_prints_the_rates_a_run_would_get_and_why(tmp_path):
+    from umscale.model.scaling import learning_rates
+    from umscale.spec import MemorySpec, ModelSpec, RunSpec, TrainSpec
+
+    spec = tmp_path / "pkm.toml"
+    spec.write_text(
+        '[model]\nd_model = 64\nn_layers = 4\nn_heads = 2\n[model.memory]\nkind = "pkm"\nn_keys = 64\ntop_m = 16\n'
+        "heads = 2\nd_key = 16\nd_value = 64\n[train]\nvalue_lr = 4e-2\n"
+    )
+    memory = MemorySpec(kind="pkm", n_keys=64, top_m=16, heads=2, d_key=16, d_value=64)
+    model = ModelSpec(d_model=64, n_layers=4, n_heads=2, memory=memory)
+    run = RunSpec(model=model, train=TrainSpec(value_lr=4e-2))
+    found = json.loads(printed("cost", str(spec), "--rates", "--json"))
+    assert (found["lr"], found["value_lr"]) == pytest.approx(learning_rates(run))
+    assert found["value_lr"] == pytest.approx(4e-2 * found["value_factor"])
+    assert found["table_decay_per_step"] == pytest.approx(run.train.table_weight_decay)
+    assert 0.05 < found["row"]["energy"] < 0.3  # of a softmax over 16, two heads
+    text = printed("cost", str(spec), "ultramem_v2-227m", "--rates")
+    assert "score energy" in text
+    assert f"{found['value_lr']:.4g}" in text
+    coupled = json.loads(
+        printed("cost", str(spec), "--rates", "--json", "--set", "train.table_weight_decay=coupled")
+    )
+    assert coupled["table_decay_per_step"] == pytest.approx(0.1 * found["value_lr"])

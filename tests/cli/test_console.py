@@ -69,7 +69,7 @@ def test_every_character_that_is_no_text_is_escaped():
         character = chr(number)
         if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs"):
             assert plain(character).isascii(), hex(number)
-    assert plain("é東🙂 x") == "é東🙂 x"
+    assert plain("é東🙂 x\u00a0\u202f") == "é東🙂 x\u00a0\u202f"
     assert plain_lines("a\nb\x1b") == "a\nb\\x1b"
 
 
@@ -102,6 +102,20 @@ def test_labels_of_strangers_reach_no_output_raw(store, capsys, monkeypatch, tmp
     assert not BAD.search(said.err), said.err
     for path in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.md"), *tmp_path.rglob("*.svg")]:
         assert not BAD.search(path.read_text().replace("\t", " ")), path
+
+
+def test_pages_hold_no_control_characters():
+    from umscale.render.html import to_html
+    from umscale.render.markdown import to_markdown
+    from umscale.say.blocks import Listing, Page, Paragraph, Section
+
+    page = Page(
+        title=EVIL, subtitle=EVIL, question=EVIL, lead=(Paragraph(text=EVIL),), footer=EVIL,
+        sections=(Section(title=EVIL, blocks=(Listing(text=EVIL),)),),
+    )  # fmt: skip
+    for text in (to_html(page), to_markdown(page, "figures")):
+        assert not BAD.search(text.replace("\\t", ""))
+        assert "x1b[2J" in text.replace("\\", "")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

@@ -41,7 +41,18 @@ warmup_tokens = 1000
 checkpoint_seconds = 0.2
 precision = "float32"
 """
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+TIMES = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 
 
 @pytest.fixture

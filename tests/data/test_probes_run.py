@@ -15,6 +15,7 @@ from umscale.data.synthetic_corpus import generate
 from umscale.errors import UserError
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store.store import Store
+from umscale.training.record import spec_row
 from umscale.training.run import Interrupted, Outcome, Run
 from umscale_cli.main import app
 
@@ -111,7 +112,7 @@ def test_a_store_keeps_and_prints_them(outcome: Outcome, spec: RunSpec, tmp_path
     call = CliRunner().invoke
     assert isinstance(call(app, ["runs", str(tmp_path / "store"), "--probes"]).exception, UserError)
     store.write_run(
-        spec,
+        spec_row(spec),
         "t",
         status="finished",
         records=outcome.records,

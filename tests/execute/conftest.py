@@ -36,7 +36,18 @@ TREE = {
         "precision": "float32",
     },
 }
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+TIMES = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 
 
 def make_study(**train: Any) -> Study:

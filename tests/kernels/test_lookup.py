@@ -492,7 +492,7 @@ def test_linked_lookups_compile_in_one_graph(path: str) -> None:
 def test_linked_lookups_refuse_what_they_cannot_add_to() -> None:
     operands: dict[str, Any] = problem((3, 50, 7, 2, 8, 16), torch.bfloat16)
     read = operands["pre_values"], operands["values"]
-    with pytest.raises(ValueError, match="not torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"not torch\.bfloat16"):
         lookup_linked(**operands, read=read)
     with pytest.raises(ValueError, match="another backend"):
         lookup_linked(**problem((3, 50, 7, 2, 8, 16)), read=read, backend="reference")
@@ -673,6 +673,35 @@ def test_triton_kernels_compile_for_gpus(source_paths: str, tmp_path: Path) -> N
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no Triton")
+@pytest.mark.parametrize("top_m", [3, 16, 32, 100, 768])
+def test_pipelines_of_a_token_pass_fill(top_m: int) -> None:
+    kernels = importlib.import_module("umscale_kernels.lookup.triton")
+    for d_pre_value, d_value in ((64, 64), (384, 384), (384, 768)):
+        tables = torch.empty(4, d_pre_value), torch.empty(4, d_value)
+        tiles = kernels._token_tiles(torch.empty(1, top_m, 2), *tables)
+        assert top_m / tiles["BLOCK_M"] >= tiles["STAGES"]
+
+
+def test_a_gpu_starts_no_program_for_rows_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer lookups than rows: a program a lookup at most."""
+    if "triton" not in BACKENDS:
+        pytest.skip("no Triton")
+    kernels, grids = importlib.import_module("umscale_kernels.lookup.triton"), []
+    launch = kernels._segments.__class__.__getitem__
+
+    class Spy:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return launch(segments, grid)
+
+    segments = kernels._segments
+    monkeypatch.setattr(kernels, "_segments", Spy())
+    shape = (3, 1000, 7, 2, 8, 16)
+    run("triton", problem(shape), upstream(shape))
+    assert grids == [(21,)]
 
 
 def test_reference_in_float64_keeps_its_dtype() -> None:

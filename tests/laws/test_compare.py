@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,29 @@ def test_the_true_form_is_recommended() -> None:
     assert plane.recommended == "additive"
     saddle = compare(fit_laws(study_table(x=0.02, run_noise=0.001, seeds=3), stage="annealed"))
     assert saddle.recommended == "interaction"
+
+
+def sparse_table(seed: int, share: float) -> dict[str, np.ndarray]:
+    """36 rows of E + A·(N^(1−g)·N_s^g)^-α + B·D^-β with 1% noise; ``share`` is g."""
+    axes = ([2e7, 8e7, 3e8], [1e8, 4e8, 1.6e9, 6.4e9], [1e9, 4e9, 1.6e10])
+    n, n_s, d = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
+    loss = 1.8 + 480 * (n ** (1 - share) * n_s**share) ** -0.35 + 2100 * d**-0.37
+    noise = 0.01 * np.random.default_rng(seed).standard_normal(36)
+    return {"N": n, "N_s": n_s, "D": d, "loss": loss * np.exp(noise)}
+
+
+@pytest.mark.parametrize(("share", "law"), [(0.0, "P0"), (0.3, "P1")])
+def test_a_term_is_recommended_only_where_there_is_one(share: float, law: str) -> None:
+    columns = {"N": "N", "N_s": "N_s", "D": "D"}
+    found = [compare(fit_laws(sparse_table(s, share), ("P0", "P1"), columns=columns)) for s in range(5)]
+    assert [c.recommended for c in found] == [law] * 5
+    if not share:
+        assert any("tied with P1" in c.reason for c in found)
+
+
+def test_a_fit_that_did_not_arrive_is_never_recommended() -> None:
+    fits = fit_laws(sparse_table(0, 0.3), ("P0", "P1"), columns={"N": "N", "N_s": "N_s", "D": "D"})
+    assert compare((fits[0], dataclasses.replace(fits[1], is_exact=False))).recommended == "P0"
 
 
 def test_hold_outs_are_the_edges_of_the_design() -> None:
@@ -69,3 +94,10 @@ def test_different_rows_are_refused() -> None:
         compare([*one, *other])
     with pytest.raises(UserError, match="at least one law"):
         compare([])
+
+
+def test_laws_that_are_resampled_by_different_groups_are_compared_by_one() -> None:
+    """A law of few coefficients is resampled by cell, one of many by run: the pairs of errors need the same groups."""
+    table = study_table(seeds=2, budgets=(1_000_000, 2_000_000))
+    found = compare(fit_laws(table, ("additive", "trend", "power_trend"), stage="annealed"))
+    assert found.recommended in ("additive", "trend", "power_trend")

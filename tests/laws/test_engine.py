@@ -1,5 +1,7 @@
 """Derivatives, boxes and refits, for power laws and for expressions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -158,7 +160,10 @@ def test_a_term_that_vanishes_is_said_to() -> None:
     """Losses that rise with N want a negative scale in front of N^-½."""
     rows = table(noise=0.0)
     rows["loss"] = 1.8 + 2100 * rows["D"] ** -0.37 + 1e-2 * np.log(rows["N"])
-    fit = fit_law(rows, parse_law("E + S*N**-0.5 + B*D**-beta", ("N", "D")), columns={"N": "N", "D": "D"})
+    law = parse_law("E + S*N**-0.5 + B*D**-beta", ("N", "D"))
+    assert isinstance(law, PowerLaw)
+    assert fit_law(rows, law, columns={"N": "N", "D": "D"}).coefficients["S"] < 0
+    fit = fit_law(rows, dataclasses.replace(law, root=None), columns={"N": "N", "D": "D"})
     assert fit.unidentified == ("S",)
     assert fit.rank == 3
     assert any("vanish or be negative" in warning for warning in fit.warnings)

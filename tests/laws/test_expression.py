@@ -322,8 +322,45 @@ def test_bounds_choose_between_optima() -> None:
 )
 def test_impossible_constraints_are_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        fitted(table(LAW, EQUAL), LAW, **options)
+        fitted(table(LAW, EQUAL), LAWS["chinchilla"], **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_written_coefficient_has_either_sign_unless_bounded() -> None:
+    rows = {"N": values()["N"]}
+    rows["loss"] = 3 - 0.1 * np.sqrt(rows["N"])
+    law = parse_law("a + b*N**0.5", ("N",))
+    fit = fitted(rows, law, objective="least_squares")
+    assert fit.coefficients == pytest.approx({"a": 3.0, "b": -0.1}, rel=1e-9)
+    assert not fit.unidentified
+    pinned = fitted(rows, law, pins={"b": -0.2})
+    assert pinned.coefficients["b"] == -0.2
+    bounded = fitted(rows, law, bounds={"b": (-0.3, -0.15)})
+    assert bounded.coefficients["b"] == pytest.approx(-0.15)
+    positive = fitted(rows, law, bounds={"b": (0.0, np.inf)})
+    assert "b" in positive.unidentified
+    assert any("vanish or be negative" in warning for warning in positive.warnings)
+
+
+def test_a_zero_in_a_linear_column_is_a_value() -> None:
+    rows = {"N": values()["N"], "f": np.tile([0.0, 0.5, 1.0, 2.0], 10)}
+    rows["loss"] = 1.5 + 4 * rows["N"] ** -0.3 + 0.2 * rows["f"]
+    fit = fitted(rows, parse_law("E + A*N**-a + k*f", ("N", "f")))
+    assert fit.coefficients == pytest.approx({"E": 1.5, "A": 4.0, "a": 0.3, "k": 0.2}, rel=1e-5)
+    with pytest.raises(UserError, match="zero or negative and have no logarithm"):
+        fitted(rows, parse_law("E + A*N**-a + k*f**b", ("N", "f")))
+
+
+@pytest.mark.parametrize("text", ["E + A*exp(-N/T)", "E + A*N**-a + B*D**-b"])
+def test_bounds_around_the_optimum_change_nothing(text: str) -> None:
+    law = parse_law(text, COLUMNS)
+    truth = {"E": 1.5, "A": 2.0, "T": 60.0, "a": 0.4, "B": 3.0, "b": 0.3}
+    rows = table(law, {name: truth[name] for name in law.coefficients}, noise=0.01)
+    free = fitted(rows, law)
+    for name in ("E", "A"):
+        value = free.coefficients[name]
+        for ends in ((0.0, np.inf), (0.5 * value, 1.5 * value)):
+            assert fitted(rows, law, bounds={name: ends}).objective <= free.objective * (1 + 1e-9)
 
 
 def test_linear_laws_take_no_constraints() -> None:

@@ -6,7 +6,6 @@ import pytest
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
 from umscale.laws.forms import (
-    COLUMNS,
     LAWS,
     Factor,
     PowerLaw,
@@ -17,12 +16,17 @@ from umscale.laws.forms import (
     to_theta,
     without_axes,
 )
+from umscale.results.columns import COLUMNS
 
 TRUTH = {
     "chinchilla": {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658},
     "power_null": {"E": 1.8, "B": 900.0, "beta": 0.33},
     "power_additive": {"E": 1.5, "S": 8.0, "gamma": 0.15, "M": 0.6, "kappa": 0.4, "B": 300.0, "beta": 0.3},
     "power_interaction": {"E": 1.6, "S": 5.0, "gamma": 0.12, "kappa": 0.15, "B": 300.0, "beta": 0.3},
+    "power_product": {"E": 1.5, "B": 300.0, "beta": 0.25, "kappa": 0.05, "gamma": 0.03},
+    "power_trend": {
+        "E": 1.4, "A": 3.0, "kappa": 0.15, "gamma": 0.12, "B": 300.0, "beta": 0.3, "mu": 0.02, "nu": -0.03,
+    },
     "effective_size": {"E": 1.5, "A": 60.0, "alpha": 0.2, "gamma": 0.08, "B": 400.0, "beta": 0.3},
     "density_interaction": {
         "E": 1.6, "A": 200.0, "alpha": 0.3, "delta": 0.05, "eta": 0.004, "B": 500.0, "beta": 0.32, "omega": 0.03,

@@ -5,7 +5,7 @@ from scipy.stats import linregress, t
 from tests.laws.tables import study_table
 from umscale.laws.fit import FitResult, fit_law
 from umscale.laws.forms import LAWS, evaluate
-from umscale.laws.uncertainty import Uncertainty, bootstrap
+from umscale.laws.uncertainty import Uncertainty, bootstrap, profile_interval
 
 TABLES = 120
 
@@ -115,3 +115,19 @@ def test_bands_hold_the_prediction(fit_and_draws: tuple[FitResult, Uncertainty])
 def fit_and_draws() -> tuple[FitResult, Uncertainty]:
     fit = fit_law(study_table(), "additive", stage="annealed")
     return fit, bootstrap(fit)
+
+
+def test_a_profile_knows_that_rows_of_a_run_err_together() -> None:
+    """Twelve runs of six rows: an interval of the size exponent is about √6 times that of independent rows."""
+    rng = np.random.default_rng(0)
+    values = {
+        "N": np.repeat(10 ** rng.uniform(7.5, 9.8, 12), 6),
+        "D": np.tile(np.geomspace(1e9, 1e11, 6), 12),
+    }
+    runs = np.repeat(np.arange(12), 6)
+    clean = evaluate(LAWS["chinchilla"], np.array([1.8, 480.0, 0.35, 2100.0, 0.37]), values, {})
+    noise = 0.02 * rng.standard_normal(12)[runs] + 0.003 * rng.standard_normal(72)
+    fit = fit_law({**values, "loss": clean * np.exp(noise)}, "chinchilla", columns={"N": "N", "D": "D"})
+    apart, together = (profile_interval(fit, "alpha", groups=g) for g in (None, runs))
+    assert 1.5 < (together.high - together.low) / (apart.high - apart.low) < 6
+    assert together.low < 0.35 < together.high

@@ -15,6 +15,7 @@ from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.plots import curves, loss_vs_density, loss_vs_size, save
 from umscale.plots.series import panels_of
 from umscale.plots.style import human, ordered_colours, thinned
+from umscale.questions.architectures import compare_architectures
 from umscale.results.table import Table
 
 
@@ -280,7 +281,7 @@ def test_architectures_best_on_top_with_intervals() -> None:
         "budget": np.full(len(rows), 1e6),
         "compensation": np.full(len(rows), "iso_flops", dtype=object),
     }
-    figure = architectures(table)
+    figure = architectures(compare_architectures(table), table)
     left, right = figure.axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["ultramem_v2", "moe-8of64", "dense"]
     assert ["stable" in left.get_title(), "annealed" in right.get_title()] == [True, True]
@@ -290,4 +291,4 @@ def test_architectures_best_on_top_with_intervals() -> None:
     assert drawn["dense, mean"].tolist() == [2.005]
     only = {name: column[table["architecture"] == "dense"] for name, column in table.items()}
     with pytest.raises(UserError, match="nothing to compare"):
-        architectures(only)
+        architectures((), only)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from umscale.laws.forms import LAWS
+from umscale.laws.sections import study_report
 from umscale.questions.floor import floor_answers
-from umscale.questions.laws import report
 
 E = 1.5
 
@@ -36,7 +36,7 @@ def table(floor: float) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("floor", "covered"), [(E, True), (E + 0.2, False)])
 def test_the_true_floor_is_covered_and_a_wrong_one_is_not(floor, covered):
-    found = report(table(floor), [LAWS["chinchilla"]], losses=("loss",))
+    found = study_report(table(floor), [LAWS["chinchilla"]], losses=("loss",))
     [answer] = floor_answers(table(floor), found)
     assert answer.fitted.value == pytest.approx(E, abs=0.1)
     assert answer.covered == covered
@@ -46,12 +46,12 @@ def test_the_true_floor_is_covered_and_a_wrong_one_is_not(floor, covered):
 def test_a_constant_above_a_measured_loss_does_not_hold():
     rows = table(E)
     rows["loss"][0] = E - 0.1  # a run that has found what the others have not
-    found = report(rows, [LAWS["chinchilla"]], losses=("loss",))
+    found = study_report(rows, [LAWS["chinchilla"]], losses=("loss",))
     [answer] = floor_answers(rows, found)
     assert not answer.holds
     assert f"above a loss measured, {E - 0.1:.4f}" in answer.words
 
 
 def test_without_a_known_floor_nothing_is_said():
-    found = report(table(np.nan), [LAWS["chinchilla"]], losses=("loss",))
+    found = study_report(table(np.nan), [LAWS["chinchilla"]], losses=("loss",))
     assert floor_answers(table(np.nan), found) == ()

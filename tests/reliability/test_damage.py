@@ -13,6 +13,7 @@ from umscale.selftest.crash import STUDY
 from umscale.store.store import RUN_TABLES, Store
 from umscale.training.checkpoint import Workspace
 from umscale.training.optimiser import WeightAverage, make_optimizer
+from umscale.training.record import spec_row
 
 
 @pytest.fixture
@@ -31,13 +32,19 @@ def bounded():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_that_does_not_fit_is_the_disks_fault(tmp_path, run, bounded):
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_checkpoint_that_does_not_fit_is_the_disks_fault(tmp_path, run, bounded, in_background):
     model = Decoder(run.model, run.seed, run.data.seq_len)
     model.configure_tables(run.train)
     optimizer, average = make_optimizer(model, run.train), WeightAverage(model, run.train.ema_width)
     workspace = Workspace(files=LocalFiles(tmp_path / "work"))
+
+    def save() -> None:
+        workspace.save("trunk", model, optimizer, average, {"step": 1}, in_background)
+        workspace.flush()
+
     with pytest.raises(UserError, match="limit on file sizes"):
-        workspace.save("trunk", model, optimizer, average, {"step": 1})
+        save()
     assert list((tmp_path / "work").iterdir()) == []
     assert torch.isfinite(next(model.parameters())).all()
 
@@ -50,7 +57,7 @@ def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
     store = Store.create(tmp_path / "store")
     keys = [{"budget": b, "stage": s} for b in run.train.budgets for s in ("stable", "annealed")]
     store.write_run(
-        run,
+        spec_row(run),
         "t",
         status="finished",
         records=keys,

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from umscale.design.study import expand, load_study
 from umscale.errors import UserError
 from umscale.execute.job import newest_job, read_job, write_job
-from umscale.execute.workload import make_plan
+from umscale.execute.workload import JOBS, make_plan
 from umscale.files import LocalFiles
 from umscale.laws.fit import fit_law
 from umscale.results.source import read_table
 from umscale.search.settings import parse_settings
 from umscale.store.store import Store
 from umscale.training.checkpoint import Workspace
+from umscale.training.record import spec_row
 
 EXAMPLES = int(os.environ.get("UMSCALE_FUZZ", "0"))
 
@@ -260,7 +261,7 @@ def whole(tmp_path_factory):
         {"budget": b, "stage": s, "loss": 2.0} for b in first.train.budgets for s in ("stable", "annealed")
     ]
     store.write_run(
-        first,
+        spec_row(first),
         "tiny",
         status="finished",
         records=records,
@@ -270,7 +271,7 @@ def whole(tmp_path_factory):
     corpus = open_corpus("kjv")
     steps = iter(range(3))
     with store.claim(second.run_id):
-        training = Run(second, corpus, store.checkpoints(second.run_id), torch.device("cpu"))
+        training = Run(second, corpus, Workspace.of(store, second.run_id), torch.device("cpu"))
         with pytest.raises(Interrupted):
             training.execute(lambda o: None, lambda p: None, lambda: next(steps, None) is None)
     assert store._claiming().claim("f" * 16)
@@ -298,9 +299,9 @@ def everything(store: Store, run, corpus) -> None:
     store.pinned_precision()
     name = newest_job(store)
     if name is not None:
-        read_job(store, name).remaining(store)
-    assert isinstance(store.checkpoints(run.run_id), Workspace)
-    Run(run, corpus, store.checkpoints(run.run_id), torch.device("cpu"))._restore()
+        read_job(store, name, JOBS).remaining(store)
+    assert isinstance(Workspace.of(store, run.run_id), Workspace)
+    Run(run, corpus, Workspace.of(store, run.run_id), torch.device("cpu"))._restore()
     store.repair()
 
 
@@ -356,8 +357,8 @@ def test_names_of_jobs_do_not_lead_out_of_the_store(tmp_path_factory, name):
     folder = tmp_path_factory.getbasetemp() / "jobs"
     store = Store.create(folder)
     with pytest.raises(UserError):
-        read_job(store, name)
+        read_job(store, name, JOBS)
     LocalFiles(folder).write("work/jobs/newest", name.encode("utf-8", "replace"))
     found = newest_job(store)
     with pytest.raises(UserError):
-        read_job(store, found or "")
+        read_job(store, found or "", JOBS)

@@ -19,11 +19,24 @@ from umscale.files import open_files
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store.leases import ClaimLost
 from umscale.store.store import Store
+from umscale.training.checkpoint import Workspace
+from umscale.training.record import spec_row
 from umscale.training.run import Interrupted, Run
 
 moto = pytest.importorskip("moto.server")
 
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+TIMES = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 SECRET = "hunter2"
 
 
@@ -127,7 +140,7 @@ def test_an_interrupted_run_continues_from_its_uploaded_checkpoint(url, tmp_path
     for stop_at in (12, 30):
         calls = iter(range(1000))
         with store.claim(run.run_id):
-            trainer = Run(run, corpus, store.checkpoints(run.run_id), cpu)
+            trainer = Run(run, corpus, Workspace.of(store, run.run_id), cpu)
             with pytest.raises(Interrupted):
                 trainer.execute(
                     lambda outcome: None, should_stop=lambda calls=calls, at=stop_at: next(calls) == at
@@ -135,7 +148,7 @@ def test_an_interrupted_run_continues_from_its_uploaded_checkpoint(url, tmp_path
         assert store.files.entries(f"work/checkpoints/{run.run_id}")
     steps = []
     with store.claim(run.run_id):
-        outcome = Run(run, corpus, store.checkpoints(run.run_id), cpu).execute(
+        outcome = Run(run, corpus, Workspace.of(store, run.run_id), cpu).execute(
             lambda outcome: None, lambda progress: steps.append(progress.steps_done)
         )
     assert steps[0] == 43
@@ -144,7 +157,7 @@ def test_an_interrupted_run_continues_from_its_uploaded_checkpoint(url, tmp_path
 
 def test_a_damaged_object_is_quarantined(url, run):
     store = Store.create(url)
-    store.write_run(run, "t", status="diverged")
+    store.write_run(spec_row(run), "t", status="diverged")
     name = f"runs/{run.run_id}.parquet"
     store.files.write(name, store.files.read(name)[:-50])
     assert store.status(run.run_id) is None
@@ -171,9 +184,9 @@ def test_claims_exclude_and_a_lost_one_stops_the_writer(url, run):
         for entry in store.files.entries("work/claims"):
             store.files.delete(f"work/claims/{entry.name}")
         with pytest.raises(ClaimLost):
-            store.write_run(run, "t", status="diverged")
+            store.write_run(spec_row(run), "t", status="diverged")
         with pytest.raises(ClaimLost):
-            store.checkpoints(run.run_id).save("trunk", None, None, None, {})
+            Workspace.of(store, run.run_id).save("trunk", None, None, None, {})
     assert store.statuses() == {}
     process = multiprocessing.get_context("spawn").Process(target=_die, args=(url,))
     process.start()

@@ -42,7 +42,7 @@ def test_nothing_in_the_current_folder_is_run(tmp_path, monkeypatch):
     ):  # an empty entry stands for the current folder, and "." was the parent's
         monkeypatch.setenv("PYTHONPATH", given)
         environment = {**worker_environment(store, 1), "PATH": "/usr/bin:/bin"}
-        command = worker_command(store, "0" * 16, 1, "cpu")
+        command = worker_command(store, "0" * 16, 1, "cpu", "umscale.execute.workload")
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

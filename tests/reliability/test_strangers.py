@@ -13,6 +13,7 @@ from umscale.data.corpus import open_corpus
 from umscale.design.study import expand, load_study
 from umscale.errors import UserError
 from umscale.execute.job import newest_job, read_job
+from umscale.execute.workload import JOBS
 from umscale.files import open_files
 from umscale.search.settings import parse_settings
 from umscale.store.store import Store
@@ -148,7 +149,7 @@ def test_ids_in_tables_jobs_and_claims_open_nothing_outside(tmp_path, run_id):
         pass
     store.files.write("work/jobs/newest", run_id.encode())
     with pytest.raises(UserError):
-        read_job(store, newest_job(store) or "")
+        read_job(store, newest_job(store) or "", JOBS)
     (store.root / "work" / "claims").mkdir(parents=True)
     (store.root / "work" / "claims" / "a...%2e%2e.claim").write_text(
         json.dumps({"host": run_id, "pid": run_id})

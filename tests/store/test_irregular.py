@@ -11,9 +11,11 @@ import pytest
 from umscale.design.study import expand, load_study
 from umscale.errors import UserError
 from umscale.execute.job import newest_job, read_job
+from umscale.execute.workload import JOBS
 from umscale.files import LONGEST
 from umscale.spec import apply_overrides
 from umscale.store.store import Store
+from umscale.training.checkpoint import Workspace
 from umscale_cli.main import main
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
@@ -83,7 +85,7 @@ def test_one_of_them_in_place_of_the_header_a_job_or_a_study_is_one_line(store, 
     for name, use in (
         ("store.json", lambda: Store.open(store.root)),
         ("work/jobs/newest", lambda: newest_job(store)),
-        (f"work/jobs/{'0' * 16}.json", lambda: read_job(store, "0" * 16)),
+        (f"work/jobs/{'0' * 16}.json", lambda: read_job(store, "0" * 16, JOBS)),
         ("study.toml", store.study_tree),
     ):
         path = store.root / name
@@ -114,7 +116,7 @@ def test_one_of_them_as_a_checkpoint_is_set_aside(store, make):
     if make is sparse:
         path.unlink()
         path.write_bytes(b"\0" * 64)
-    workspace = store.checkpoints("a")
+    workspace = Workspace.of(store, "a")
     assert workspace.load("trunk", None, None, None) is None  # type: ignore[arg-type]
     assert not os.path.lexists(path)
 
@@ -152,7 +154,7 @@ def test_a_job_that_says_nonsense_is_one_line(store, job):
     (store.root / "work" / "jobs").mkdir(parents=True)
     (store.root / "work" / "jobs" / f"{'0' * 16}.json").write_text(job)
     with pytest.raises(UserError, match="no readable job") as caught:
-        read_job(store, "0" * 16)
+        read_job(store, "0" * 16, JOBS)
     assert len(str(caught.value)) < 2000
 
 

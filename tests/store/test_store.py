@@ -15,8 +15,9 @@ from umscale.design.study import expand, parse
 from umscale.errors import UserError
 from umscale.spec import FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store import cache as scan
-from umscale.store.schema import STORE_VERSION, Damaged, verify
-from umscale.store.store import STAGES, Store, schema
+from umscale.store.schema import STAGES, STORE_VERSION, Damaged, verify
+from umscale.store.store import Store, schema
+from umscale.training.record import spec_row
 
 RUN = RunSpec(
     model=ModelSpec(
@@ -51,7 +52,7 @@ def store(tmp_path):
 
 
 def test_finished_run_reads_back(store):
-    store.write_run(RUN, "t", status="finished", records=records())
+    store.write_run(spec_row(RUN), "t", status="finished", records=records())
     table = Store.open(store.root).read("runs")
     assert table.schema.equals(schema("runs"))
     assert table["loss"].to_pylist() == [3.0, 2.9, 2.8, 2.7]
@@ -70,7 +71,7 @@ def test_a_study_swept_again_with_other_seeds_keeps_its_earlier_cells(store):
         cells = expand(study, "float32", corpus)
         store.write_design(study, cells)
         for cell in cells:
-            store.write_run(cell.run, "t", status="diverged")
+            store.write_run(spec_row(cell.run), "t", status="diverged")
     columns = store.columns(status=None)
     assert set(columns["compensation"]) == {"none"}
     assert set(columns["label"]) == {f"top_m={m} seed={s}" for m in (2, 4) for s in (0, 1)}
@@ -78,7 +79,7 @@ def test_a_study_swept_again_with_other_seeds_keeps_its_earlier_cells(store):
 
 
 def test_partial_run_keeps_its_records_and_shows_the_gap(store):
-    store.write_run(RUN, "t", status="diverged", reason="loss nan", records=records((3.0,)))
+    store.write_run(spec_row(RUN), "t", status="diverged", reason="loss nan", records=records((3.0,)))
     rows = store.read("runs").to_pylist()
     assert [r["loss"] for r in rows] == [3.0, None, None, None]
     assert {r["reason"] for r in rows} == {"loss nan"}
@@ -86,15 +87,15 @@ def test_partial_run_keeps_its_records_and_shows_the_gap(store):
 
 
 def test_running_rows_are_replaced_not_doubled(store):
-    store.write_run(RUN, "t", status="running", records=records((3.0,)))
+    store.write_run(spec_row(RUN), "t", status="running", records=records((3.0,)))
     assert store.statuses() == {RUN.run_id: "running"}
-    store.write_run(RUN, "t", status="finished", records=records())
+    store.write_run(spec_row(RUN), "t", status="finished", records=records())
     assert store.read("runs").num_rows == 4
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_a_damaged_file_is_named_and_the_rest_is_read(store, damage):
-    store.write_run(RUN, "t", status="finished", records=records())
+    store.write_run(spec_row(RUN), "t", status="finished", records=records())
     bad = store.root / "runs" / "ffffffffffffffff.parquet"
     content = bytearray((store.root / "runs" / f"{RUN.run_id}.parquet").read_bytes())
     if damage == "flip":
@@ -112,7 +113,9 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(store, damage):
 def test_damaged_files_are_quarantined_and_their_runs_count_as_not_done(store):
     other = dataclasses.replace(RUN, seed=1)
     for run in (RUN, other):
-        store.write_run(run, "t", status="finished", records=records(), documents=DOCUMENTS, curve=CURVE)
+        store.write_run(
+            spec_row(run), "t", status="finished", records=records(), documents=DOCUMENTS, curve=CURVE
+        )
     path = store.root / "documents" / f"{RUN.run_id}.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x10
@@ -129,7 +132,7 @@ def test_damaged_files_are_quarantined_and_their_runs_count_as_not_done(store):
 
 def test_every_flipped_bit_is_found(store):
     """Anywhere in a file: pages, their headers, statistics, the schema, the checksum itself."""
-    store.write_run(RUN, "t", status="finished", records=records())
+    store.write_run(spec_row(RUN), "t", status="finished", records=records())
     content = (store.root / "runs" / f"{RUN.run_id}.parquet").read_bytes()
     verify(content)
     rng = random.Random(5)
@@ -149,14 +152,14 @@ def test_a_scan_of_many_files_leaves_a_copy_that_never_outlives_a_change(store, 
     monkeypatch.setattr(scan, "MANY_FILES", 3)
     runs = [dataclasses.replace(RUN, seed=seed) for seed in range(6)]
     for run in runs:
-        store.write_run(run, "t", status="finished", records=records())
+        store.write_run(spec_row(run), "t", status="finished", records=records())
     first = store.read("runs")
     copy = store.root / "work" / "scan" / "runs.parquet"
     assert copy.exists()
     assert store.read("runs").equals(first), "rows from the copy, in the same order"
     changed, removed = sorted(run.run_id for run in runs)[1:3]
     run = next(run for run in runs if run.run_id == changed)
-    store.write_run(run, "t", status="finished", records=records((9.0, 9.0, 9.0, 9.0)))
+    store.write_run(spec_row(run), "t", status="finished", records=records((9.0, 9.0, 9.0, 9.0)))
     store.forget(removed)
     rows = Store.open(store.root).read("runs").to_pylist()
     assert len(rows) == 4 * 5
@@ -172,9 +175,9 @@ def test_statuses_follow_every_change(store, monkeypatch):
     monkeypatch.setattr(scan, "MANY_FILES", 2)
     runs = [dataclasses.replace(RUN, seed=seed) for seed in range(4)]
     for run in runs:
-        store.write_run(run, "t", status="running", records=records((3.0,)))
+        store.write_run(spec_row(run), "t", status="running", records=records((3.0,)))
     assert set(store.statuses().values()) == {"running"}
-    store.write_run(runs[0], "t", status="finished", records=records())
+    store.write_run(spec_row(runs[0]), "t", status="finished", records=records())
     store.forget(runs[1].run_id)
     expected = {runs[0].run_id: "finished", runs[2].run_id: "running", runs[3].run_id: "running"}
     assert store.statuses() == expected
@@ -206,7 +209,7 @@ def test_newer_and_foreign_folders_are_refused(tmp_path, store):
 
 
 def test_older_files_lack_columns_and_still_read(store):
-    store.write_run(RUN, "t", status="finished", records=records())
+    store.write_run(spec_row(RUN), "t", status="finished", records=records())
     path = store.root / "runs" / f"{RUN.run_id}.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["loss_ema"]), path)
     assert store.read("runs")["loss_ema"].null_count == 4
@@ -215,7 +218,7 @@ def test_older_files_lack_columns_and_still_read(store):
 def _write_many(root: str, start: int) -> None:
     for seed in range(start, start + EACH):
         run = dataclasses.replace(RUN, seed=seed)
-        Store.create(Path(root)).write_run(run, "t", status="finished", records=records())
+        Store.create(Path(root)).write_run(spec_row(run), "t", status="finished", records=records())
 
 
 def test_eight_writers_lose_and_tear_nothing(tmp_path):
@@ -241,7 +244,7 @@ def test_eight_writers_lose_and_tear_nothing(tmp_path):
 
 def test_plain_readers(store):
     pandas = pytest.importorskip("pandas")
-    store.write_run(RUN, "t", status="finished", records=records())
+    store.write_run(spec_row(RUN), "t", status="finished", records=records())
     folder = store.root / "runs"
     assert len(pandas.read_parquet(folder)) == 4
     polars = pytest.importorskip("polars")
@@ -258,5 +261,5 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(store, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"disk .* is full"):
-        store.write_run(RUN, "t", status="finished", records=records())
+        store.write_run(spec_row(RUN), "t", status="finished", records=records())
     assert not list((store.root / "runs").iterdir())

@@ -14,7 +14,17 @@ from umscale.training.optimiser import Schedule, WeightAverage
 from umscale.training.run import Interrupted, Run
 
 CPU = torch.device("cpu")
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
+TIMES = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+)
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,13 @@ from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
 from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
-from umscale.store.store import STAGES, Row, Store, schema
+from umscale.store.schema import STAGES
+from umscale.store.store import Row, Store, schema
+from umscale.training.record import spec_row
 
+WALL_PARTS = (
+    "start-up", "between runs", "data, model, checkpoints, records", "training", "evaluation", "idle tail", "runs"
+)  # fmt: skip
 SAMPLES = 10
 """How often the parent's memory is read while it schedules."""
 WRITTEN_ALONE = 500
@@ -65,6 +70,8 @@ def bench_sweep(
         for n_workers in range(1, most + 1):
             progress(f"{rounds} sweeps with {n_workers} workers, and as many without ...")
             throughput.append(_throughput(run, n_workers, rounds, root))
+        progress(f"where the time of a sweep with {most} workers goes ...")
+        wall = _wall(run, most, root)
         progress(f"scheduling {runs} runs without their training ...")
         scheduling = _scheduling(runs, most, root)
         progress(f"a store of {records} records ...")
@@ -72,6 +79,7 @@ def bench_sweep(
     return {
         "machine": stamp()["machine"],
         "seconds_a_run": seconds,
+        "wall": wall,
         "throughput": throughput,
         "scheduling": scheduling,
         "store": store,
@@ -138,6 +146,36 @@ def _throughput(run: RunSpec, n_workers: int, rounds: int, root: Path, runs_each
     }
 
 
+def _wall(run: RunSpec, n_workers: int, root: Path) -> dict[str, Any]:
+    """Return where the wall time of a sweep goes, in seconds of all workers: one run more than they share equally."""
+    runs = tuple(dataclasses.replace(run, seed=seed) for seed in range(n_workers + 1))
+    store = Store.create(root / "wall")
+    spent = dict.fromkeys(WALL_PARTS, 0.0)
+    last: dict[int, float] = {}
+    began = time.perf_counter()
+
+    def on_event(number: int, event: Event) -> None:
+        now = time.perf_counter()
+        part = {"ready": "start-up", "start": "between runs", "end": "runs"}.get(event["event"])
+        if part is not None:
+            spent[part] += now - last.get(number, began)
+            last[number] = now
+
+    with LocalExecutor(store, Plan(study="bench", runs=runs), n_workers, device="cpu") as executor:
+        executor.run(on_event)
+    ended = time.perf_counter()
+    spent["idle tail"] = sum(ended - moment for moment in last.values())
+    ran = spent.pop("runs")
+    records: dict[str, dict[str, Any]] = {}
+    for row in store.read("runs").to_pylist():  # the last record of a run holds its sums
+        if row["train_seconds"] >= records.get(row["run_id"], row)["train_seconds"]:
+            records[row["run_id"]] = row
+    spent["training"] = sum(row["train_seconds"] for row in records.values())
+    spent["evaluation"] = sum(row["eval_seconds"] for row in records.values())
+    spent["data, model, checkpoints, records"] = ran - spent["training"] - spent["evaluation"]
+    return {"workers": n_workers, "runs": len(runs), "seconds": ended - began, "parts": spent}
+
+
 def _train_alone(shares: Sequence[Sequence[RunSpec]], root: Path) -> None:
     processes = []
     for i, share in enumerate(shares):
@@ -168,7 +206,7 @@ class Untrained(Plan):
         run_id = run.run_id
         report("start", run=run_id, token=store.token(run_id))
         records = _records(run)
-        store.write_run(run, self.study, status="finished", records=records)
+        store.write_run(spec_row(run), self.study, status="finished", records=records)
         for record in records:
             report("record", run=run_id, **record)
         store.clear_work(run_id)
@@ -265,7 +303,7 @@ def _scheduling(n_runs: int, n_workers: int, root: Path) -> dict[str, Any]:
     assert plan.remaining(store) == 0
     began = time.perf_counter()
     for spec in plan.runs[: n_runs // 10]:
-        store.write_run(spec, "bench", status="finished", records=_records(spec))
+        store.write_run(spec_row(spec), "bench", status="finished", records=_records(spec))
     writing = (time.perf_counter() - began) / max(1, n_runs // 10)
     began = time.perf_counter()
     plan.remaining(Store.open(store.address))
@@ -302,7 +340,10 @@ def _store(run: RunSpec, n_records: int, root: Path) -> dict[str, Any]:
     began = time.perf_counter()
     for seed in range(n_runs):
         store.write_run(
-            dataclasses.replace(run, seed=seed), "bench", status="finished", records=_records(run, 1.0 + seed)
+            spec_row(dataclasses.replace(run, seed=seed)),
+            "bench",
+            status="finished",
+            records=_records(run, 1.0 + seed),
         )
     writing = time.perf_counter() - began
     paths = sorted((store.root / "runs").glob("*.parquet"))

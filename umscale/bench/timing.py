@@ -27,7 +27,7 @@ class Timing:
 
 
 def cpu_clock(step: Step) -> float:
-    """Time of one call: of the processor with one thread, which others on the machine disturb less, else of the wall."""
+    """Seconds of one call: the processor's with one thread, which other work disturbs less, else the wall clock's."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     step()

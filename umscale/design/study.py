@@ -70,6 +70,7 @@ QUESTIONS = (
     "learning-rates",
     "noise",
     "trainer-choice",
+    "token-trend",
     "laws",
 )
 KEYS = (

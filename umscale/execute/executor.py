@@ -209,10 +209,13 @@ def parse_event(line: str | bytes) -> Event | None:
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
-def worker_command(store: Store, job: str, threads: int, device: str) -> list[str]:
-    """Return the command line of a worker; a password in the store's URL is left to ``worker_environment``."""
+def worker_command(store: Store, job: str, threads: int, device: str, jobs: str) -> list[str]:
+    """Return the command line of a worker, which reads its job by the module ``jobs``.
+
+    A password in the store's URL is left to ``worker_environment``.
+    """
     where = str(store.root.absolute()) if store.is_folder else redact(store.address)
-    return python_command("umscale.execute.worker", where, job, str(threads), device)
+    return python_command("umscale.execute.worker", where, job, str(threads), device, jobs)
 
 
 def worker_environment(store: Store, threads: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from umscale.errors import UserError
@@ -38,6 +38,10 @@ class Job(Protocol):
         ...
 
 
+Kinds = Mapping[str, Callable[[Mapping[str, Any]], Job]]
+"""Kind of a job → what reads it from its tree. A module of jobs names its own as ``JOBS``; who reads says which."""
+
+
 def write_job(store: Store, job: Job) -> str:
     """Write a job into the store's work folder, as the newest there, and return its name."""
     text = json.dumps({"kind": job.kind, **job.to_tree()})
@@ -55,8 +59,8 @@ def newest_job(store: Store) -> str | None:
         return None
 
 
-def read_job(store: Store, name: str) -> Job:
-    """Read what ``write_job`` wrote.
+def read_job(store: Store, name: str, kinds: Kinds) -> Job:
+    """Read what ``write_job`` wrote, as one of ``kinds``.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -66,24 +70,13 @@ def read_job(store: Store, name: str) -> Job:
             f"job {name!r}: a job's name has 16 hexadecimal digits; work/jobs in the store lists them"
         )
     try:
-        return _from_tree(parse_object(store.files.read(_path(name))))
+        tree = parse_object(store.files.read(_path(name)))
+        if tree["kind"] not in kinds:
+            raise ValueError(f"a job of kind {tree['kind']!r}")
+        return kinds[tree["kind"]](tree)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, UserError) as error:
         where = store.files.describe(_path(name))
         raise UserError(f"{where}: no readable job ({error}); run the same command again") from None
-
-
-def _from_tree(tree: Mapping[str, Any]) -> Job:
-    match tree["kind"]:
-        case "plan":
-            from umscale.execute.workload import Plan
-
-            return Plan.from_tree(tree)
-        case "search":
-            from umscale.search.job import SearchJob
-
-            return SearchJob.from_tree(tree)
-        case kind:
-            raise ValueError(f"a job of kind {kind!r}")
 
 
 def _path(name: str) -> str:

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing import (
 
 from umscale.errors import UserError
 from umscale.execute.executor import STOP_SECONDS, Event, parse_event, worker_environment
-from umscale.parallel.worker import EXIT_LOST, Job
+from umscale.execute.member import EXIT_LOST, Job
 from umscale.processes import python_command
 from umscale.spec import RunSpec, to_dict
 from umscale.store.store import Store
@@ -45,6 +45,7 @@ def launch(
     *,
     nproc: int,
     shard_tables: bool,
+    shard_dense: bool,
     device: str,
     threads: int,
     on_event: Callable[[Event], None],
@@ -68,8 +69,8 @@ def launch(
     )  # for writing too: no end of file before the first writer
     where = str(store.root.absolute()) if store.is_folder else redact(store.address)
     job = Job(
-        store=where, study=study, run=to_dict(run), shard_tables=shard_tables, device=device, threads=threads,
-        rendezvous=f"file://{folder}/rendezvous", events=str(pipe),
+        store=where, study=study, run=to_dict(run), shard_tables=shard_tables, shard_dense=shard_dense,
+        device=device, threads=threads, rendezvous=f"file://{folder}/rendezvous", events=str(pipe),
     )  # fmt: skip
     file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
     common = worker_environment(store, threads) | {"WORLD_SIZE": str(nproc)}

@@ -108,7 +108,7 @@ class LocalExecutor(Executor):
         environment = {**os.environ, **worker_environment(self.store, self.threads)}
         if gpu is not None:
             environment[VISIBLE] = gpu
-        command = worker_command(self.store, self.name, self.threads, self.device)
+        command = worker_command(self.store, self.name, self.threads, self.device, type(self.job).__module__)
         with log.open("w", encoding="utf-8") as errors:
             process = self._launch(command, environment, errors)
         threading.Thread(target=self._listen, args=(number, process, log), daemon=True).start()

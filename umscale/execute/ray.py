@@ -75,7 +75,9 @@ class RayExecutor(Executor):
         remote = self.ray.remote(run_worker).options(
             num_cpus=self.threads, num_gpus=self.gpus, max_retries=0, num_returns="streaming"
         )
-        _, *arguments = worker_command(self.store, self.name, self.threads, self.device)
+        _, *arguments = worker_command(
+            self.store, self.name, self.threads, self.device, type(self.job).__module__
+        )
         environment = worker_environment(self.store, self.threads)
         self.tasks |= {number: remote.remote(arguments, environment) for number in numbers}
 
@@ -228,7 +230,7 @@ def _connect(address: str | None, cpus: int) -> ModuleType:
     return ray
 
 
-def _restore(handlers: Mapping[int, Any]) -> None:
+def _restore(handlers: Mapping[Any, Any]) -> None:
     """Put signal handlers back: Ray's would end this process before its workers have written their checkpoints."""
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():

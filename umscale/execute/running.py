@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from umscale.errors import UserError
 from umscale.spec import RunSpec
 from umscale.store.store import Store
+from umscale.training.checkpoint import Workspace
+from umscale.training.record import spec_row
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +117,7 @@ def train_one(
 
     def on_record(outcome: "Outcome") -> None:
         store.write_run(
-            run,
+            spec_row(run),
             study,
             status=outcome.status,
             reason=outcome.reason,
@@ -148,7 +150,7 @@ def train_one(
             raise UserError(
                 f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
             )
-        outcome = Run(run, corpus, store.checkpoints(run_id), device, world).execute(
+        outcome = Run(run, corpus, Workspace.of(store, run_id), device, world).execute(
             on_record, on_progress, should_stop
         )
     except Interrupted:
@@ -161,7 +163,7 @@ def train_one(
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
-        store.write_run(run, study, status="failed", reason=reason, context=context)
+        store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
     store.clear_work(run_id)

@@ -247,7 +247,7 @@ class SlurmExecutor(Executor):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         environment = worker_environment(self.store, self.threads) | {REPORT_VARIABLE: str(REPORT_SECONDS)}
-        command = worker_command(self.store, self.name, self.threads, self.device)
+        command = worker_command(self.store, self.name, self.threads, self.device, type(self.job).__module__)
         task = WorkerTask(command, environment, self.terms.warning_seconds)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # submitit's own `python -m` must not look into the folder it is submitted from either

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 from umscale.accounting import cost, gathered_params
 from umscale.design.study import Cell
+from umscale.execute.job import Kinds
 from umscale.execute.running import Reporter, train_one
 from umscale.spec import RunSpec, from_dict, to_dict
 from umscale.store.store import FINAL, Store
+from umscale.training.record import spec_row
 
 LIST_SECONDS = 1.0
 """A worker that finds its runs done by others looks at all statuses again, but not more often than this."""
@@ -63,7 +65,7 @@ class Plan:
         run = self.runs[self.run_ids.index(run_id)]
         with store.claim(run_id) as mine:
             if mine:
-                store.write_run(run, self.study, status="failed", reason=reason)
+                store.write_run(spec_row(run), self.study, status="failed", reason=reason)
 
     def to_tree(self) -> dict[str, Any]:
         """The plan as JSON."""
@@ -96,3 +98,7 @@ def run_weight(run: RunSpec) -> float:
     sizes = cost(run.model, run.data.seq_len)
     per_token = 3 * sizes.flops_per_token + 64 * gathered_params(run.model)
     return (per_token + 200 * sizes.sparse_params / run.tokens_per_step) * run.train.budgets[-1]
+
+
+JOBS: Kinds = {Plan.kind: Plan.from_tree}
+"""What a worker of a sweep reads."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 
 from umscale.laws import engine
 from umscale.laws.fit import HUBER_DELTA, FitResult, fit_law, refit
-from umscale.laws.forms import LAWS, Array, PowerLaw, evaluate
+from umscale.laws.forms import LAWS, PowerLaw, evaluate
+from umscale.results.columns import Array
 from umscale.results.table import Table, numeric
 
 HOFFMANN_GRID = {
@@ -49,14 +51,15 @@ def bench_fit(
             of 240 rows from Hoffmann's law with 1% noise.
         rounds: timings of each variant, interleaved; medians are given. The whole grid is run once.
         sample: starts of the grid given to scipy in each round.
-        peer: also time the package ``chinchilla`` when it is installed, once.
+        peer: also time lmfit, and once the package ``chinchilla``, where they are installed.
         seed: of the synthetic table, the resampling and the sample.
 
     Returns:
         ``rows``, ``table``, ``objective`` (the least of all), ``coefficients`` and ``variants``: for each ``name``,
-        ``seconds`` (median), ``spread`` ((max − min)/median), ``starts``, ``timed`` (how many of them, ``seconds``
-        being extrapolated from those when fewer), ``at_optimum`` (share of the timed starts within 1e-9 of the least
-        objective, relative; None for refits) and ``gap`` (least objective reached, minus the least of all).
+        ``seconds`` (median, of this process's CPU; of ``chinchilla``, which starts others, on the clock), ``spread``
+        ((max − min)/median), ``starts``, ``timed`` (how many of them, ``seconds`` being extrapolated from those when
+        fewer), ``at_optimum`` (share of the timed starts within 1e-9 of the least objective, relative; None for refits)
+        and ``gap`` (least objective reached, minus the least of all).
     """
     table = synthetic_table(seed) if path is None else _read(path)
     fit = fit_law(table, "chinchilla", columns=_COLUMNS)
@@ -97,15 +100,18 @@ def bench_fit(
             partial(_scipy, chosen, values, loss, False),
         ),
     }
+    if peer and find_spec("lmfit") is not None:
+        name = f"lmfit {version('lmfit')}, least_squares with huber"
+        tasks[name] = (len(grid), len(chosen), partial(_lmfit, chosen, values, loss))
     times: dict[str, list[float]] = {name: [] for name in tasks}
     reached: dict[str, Array] = {}
     for turn in range(rounds):
         for name, (_, _, run) in tasks.items():
             if turn and name == _WHOLE_GRID:
                 continue
-            began = time.perf_counter()
+            began = time.process_time()
             reached[name] = run()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(time.process_time() - began)
     if peer and (found := _peer(values, loss)) is not None:
         name, n_timed, seconds, objective = found
         tasks[name] = (len(grid), n_timed, partial(np.array, [objective]))
@@ -160,29 +166,50 @@ def _share(name: str, fit: FitResult, objectives: Array, least: float) -> float 
     return float(np.mean(objectives <= least * (1 + _SAME))) if objectives.size > 1 else None
 
 
+def _log_loss(theta: Array, log_n: Array, log_d: Array) -> tuple[Array, Array, Array, Array]:
+    """ln L [N] by ``logaddexp``, the quickest way to write it, and the logarithms of its three terms."""
+    e, a, alpha, b, beta = theta
+    capacity, data = a - alpha * log_n, b - beta * log_d
+    return np.logaddexp(e, np.logaddexp(capacity, data)), np.full_like(log_n, e), capacity, data
+
+
 def _scipy(starts: Array, values: Mapping[str, Array], loss: Array, analytic: bool) -> Array:
     """Objectives that scipy's L-BFGS-B reaches from ``starts``, as notebooks call it."""
     from scipy.optimize import minimize
-    from scipy.special import logsumexp
 
     log_n, log_d, target = np.log(values["N"]), np.log(values["D"]), np.log(loss)
-    one = np.ones_like(log_n)
 
     def objective(theta: Array) -> Any:
-        e, a, alpha, b, beta = theta
-        terms = np.stack([e * one, a - alpha * log_n, b - beta * log_d])
-        log_loss = logsumexp(terms, axis=0)
+        log_loss, *terms = _log_loss(theta, log_n, log_d)
         residuals = log_loss - target
         value = engine.huber(residuals, HUBER_DELTA).sum()
         if not analytic:
             return value
-        share = np.exp(terms - log_loss) * np.clip(residuals, -HUBER_DELTA, HUBER_DELTA)
-        slope = np.array(
-            [share[0].sum(), share[1].sum(), -share[1] @ log_n, share[2].sum(), -share[2] @ log_d]
-        )
-        return value, slope
+        pull = np.clip(residuals, -HUBER_DELTA, HUBER_DELTA)
+        e, a, b = (np.exp(term - log_loss) * pull for term in terms)
+        return value, np.array([e.sum(), a.sum(), -a @ log_n, b.sum(), -b @ log_d])
 
     return np.array([minimize(objective, x, method="L-BFGS-B", jac=analytic or None).fun for x in starts])
+
+
+def _lmfit(starts: Array, values: Mapping[str, Array], loss: Array) -> Array:
+    """Objectives that lmfit reaches from ``starts`` by scipy's trust-region least squares with Huber's loss."""
+    lmfit = import_module("lmfit")
+    log_n, log_d, target = np.log(values["N"]), np.log(values["D"]), np.log(loss)
+    names = ("e", "a", "alpha", "b", "beta")
+
+    def residuals(parameters: Any) -> Array:
+        theta = np.array([parameters[name].value for name in names])
+        return _log_loss(theta, log_n, log_d)[0] - target
+
+    found = []
+    for start in starts:
+        parameters = lmfit.Parameters()
+        for name, value in zip(names, start, strict=True):
+            parameters.add(name, value=float(value))
+        end = lmfit.minimize(residuals, parameters, method="least_squares", loss="huber", f_scale=HUBER_DELTA)
+        found.append(float(engine.huber(residuals(end.params), HUBER_DELTA).sum()))
+    return np.array(found)
 
 
 def _peer(values: Mapping[str, Array], loss: Array) -> tuple[str, int, float, float] | None:

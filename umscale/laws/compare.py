@@ -6,56 +6,37 @@ the largest models, the sparsest activation, the most tokens.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from umscale.errors import UserError, nearest
+from umscale.laws.diagnostics import residuals_in_nats
 from umscale.laws.fit import FitResult, Objective, fit_rows
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, LAWS, Array, Law, LocalLaw, Residual, law_named
-from umscale.results.table import Rows, Table, levels, missing_columns, select_rows, where
+from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Residual, law_named
+from umscale.laws.holdout import (
+    BEYOND,
+    EDGES,
+    HELD,
+    Edge,
+    HoldOut,
+    Jackknifed,
+    group_error,
+    held_axis,
+    hold_out,
+    mean_error,
+)
+from umscale.laws.uncertainty import resampled_together
+from umscale.results.columns import COLUMNS, Array
+from umscale.results.table import Codes, Table, levels, missing_columns, select_rows, where
 
-Edge = Literal["largest", "sparsest", "future"]
-
-EDGES: tuple[Edge, ...] = ("largest", "sparsest", "future")
 NULLS = ("null", "power_null", "P0", "P0_log")
 """Laws in which sparse parameters do not count, or only as a slope: what every other law has to beat."""
 
 EXTRA_SYMBOLS = ("m", "N_s", "D", "rho")
 """Carried along with the rows of a study, so that they can be held out by axes a law does not read."""
 
-_HELD: Mapping[Edge, str] = {
-    "largest": "the largest {} held out",
-    "sparsest": "the sparsest activation held out",
-    "future": "the most tokens held out",
-}
-_BEYOND: Mapping[Edge, str] = {
-    "largest": "to larger {}",
-    "sparsest": "to sparser activation",
-    "future": "to more tokens",
-}
-_SAME_LEVEL = 1.01
-_MANY_LEVELS = (
-    30  # an axis with more is no grid: its greatest tenth of the rows is held out, not its greatest level
-)
+_LEVEL = 0.95  # one-sided, shared among the laws compared with the best
 _TIE = 2.0  # AICc differences below this do not choose between laws
-_SAME_ERROR = 1.01  # ratio of standard errors below which the smaller law is as good
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldOut:
-    """Error on rows beyond an edge of the rows fitted on."""
-
-    edge: Edge
-    axis: str
-    """Symbol whose greatest values are held out; empty when the rows do not carry one."""
-    n_train: int
-    n_test: int
-    rmse_nats: float
-    mean_percent: float
-    """Mean absolute error in percent of the loss."""
-    skipped: str
-    """Why there is no error, or the empty string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +52,10 @@ class Compared:
     standard_error: float
     """√(Σ(observed − fitted)²/(rows − coefficients)) in nats; NaN without rows to spare."""
     is_null: bool
+    is_independent: bool
+    """Whether every row is a group of its own, as information criteria take it."""
+    inside: Jackknifed | None
+    """RMSE in nats of groups of rows left out in turn; None where a fit cannot be had without one."""
     holdouts: tuple[HoldOut, ...]
 
 
@@ -235,10 +220,11 @@ def nulls_beside(laws: Sequence[Law]) -> tuple[Law, ...]:
     )
 
 
-def compare(fits: Sequence[FitResult]) -> Comparison:
+def compare(fits: Sequence[FitResult], groups: Codes | None = None) -> Comparison:
     """Compare fits of one set of rows (as ``fit_laws`` makes them).
 
-    Raises ``UserError`` when there is none or they were fitted to different rows.
+    ``groups`` [rows] numbers those that err together; None takes what the bootstrap resamples. Raises ``UserError``
+    when there is none or they were fitted to different rows.
     """
     if not fits:
         raise UserError("nothing to compare: name at least one law")
@@ -248,12 +234,17 @@ def compare(fits: Sequence[FitResult]) -> Comparison:
             fit.rows.loss, first.rows.loss
         ):
             raise UserError("laws can only be compared on the same rows: fit them together")
-    compared = tuple(_compared(fit) for fit in fits)
+    follows = min(fits, key=lambda fit: fit.rmse_nats**2 * fit.n_rows / max(fit.n_rows - fit.rank, 1))
+    noise = residuals_in_nats(follows) * np.sqrt(first.n_rows / max(first.n_rows - follows.rank, 1))
+    if groups is None:
+        # Errors are compared in pairs: one grouping for all laws, the coarsest that any of them is resampled by.
+        groups = min((resampled_together(fit) for fit in fits), key=lambda codes: len(np.unique(codes)))
+    compared = tuple(_compared(fit, groups, noise) for fit in fits)
     name, reason = _recommend(compared)
     return Comparison(laws=compared, recommended=name, reason=reason, uses=_uses(compared))
 
 
-def _compared(fit: FitResult) -> Compared:
+def _compared(fit: FitResult, groups: Codes, noise: Array) -> Compared:
     n_parameters = fit.rank + fit.blocks.shape[1] + 1
     aicc, bic = _criteria(fit, n_parameters)
     spare = fit.n_rows - n_parameters + 1
@@ -264,7 +255,10 @@ def _compared(fit: FitResult) -> Compared:
         bic=bic,
         standard_error=fit.rmse_nats * float(np.sqrt(fit.n_rows / spare)) if spare > 0 else float("nan"),
         is_null=fit.law.name in NULLS,
-        holdouts=tuple(_hold_out(fit, edge) for edge in EDGES),
+        # A study's information criteria count its seed blocks and stay as they are.
+        is_independent=isinstance(fit.law, LocalLaw) or len(np.unique(groups)) == fit.n_rows,
+        inside=group_error(fit, groups) if spare > 0 and fit.n_free and not fit.unidentified else None,
+        holdouts=tuple(hold_out(fit, edge, groups, noise) for edge in EDGES),
     )
 
 
@@ -283,128 +277,71 @@ def _criteria(fit: FitResult, k: int) -> tuple[float, float]:
     return float(minus_twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)), float(minus_twice + k * np.log(n))
 
 
-def _hold_out(fit: FitResult, edge: Edge) -> HoldOut:
-    name, axis = _axis(fit.rows, edge)
-    if axis is None:
-        return _skipped(fit, edge, "", 0, "the table lacks its column")
-    held = _greatest(axis)
-    n_test = int(held.sum())
-    if n_test == len(held):
-        return _skipped(fit, edge, name, 0, "there is one level")
-    train, test = fit.rows.take(~held), fit.rows.take(held)
-    if np.ptp(np.log(axis[~held])) < np.log(_SAME_LEVEL):
-        return _skipped(fit, edge, name, n_test, "one level remains: nothing to extrapolate from")
-    try:
-        refit = fit_rows(
-            train,
-            fit.law,
-            columns={**COLUMNS, **fit.columns},
-            objective=fit.objective_name,
-            delta=fit.delta if np.isfinite(fit.delta) else None,
-            residual=fit.residual,
-            pins=fit.constraints.pins,
-            ties=fit.constraints.ties,
-            bounds=fit.constraints.bounds,
-            above=fit.above,
-        )
-    except UserError as error:
-        return _skipped(fit, edge, name, n_test, str(error))
-    if refit.dropped or refit.unidentified:
-        lost = ", ".join([*refit.dropped, *refit.unidentified])
-        return _skipped(fit, edge, name, n_test, f"the rows that remain do not determine {lost}")
-    gap = refit.predict(test.values) - test.loss
-    return HoldOut(
-        edge=edge,
-        axis=name,
-        n_train=train.size,
-        n_test=n_test,
-        rmse_nats=float(np.sqrt(np.mean(gap**2))),
-        mean_percent=float(100 * np.mean(np.abs(gap / test.loss))),
-        skipped="",
-    )
-
-
-def _axis(rows: Rows, edge: Edge) -> tuple[str, Array | None]:
-    """The symbol and the quantity whose greatest values are held out, [rows]; none when the rows do not carry it."""
-    values = rows.values
-    if edge == "largest":
-        name = "N_s" if "N_s" in values else "N"
-    elif edge == "future":
-        name = "D"
-    elif "rho" in values:
-        return "rho", 1 / values["rho"]
-    elif {"N_s", "m"} <= set(values):
-        return "rho", values["N_s"] / values["m"]
-    else:
-        name = "experts"
-    axis = values.get(name)
-    return (name, axis) if axis is not None and (axis > 0).all() else ("", None)
-
-
-def _greatest(axis: Array) -> np.ndarray:
-    """The greatest level of a grid; the greatest tenth of the rows where nearly every row has its own, [rows]."""
-    ordered = np.sort(np.log(axis))
-    n_levels = 1 + int((np.diff(ordered) > np.log(_SAME_LEVEL)).sum())
-    if n_levels <= _MANY_LEVELS:
-        return np.asarray(axis > axis.max() / _SAME_LEVEL)
-    return np.asarray(np.log(axis) >= ordered[-max(1, len(ordered) // 10)])
-
-
-def _skipped(fit: FitResult, edge: Edge, axis: str, n_test: int, reason: str) -> HoldOut:
-    nan = float("nan")
-    return HoldOut(
-        edge=edge,
-        axis=axis,
-        n_train=fit.n_rows - n_test,
-        n_test=n_test,
-        rmse_nats=nan,
-        mean_percent=nan,
-        skipped=reason,
-    )
-
-
 def _recommend(laws: Sequence[Compared]) -> tuple[str, str]:
-    """Least mean hold-out error over the edges all laws were tested on; else AICc; else the smallest law."""
-    usable = [c for c in laws if not c.fit.unidentified]
+    """The simplest law within noise of the least mean hold-out error, over the edges all were tested on; else AICc."""
+    usable = [c for c in laws if not c.fit.unidentified and c.fit.is_exact]
     if not usable:
-        best = min(laws, key=lambda c: c.standard_error if np.isfinite(c.standard_error) else np.inf)
+        exact = [c for c in laws if c.fit.is_exact] or list(laws)
+        best = min(exact, key=lambda c: c.standard_error if np.isfinite(c.standard_error) else np.inf)
         reason = "least residual standard error, for these rows only: no law here is identified on them"
         return best.fit.law.name, reason
     edges = [e for e in EDGES if all(_error(c, e) is not None for c in usable)]
     if edges:
-        means = [float(np.mean([_error(c, e) for e in edges])) for c in usable]
-        best = usable[int(np.argmin(means))]
-        held = " and ".join(_HELD[e].format(_axis(best.fit.rows, e)[0]) for e in edges)
-        return best.fit.law.name, f"least error with {held}, {_in_order(usable, means)}"
+        means = [
+            mean_error([e for e in (_error(c, edge) for edge in edges) if e is not None]) for c in usable
+        ]
+        held = " and ".join(HELD[e].format(held_axis(usable[0].fit.rows, e)[0]) for e in edges)
+        best, words = _simplest(usable, means)
+        return best.fit.law.name, f"{words} with {held}, {_in_order(usable, means)}"
     if all(np.isfinite(c.aicc) for c in usable):
         return _least_aicc(usable).fit.law.name, (
             f"fewest parameters within {_TIE:g} of the least AICc; no hold-out was possible"
+        )
+    if inside := [c.inside for c in usable if c.inside is not None]:
+        these = [c for c in usable if c.inside is not None]
+        best, words = _simplest(these, inside)
+        return (
+            best.fit.law.name,
+            f"{words} with each group of rows left out in turn, {_in_order(these, inside)}",
         )
     best = min(usable, key=lambda c: c.n_parameters)
     return best.fit.law.name, "fewest parameters: neither hold-outs nor AICc can choose on these rows"
 
 
+def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed]) -> tuple[Compared, str]:
+    """The law with fewest coefficients of those that noise does not put behind the best, and words that name them."""
+    least = int(np.argmin([e.error for e in errors]))
+    level = 1 - (1 - _LEVEL) / max(len(laws) - 1, 1)
+    tied = [k for k, e in enumerate(errors) if k == least or not e.behind(errors[least], level)]
+    chosen = min(tied, key=lambda k: (laws[k].n_parameters, errors[k].error))
+    others = [laws[k].fit.law.name for k in sorted(tied, key=lambda k: errors[k].error) if k != chosen]
+    if not others:
+        return laws[chosen], "least error"
+    names = f"{', '.join(others[:-1])} and {others[-1]}" if len(others) > 1 else others[0]
+    return laws[chosen], f"simplest of those that noise does not tell apart (tied with {names})"
+
+
 def _uses(laws: Sequence[Compared]) -> tuple[Use, ...]:
     """The law for the rows' own range, and the one for each edge at which any could be tested."""
-    usable = [c for c in laws if not c.fit.unidentified] or list(laws)
+    usable = [c for c in laws if not c.fit.unidentified and c.fit.is_exact] or list(laws)
     found = []
-    if all(np.isfinite(c.aicc) for c in usable):
+    inside = [c for c in usable if c.inside is not None]
+    if all(np.isfinite(c.aicc) and c.is_independent for c in usable):
         best, reason = _least_aicc(usable), f"fewest parameters within {_TIE:g} of the least AICc"
         found.append(Use(purpose="within the rows' range", law=best.fit.law.name, reason=reason))
-    elif known := [c for c in usable if np.isfinite(c.standard_error)]:
-        least = min(c.standard_error for c in known)
-        best = min(
-            (c for c in known if c.standard_error <= least * _SAME_ERROR), key=lambda c: c.n_parameters
-        )
-        reason = f"least residual standard error, {_in_order(known, [c.standard_error for c in known])}"
+    elif inside:
+        errors = [c.inside for c in inside if c.inside is not None]
+        best, words = _simplest(inside, errors)
+        reason = f"{words} with each group of rows left out in turn, {_in_order(inside, errors)}"
         found.append(Use(purpose="within the rows' range", law=best.fit.law.name, reason=reason))
     for edge in EDGES:
         tested = [(c, e) for c in usable if (e := _error(c, edge)) is not None]
         if tested:
-            best = min(tested, key=lambda pair: pair[1])[0]
-            axis = _axis(best.fit.rows, edge)[0]
-            reason = f"least error with {_HELD[edge].format(axis)}, {_in_order(*zip(*tested, strict=True))}"
-            found.append(Use(purpose=_BEYOND[edge].format(axis), law=best.fit.law.name, reason=reason))
+            these, at_edge = [c for c, _ in tested], [e for _, e in tested]
+            best, words = _simplest(these, at_edge)
+            axis = held_axis(best.fit.rows, edge)[0]
+            reason = f"{words} with {HELD[edge].format(axis)}, {_in_order(these, at_edge)}"
+            found.append(Use(purpose=BEYOND[edge].format(axis), law=best.fit.law.name, reason=reason))
     return tuple(found)
 
 
@@ -413,11 +350,10 @@ def _least_aicc(laws: Sequence[Compared]) -> Compared:
     return min((c for c in laws if c.aicc <= least + _TIE), key=lambda c: (c.n_parameters, c.aicc))
 
 
-def _in_order(laws: Sequence[Compared], errors: Sequence[float]) -> str:
-    words = ", ".join(f"{1e3 * e:.1f} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True))
+def _in_order(laws: Sequence[Compared], errors: Sequence[Jackknifed]) -> str:
+    words = ", ".join(f"{1e3 * e.error:.1f} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True))
     return f"in 0.001 nats: {words}"
 
 
-def _error(compared: Compared, edge: Edge) -> float | None:
-    holdout = next(h for h in compared.holdouts if h.edge == edge)
-    return None if holdout.skipped else holdout.rmse_nats
+def _error(compared: Compared, edge: Edge) -> Jackknifed | None:
+    return next(h for h in compared.holdouts if h.edge == edge).jackknife

@@ -11,7 +11,8 @@ import numpy as np
 
 from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws.forms import Array, ExpressionLaw, Law, LocalLaw, PowerLaw, Term
+from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, Term, as_written
+from umscale.results.columns import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ def check(law: Law, constraints: Constraints) -> None:
     for name in sorted(constraints.names):
         if name not in law.coefficients:
             raise UserError(f"law {law.name!r} has no coefficient {name!r}{nearest(name, law.coefficients)}")
-    scales = law.scales if isinstance(law, PowerLaw) else ()
+    scales = law.scales if isinstance(law, PowerLaw) and law.root is None else ()
     for name, value in constraints.pins.items():
         if not np.isfinite(value) or (name in scales and value < 0):
             raise UserError(f"{name} cannot be pinned to {value:g}: {_range(name in scales)}")
@@ -89,7 +90,17 @@ def check(law: Law, constraints: Constraints) -> None:
     for one, other in constraints.ties:
         if (one in scales) != (other in scales):
             raise UserError(f"{one} and {other} cannot be tied: one is a scale, the other an exponent")
-    reduce_law(law, constraints)
+    reduce_law(as_written(law, law.root) if isinstance(law, PowerLaw) and law.root else law, constraints)
+
+
+def needs_signs(law: PowerLaw, constraints: Constraints) -> bool:
+    """Whether a scale of the law is held negative, or to the value of an exponent: no sum of positive powers."""
+    scales = set(law.scales)
+    return (
+        any(value < 0 for name, value in constraints.pins.items() if name in scales)
+        or any(high <= 0 for name, (_, high) in constraints.bounds.items() if name in scales)
+        or any((one in scales) != (other in scales) for one, other in constraints.ties)
+    )
 
 
 def _range(scale: bool) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, ExpressionLaw
+from umscale.laws.forms import ExpressionLaw
 from umscale.laws.uncertainty import without_each
+from umscale.results.columns import Array
 from umscale.results.table import Codes
 
 _BINS = 5  # of an axis with more levels than this

@@ -15,8 +15,9 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from umscale.laws.forms import Array, PowerLaw, Residual, from_theta, power_features, to_theta
+from umscale.laws.forms import PowerLaw, Residual, from_theta, power_features, to_theta
 from umscale.laws.starts import between
+from umscale.results.columns import Array
 
 Bounds = Mapping[str, tuple[float, float]]
 """Coefficient → least and greatest value."""
@@ -192,6 +193,8 @@ class Solution:
     """Predicted further decrease of the objective, [S]."""
     independent: int | None = None
     """How many of them, the first, were drawn independently of each other; None for all."""
+    before: Array | None = None
+    """Where they were before basins were told apart, of the first ones [S', P]; None where that is not kept."""
 
 
 def make_problem(
@@ -321,6 +324,12 @@ def minimise(
         gradient[moved], hessian[moved], gauss[moved] = t_gradient[better], t_hessian[better], t_gauss[better]
         damping[active] = np.where(better, np.maximum(damping[active] / 8, 1e-12), damping[active] * 6 + 1e-9)
     return Solution(theta=theta, objective=value, decrement=decrement)
+
+
+def objective_at(problem: Problem, theta: Array, loss: Array) -> Array:
+    """The objective at θ [S, P], infinite where it or a derivative leaves floating point, [S]."""
+    target = np.log(loss) if problem.residual == "log" else loss
+    return _derivatives(problem, theta, target, np.ones((len(theta), len(loss))))[0]
 
 
 def search(problem: Problem, loss: Array) -> Solution:

@@ -1,7 +1,8 @@
 """Laws that users write: ``E + A*N**-alpha + B*D**-beta``.
 
-A sum of products of powers is recognised, by expanding it, and becomes a ``PowerLaw`` with its closed-form engine;
-its scales are then positive. Everything else stays an expression.
+A sum of products of powers is recognised, by expanding it, and becomes a ``PowerLaw`` with its closed-form engine. Its
+scales are positive there; a fit also looks at what the formula does with negative ones. Everything else stays an
+expression.
 """
 
 from collections.abc import Collection
@@ -33,7 +34,8 @@ def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: 
     """The law that ``text`` writes; ``symbols`` are the names that stand for columns, all others coefficients.
 
     It is called ``name``, or else what it says. ``as_power=False`` keeps a sum of products of powers an expression,
-    whose scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of ``tree``, and
+    whose scales and columns may have any sign. Raises ``UserError`` for what is not in the grammar of
+    ``umscale.formulas``, and
     for a law without columns or coefficients.
     """
     formula = " ".join(text.split())
@@ -49,7 +51,7 @@ def parse_law(text: str, symbols: Collection[str], name: str = "", *, as_power: 
     name = name or formula
     if terms is None:
         return ExpressionLaw(name=name, source="written by the user", formula=formula, root=root)
-    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms)
+    return PowerLaw(name=name, source="written by the user", formula=formula, terms=terms, root=root)
 
 
 def must_be_columns(root: tree.Node) -> tuple[str, ...]:

@@ -5,19 +5,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from umscale import formulas as tree
 from umscale.errors import UserError, nearest
 from umscale.laws import engine
-from umscale.laws.constraints import Constraints, Reduced, check, reduce_law
+from umscale.laws.constraints import Constraints, Reduced, check, needs_signs, reduce_law
 from umscale.laws.forms import (
-    COLUMNS,
-    Array,
     ExpressionLaw,
     Law,
     LocalLaw,
     Objective,
     PowerLaw,
     Residual,
+    as_written,
     evaluate,
     law_named,
     local_features,
@@ -26,6 +27,7 @@ from umscale.laws.forms import (
 from umscale.laws.generic import ExpressionProblem, expression_problem
 from umscale.laws.generic import search as generic_search
 from umscale.laws.pairs import run_noise, run_variance
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, select_rows, where
 
 HUBER_DELTA = 1e-3
@@ -34,6 +36,11 @@ HUBER_DELTA = 1e-3
 _ONE_LEVEL = 1e-6  # axes whose extremes differ by less than this ratio have one level
 _SINGULAR = 1e-6  # singular values below this share of the largest are zero: columns vary together
 _SAME_OPTIMUM = 1e-9
+_FLAT = 1e-6  # predicted decrease relative to the objective below which an optimum is exact
+_ROUNDING = 1e-11  # singular values of an expression's Jacobian below this share are rounding errors
+_SHARE = 0.05  # of a null direction that makes a coefficient part of it
+_WIDE = 0.5  # relative spread of a coefficient over starts at the optimum that shows it open
+_UNBOUNDED = 6  # optima without bounds that a bounded fit starts from as well
 _VANISHED = 1e-7  # a term that is nowhere a greater share of the loss is not there
 
 
@@ -73,6 +80,8 @@ class FitResult:
     n_starts: int
     newton_decrement: float
     """Predicted further decrease of the objective; 0 for linear laws."""
+    is_exact: bool
+    """Whether the optimiser arrived: the predicted decrease is nothing beside the objective."""
     reference: Mapping[str, float]
     """Symbol → geometric mean over the rows; the origin of a local law."""
     domain: Mapping[str, tuple[float, float]]
@@ -186,8 +195,13 @@ def fit_rows(
                 if columns.get(symbol, symbol)[:1].isalpha()
                 else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
             )
-    reduced = None if isinstance(law, LocalLaw) else reduce_law(law, constraints)
-    n_free = len((reduced.law if reduced else law).coefficients)
+    if (
+        isinstance(law, PowerLaw)
+        and law.root is not None
+        and (needs_signs(law, constraints) or any((rows.values[s] <= 0).any() for s in law.symbols))
+    ):
+        law = as_written(law, None if dropped else law.root)
+    n_free = len((law if isinstance(law, LocalLaw) else reduce_law(law, constraints).law).coefficients)
     if rows.size < n_free:
         raise UserError(f"{rows.size} rows cannot determine the {n_free} coefficients of law {asked.name!r}")
     residual = residual or law.residual
@@ -207,9 +221,8 @@ def fit_rows(
         blocks = _block_intercepts(rows, features)
         solved = _solve_local(rows, law, features, blocks, weights)
     else:
-        assert reduced is not None
         blocks = np.zeros((rows.size, 0))
-        solved = _solve(rows, law, _Problem(reduced, residual, delta, weights, above), objective)
+        law, solved = _solve_signed(_Task(rows, law, constraints, residual, objective, delta, weights, above))
     warnings += solved.warnings
     endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
     if endless:
@@ -241,6 +254,7 @@ def fit_rows(
         starts_at_optimum=solved.starts_at_optimum,
         n_starts=solved.n_starts,
         newton_decrement=solved.decrement,
+        is_exact=solved.is_exact,
         reference=reference,
         domain={s: (float(v.min()), float(v.max())) for s, v in rows.values.items()},
         columns={s: columns.get(s, s) for s in rows.values},
@@ -267,6 +281,7 @@ class _Solved:
     starts_at_optimum: float | None = None
     n_starts: int = 1
     decrement: float = 0.0
+    is_exact: bool = True
 
 
 def _threshold(objective: Objective, delta: float | None) -> float:
@@ -326,23 +341,68 @@ class _Problem:
         return replace(problem, row_weights=self.weights, above=self.above)
 
 
-def _solve(
-    rows: Rows,
-    law: PowerLaw | ExpressionLaw,
-    posed: _Problem,
-    objective: Objective,
-) -> _Solved:
-    reduced, residual = posed.reduced, posed.residual
-    continuation = (
-        [HUBER_DELTA * 10.0**-k for k in range(4)] if objective == "least_absolute" else [posed.delta]
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A law that is not linear, and how it is to be fitted."""
+
+    rows: Rows
+    law: PowerLaw | ExpressionLaw
+    constraints: Constraints
+    residual: Residual
+    objective: Objective
+    delta: float
+    weights: Array | None
+    above: float
+
+    @property
+    def reduced(self) -> Reduced:
+        return reduce_law(self.law, self.constraints)
+
+    @property
+    def continuation(self) -> Sequence[float]:
+        """Huber's thresholds in turn: cold starts at a tiny one land in wrong basins, the last optimum does not."""
+        return (
+            [HUBER_DELTA * 10.0**-k for k in range(4)] if self.objective == "least_absolute" else [self.delta]
+        )
+
+
+def _solve_signed(task: _Task) -> tuple[PowerLaw | ExpressionLaw, _Solved]:
+    """The fit, and the law as fitted: one that its user wrote is no power law where a scale is negative."""
+    law = task.law
+    if not isinstance(law, PowerLaw) or law.root is None or not _may_be_negative(law, task.constraints):
+        return law, _solve(task)
+    real = (
+        as_written(law) if set(law.symbols) < set(tree.symbol_names(law.root)) else as_written(law, law.root)
     )
-    problem = replace(posed, delta=continuation[0]).on(rows.values)
-    search = generic_search if isinstance(problem, ExpressionProblem) else engine.search
-    solution = search(problem, rows.loss)
-    for smaller in continuation[1:]:
-        # Cold starts at a tiny δ land in wrong basins; the previous optimum does not.
-        problem = problem.with_delta(smaller)
-        solution = engine.minimise(problem, solution.theta, rows.loss)
+    try:
+        signed = _solve(replace(task, law=real))
+    except UserError:
+        return law, _solve(task)
+    values = dict(zip(real.coefficients, signed.coefficients.tolist(), strict=True))
+    if all(values[name] > 0 for name in law.scales):
+        return law, _solve(task, np.array([[values[name] for name in law.coefficients]]))
+    positive = _solve(task)
+    determined = signed.is_exact and not signed.unidentified and np.isfinite(signed.coefficients).all()
+    better = signed.objective < positive.objective * (1 - _SAME_OPTIMUM)
+    return (real, signed) if better and (determined or not positive.is_exact) else (law, positive)
+
+
+def _may_be_negative(law: PowerLaw, constraints: Constraints) -> bool:
+    bounds = constraints.bounds
+    return any(
+        name not in constraints.pins and bounds.get(name, (-np.inf, np.inf))[0] < 0 for name in law.scales
+    )
+
+
+def _solve(task: _Task, extra: Array | None = None) -> _Solved:
+    """The least objective; ``extra`` [S, P] are coefficients of the whole law to start from beside the usual ones."""
+    law, reduced = task.law, task.reduced
+    known = np.zeros((0, len(reduced.law.coefficients)))
+    if extra is not None:
+        known = reduced.restrict(extra, law)
+    if reduced.bounds:
+        known = np.concatenate([known, _unbounded_optima(task)])
+    problem, solution = _search(task, reduced, known)
     best = int(solution.objective.argmin())
     least = float(solution.objective[best])
     if not np.isfinite(least):
@@ -354,7 +414,13 @@ def _solve(
     surface = problem.surface(theta[None])
     prediction = surface.prediction[0]
     names = tuple(reduced.tied(name) for name in reduced.law.coefficients)
-    rank, condition, loose, warnings = _identify(surface.jacobian[0].T @ problem.centring, names, weak=1e4)
+    design = surface.jacobian[0].T @ problem.centring
+    gap = solution.objective - least
+    reached = gap <= _SAME_OPTIMUM * max(least, 1e-12)
+    free = np.ones(len(names), dtype=bool)
+    if isinstance(problem, ExpressionProblem):
+        free = _moves_freely(design, solution, reached)
+    rank, condition, loose, warnings = _identify(design, names, weak=1e4, free=free)
     absent = tuple(name for leader in _vanished(problem, theta) for name in reduced.tied(leader))
     warnings = (*warnings, *_at_bounds(problem, theta, names))
     if absent:
@@ -364,25 +430,83 @@ def _solve(
             *warnings,
             f"{', '.join(absent)}: the rows want this part of the law to vanish or be negative",
         )
-    gap = solution.objective - least
-    share = float(np.mean(gap <= _SAME_OPTIMUM * max(least, 1e-12)))
-    if solution.decrement[best] > 1e-6 * max(least, 1e-12):
+    drawn = len(gap) if solution.independent is None else solution.independent
+    is_exact = bool(solution.decrement[best] <= _FLAT * max(least, 1e-12))
+    if not is_exact:
         warnings = (
             *warnings,
             "the optimiser stopped before the objective was flat: the optimum is not exact",
         )
     return _Solved(
         coefficients=reduced.expand(problem.coefficients(theta), law),
-        fitted=np.exp(prediction) if residual == "log" else prediction,
+        fitted=np.exp(prediction) if task.residual == "log" else prediction,
         objective=least,
         condition_number=condition,
         rank=rank,
         unidentified=loose,
         warnings=warnings,
-        starts_at_optimum=share,
-        n_starts=len(solution.objective),
+        starts_at_optimum=float(np.mean(reached[:drawn])),
+        n_starts=drawn,
         decrement=float(solution.decrement[best]),
+        is_exact=is_exact,
     )
+
+
+def _search(task: _Task, reduced: Reduced, known: Array) -> tuple[engine.Problem, engine.Solution]:
+    """Where the law's own starts lead, and after them those ``known`` [S, free coefficients]."""
+    loss = task.rows.loss
+    posed = _Problem(reduced, task.residual, task.continuation[0], task.weights, task.above)
+    problem = posed.on(task.rows.values)
+    if isinstance(problem, ExpressionProblem):
+        solution = generic_search(problem, loss, extra=known)
+    else:
+        solution = engine.search(problem, loss)
+        if len(known):
+            more = engine.minimise(problem, problem.theta(known), loss)
+            solution = engine.Solution(
+                theta=np.concatenate([solution.theta, more.theta]),
+                objective=np.concatenate([solution.objective, more.objective]),
+                decrement=np.concatenate([solution.decrement, more.decrement]),
+                independent=len(solution.theta),
+            )
+    for smaller in task.continuation[1:]:
+        problem = problem.with_delta(smaller)
+        again = engine.minimise(problem, solution.theta, loss)
+        solution = replace(again, independent=solution.independent, before=solution.before)
+    return problem, solution
+
+
+def _unbounded_optima(task: _Task) -> Array:
+    """The best optima without bounds, moved inside them, [S, free coefficients]: a bound must not make a fit worse."""
+    reduced = task.reduced
+    problem, solution = _search(
+        task, replace(reduced, bounds={}), np.zeros((0, len(reduced.law.coefficients)))
+    )
+    order = np.argsort(solution.objective, kind="stable")
+    order = order[np.isfinite(solution.objective[order])]
+    distinct = [
+        k for i, k in enumerate(order) if not i or solution.objective[k] > solution.objective[order[i - 1]]
+    ]
+    found = problem.coefficients(solution.theta[distinct[:_UNBOUNDED]])
+    ends = np.array([reduced.bounds.get(name, (-np.inf, np.inf)) for name in reduced.law.coefficients])
+    return np.asarray(np.clip(found, ends[:, 0], ends[:, 1]))
+
+
+def _moves_freely(design: Array, solution: engine.Solution, reached: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Coefficients that rows leave open in truth, not only to the curvature's precision [P].
+
+    An optimum in a narrow valley looks singular. Where the Jacobian is not singular to rounding, a coefficient is open
+    only if independent starts that reached the optimum ended at different values of it.
+    """
+    length = np.linalg.norm(design, axis=0)
+    _, singular, axes = np.linalg.svd(design / np.where(length > 0, length, 1.0), full_matrices=False)
+    null = np.abs(axes[singular <= _ROUNDING * singular[0]])
+    free: NDArray[np.bool_] = null.max(axis=0, initial=0.0) > _SHARE
+    if solution.before is not None and reached[: len(solution.before)].sum() > 1:
+        ends = solution.before[reached[: len(solution.before)]]
+        spread = np.abs(np.ptp(ends, axis=0))
+        free |= spread > _WIDE * np.maximum(np.abs(ends).max(axis=0), 1e-300)
+    return free
 
 
 def _vanished(problem: engine.Problem, theta: Array) -> tuple[str, ...]:
@@ -457,6 +581,18 @@ def profile(fit: FitResult, name: str, values: Array) -> Array:
     return objective
 
 
+def slopes(fit: FitResult, name: str) -> tuple[int, Array]:
+    """Which free coefficient ``name`` is, and the fitted values' derivatives in all their coordinates [rows, free].
+
+    Its coordinate is the coefficient itself or its logarithm. For laws that are not linear.
+    """
+    law, reduced = _whole(fit)
+    held = reduced.leaders[name]
+    problem = _posed(fit, reduced).on(fit.rows.values, hold=held)
+    theta = problem.theta(reduced.restrict(fit.vector, law))
+    return reduced.law.coefficients.index(held), problem.surface(theta[None]).jacobian[0].T
+
+
 def _no_box(n_coefficients: int) -> tuple[Array, Array]:
     return np.full(n_coefficients, -np.inf), np.full(n_coefficients, np.inf)
 
@@ -509,7 +645,7 @@ def _lack_of_fit(rows: Rows, residuals: Array, between: int) -> tuple[float, flo
     spare = len(np.unique(rows.run)) - between - freedom
     if freedom < 1 or spare < 1 or noise <= 0:
         return 0.0, 1.0
-    from scipy.special import fdtrc
+    from umscale.laws.special import fdtrc
 
     left = len(np.unique(rows.run)) - between
     f = max((run_variance(rows, residuals, left) * left - noise * freedom) / spare / noise, 0.0)
@@ -558,22 +694,25 @@ def _block_means(loss: Array, blocks: Array) -> Array:
 
 
 def _identify(
-    design: Array, names: Sequence[tuple[str, ...]], *, weak: float
+    design: Array, names: Sequence[tuple[str, ...]], *, weak: float, free: NDArray[np.bool_] | None = None
 ) -> tuple[int, float, tuple[str, ...], tuple[str, ...]]:
     """Rank, condition number, undetermined coefficients and the sentences that say so.
 
     ``names`` are those that share each column of the design; a condition number above ``weak`` is worth a sentence.
+    A direction is undetermined only if one of its columns is ``free``.
     """
     length = np.linalg.norm(design, axis=0)
     _, singular, axes = np.linalg.svd(design / np.where(length > 0, length, 1.0), full_matrices=False)
     kept = singular > _SINGULAR * singular[0]
+    if free is not None:
+        kept |= ~((np.abs(axes) > _SHARE) & free).any(axis=1)
     rank = int(kept.sum())
     condition = float(singular[0] / singular[-1]) if singular[-1] > 0 else float("inf")
     null = np.abs(axes[~kept])
-    loose = [n for n, share in zip(names, null.max(axis=0, initial=0.0), strict=True) if share > 0.05]
+    loose = [n for n, share in zip(names, null.max(axis=0, initial=0.0), strict=True) if share > _SHARE]
     sentences = []
     for direction in null:
-        tangled = [" = ".join(n) for n, share in zip(names, direction, strict=True) if share > 0.05]
+        tangled = [" = ".join(n) for n, share in zip(names, direction, strict=True) if share > _SHARE]
         verb = "is not determined" if len(tangled) == 1 else "cannot be separated"
         sentences.append(f"{', '.join(tangled)} {verb}: on these rows their effects vary together")
     if not sentences and condition > weak:

@@ -18,29 +18,13 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from umscale import formulas as tree
 from umscale.errors import UserError, nearest
+from umscale.results.columns import Array
 
-Array = NDArray[np.float64]
 Residual = Literal["log", "raw"]
 Objective = Literal["huber", "least_squares", "least_absolute"]
-
-COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "N": "active_params",
-        "N_s": "sparse_params",
-        "D": "tokens",
-        "m": "top_m",
-        "rho": "density",
-        "G": "granularity",
-        "r": "memory_to_ffn",
-        "experts": "n_experts",
-        "C": "training_flops",
-    }
-)
-"""Symbol of a formula → column of a results table, unless the caller maps it elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +57,16 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerLaw:
-    """A sum of products of powers; ``coefficients`` lists scales and exponents in order of appearance."""
+    """A sum of products of powers; ``coefficients`` lists scales and exponents in order of appearance.
+
+    Scales are positive, except of a law with a ``root``: as its user wrote it, whose coefficients may have either sign.
+    """
 
     name: str
     source: str
     formula: str
     terms: tuple[Term, ...]
+    root: tree.Node | None = field(default=None, repr=False, compare=False)
 
     objective: Objective = "huber"
 
@@ -98,7 +86,7 @@ class PowerLaw:
     @property
     def positive(self) -> tuple[str, ...]:
         """Symbols whose values must be positive."""
-        return self.symbols
+        return self.symbols if self.root is None else tree.positive_symbols(self.root)
 
     @property
     def residual(self) -> Residual:
@@ -175,6 +163,42 @@ class ExpressionLaw:
 
 
 Law = PowerLaw | LocalLaw | ExpressionLaw
+
+
+def as_written(law: PowerLaw, root: tree.Node | None = None) -> ExpressionLaw:
+    """A power law as an expression, whose coefficients may have either sign; ``root`` instead of its terms."""
+    return ExpressionLaw(
+        name=law.name,
+        source=law.source,
+        formula=law.formula,
+        root=_sum_of_terms(law) if root is None else root,
+        objective=law.objective,
+    )
+
+
+def _sum_of_terms(law: PowerLaw) -> tree.Node:
+    whole: tree.Node | None = None
+    for term in law.terms:
+        part: tree.Node = tree.Number(term.constant)
+        if term.scale is not None:
+            part = tree.apply("*", part, tree.Coefficient(term.scale))
+        named = [
+            (f.symbols, tree.apply("*", tree.Number(f.sign), tree.Coefficient(f.coefficient)))
+            for f in term.factors
+        ]
+        for symbols, number in (*named, *((s, tree.Number(e)) for s, e in term.powers)):
+            exponent: tree.Node = number
+            for symbol in symbols[1:]:
+                exponent = tree.apply("*", exponent, tree.apply("log", tree.Symbol(symbol)))
+            power = (
+                tree.apply("**", tree.Symbol(symbols[0]), exponent)
+                if symbols
+                else tree.apply("exp", exponent)
+            )
+            part = tree.apply("*", part, power)
+        whole = part if whole is None else tree.apply("+", whole, part)
+    assert whole is not None
+    return whole
 
 
 def power_features(law: PowerLaw, values: Mapping[str, Array]) -> tuple[Array, Array]:

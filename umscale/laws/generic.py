@@ -12,18 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale import formulas as tree
-from umscale.laws.engine import Bounds, Solution, Surface, minimise
-from umscale.laws.forms import Array, ExpressionLaw, Residual
+from umscale.laws.engine import Bounds, Solution, Surface, minimise, objective_at
+from umscale.laws.forms import ExpressionLaw, Residual
 from umscale.laws.projection import Projection, view_of
 from umscale.laws.starts import draw
+from umscale.results.columns import Array
 
 _DRAWS = 1500  # looked at in a round
 _REFINED = 40  # of them refined: half the best, half from all over
-_STEPS = 80
+_STEPS = 40
+_FOLLOWED = 12  # of them refined further
+_MORE_STEPS = 150
+_PARENTS = 6  # ends that later starts are mixed from
 _ROUNDS = 4
 _AGREED = 4  # independent starts in the best basin at which the search is over
 _SAME_BASIN = 1e-6  # relative difference of two objectives that are one basin's
-_POLISHED = 12  # distinct basins followed to the end
+_NOTHING = 1e-24  # sum of squares of an exact fit
+_POLISHED = 10  # distinct basins followed to the end
 _WORSE = 10.0  # times the least sum of squares: basins beyond are not followed
 _APART = 0.04  # least difference of two starts in the rank of some coefficient
 _MOST_ROWS = 400  # the search looks at a sample of longer tables; the end is on every row
@@ -70,23 +75,29 @@ class ExpressionProblem:
         unit = loss if self.residual == "log" else np.ones((1, 1))
         j = np.zeros((*theta.shape, self.n_rows))
         for k, slope in jet.first.items():
-            j[:, k] = slope / unit
+            j[:, k] = _finite(slope / unit)
 
         def bend(pull: Array) -> Array:
             hessian = np.zeros((*theta.shape, theta.shape[1]))
             pull = pull / unit
             for (i, k), second in jet.second.items():
                 hessian[:, i, k] = hessian[:, k, i] = np.einsum(
-                    "sn,sn->s", pull, np.broadcast_to(second, pull.shape)
+                    "sn,sn->s", pull, np.broadcast_to(_finite(second), pull.shape)
                 )
             return hessian
 
         return Surface(prediction=np.log(loss) if self.residual == "log" else loss, jacobian=j, bend=bend)
 
     def starts(self, loss: Array) -> Array:
-        """Draws with their linear coefficients solved for, the best first."""
-        theta, _, _ = _round(self, _projection(self, loss), loss, np.random.Generator(np.random.PCG64(0)))
-        return theta
+        """Draws with their linear coefficients solved for."""
+        projection = _projection(self, loss)
+        theta = _round(self, projection, loss, np.random.Generator(np.random.PCG64(0)))
+        return projection.view.inside(theta)
+
+
+def _finite(slope: Array) -> Array:
+    """A derivative that overflows on a row where the loss does not tells no direction there: 0."""
+    return np.where(np.isfinite(slope), slope, 0.0)
 
 
 def expression_problem(
@@ -117,27 +128,45 @@ def expression_problem(
 def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = None) -> Solution:
     """The least objective found, and what each start came to.
 
-    Rounds of starts go on until several independent ones share the best basin. ``extra`` [S, P] are coefficients to
-    polish beside them. The solution's first ``independent`` rows are the starts drawn.
+    Rounds of starts go on until several independent ones share the best basin; from the second on, starts that mix the
+    best ends with new draws are refined too. ``extra`` [S, P] are coefficients to polish beside them. The first
+    ``independent`` rows of the solution are the starts drawn.
     """
     projection = _projection(problem, loss)
     rng = np.random.Generator(np.random.PCG64(0))
-    ends, values = np.zeros((0, len(problem.index))), np.zeros(0)
-    for _ in range(_ROUNDS):
-        theta, value, _ = _round(problem, projection, loss, rng)
-        theta, value = projection.refine(theta, steps=_STEPS)
-        ends, values = np.concatenate([ends, theta]), np.concatenate([values, value])
-        if not projection.nonlinear or _agreeing(values) >= _AGREED:
+    none = np.zeros((0, len(problem.index))), np.zeros(0)
+    drawn, mixed = none, none
+    for turn in range(_ROUNDS):
+        if turn and np.isfinite(drawn[1]).any():
+            mixed = _joined(
+                mixed, _descended(projection, _mixed(problem, projection, loss, _joined(drawn, mixed), rng))
+            )
+        n_starts = _REFINED // 4 if turn else _REFINED
+        drawn = _joined(drawn, _descended(projection, _round(problem, projection, loss, rng, n_starts)))
+        if not projection.nonlinear or _agreeing(drawn[1], mixed[1]) >= _AGREED:
             break
-    return _polished(problem, projection.view.inside(ends), values, loss, extra)
+    ends, values = _joined(drawn, mixed)
+    return _polished(problem, projection.view.inside(ends), values, loss, extra, n_drawn=len(drawn[0]))
 
 
-def _agreeing(values: Array) -> int:
-    """Starts in the basin of the least value."""
-    least = values.min(initial=np.inf)
+def _joined(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+
+
+def _descended(projection: Projection, theta: Array) -> tuple[Array, Array]:
+    """Where starts lead, the most promising of them all the way."""
+    theta, value = projection.refine(theta, steps=_STEPS)
+    further = np.argsort(value, kind="stable")[:_FOLLOWED]
+    theta[further], value[further] = projection.refine(theta[further], steps=_MORE_STEPS)
+    return theta, value
+
+
+def _agreeing(drawn: Array, others: Array) -> int:
+    """Independent starts in the basin of the least value of all."""
+    least = min(drawn.min(initial=np.inf), others.min(initial=np.inf))
     if not np.isfinite(least):
         return 0
-    return int((values <= least * (1 + _SAME_BASIN) + 1e-24).sum())
+    return int((drawn <= least * (1 + _SAME_BASIN) + _NOTHING).sum())
 
 
 def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
@@ -164,34 +193,63 @@ def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     else:
         target, weight = kept, 1 / kept if relative else np.ones_like(kept)
     columns = {name: np.broadcast_to(column, loss.shape)[rows] for name, column in problem.columns.items()}
+    if problem.row_weights is not None:
+        weight = weight * np.sqrt(problem.row_weights[rows])
     return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
 
 
-def _round(
+def _draws(
     problem: ExpressionProblem, projection: Projection, loss: Array, rng: np.random.Generator
-) -> tuple[Array, Array, Array]:
-    """Starts [S, P] of the view, their objectives, and which of all draws they are: half the best, half from all over."""
+) -> Array:
+    """Coefficients of the view drawn from what it does on the rows, inside its bounds [S, P]."""
     view = projection.view
-    n_draws = _DRAWS if projection.nonlinear else 1
     theta = draw(
         view.root,
         projection.columns,
         problem.index,
-        n_draws=n_draws,
+        n_draws=_DRAWS if projection.nonlinear else 1,
         size=float(np.median(loss)),
         rng=rng,
         solved=view.linear,
         spans=problem.law.spans,
     )
-    moving = [problem.index[name] for name in projection.nonlinear]
-    theta[:, moving] = np.clip(theta[:, moving], projection.low[moving], projection.high[moving])
-    theta, value = projection.solve(theta)
+    return np.clip(theta, projection.low, projection.high)
+
+
+def _round(
+    problem: ExpressionProblem,
+    projection: Projection,
+    loss: Array,
+    rng: np.random.Generator,
+    n_starts: int = _REFINED,
+) -> Array:
+    """Starts of the view [S, P]: half the best of many draws, half any of them."""
+    theta, value = projection.solve(_draws(problem, projection, loss, rng))
     alive = np.flatnonzero(np.isfinite(value))
     ordered = alive[np.argsort(value[alive], kind="stable")]
-    best = _apart(theta[:, moving], ordered, _REFINED // 2)
+    best = _apart(theta[:, projection.moving], ordered, n_starts // 2)
     others = np.setdiff1d(alive, best)
-    chosen = np.concatenate([best, rng.permutation(others)[: _REFINED - len(best)]])
-    return theta[chosen], value[chosen], chosen
+    return theta[np.concatenate([best, rng.permutation(others)[: n_starts - len(best)]])]
+
+
+def _mixed(
+    problem: ExpressionProblem,
+    projection: Projection,
+    loss: Array,
+    ends: tuple[Array, Array],
+    rng: np.random.Generator,
+) -> Array:
+    """The best of draws in which some coefficients are those of a good end, alone or moved a little [S, P]."""
+    theta, value = ends
+    good = theta[np.argsort(value, kind="stable")[:_PARENTS]]
+    fresh = _draws(problem, projection, loss, rng)
+    parents = good[rng.integers(len(good), size=len(fresh))]
+    moved = parents * np.exp(0.3 * rng.standard_normal(parents.shape))
+    child = np.where(rng.random(fresh.shape) < rng.uniform(0.1, 0.9, (len(fresh), 1)), moved, fresh)
+    child, value = projection.solve(np.clip(child, projection.low, projection.high))
+    ordered = np.argsort(value, kind="stable")
+    ordered = ordered[np.isfinite(value[ordered])]
+    return child[_apart(child[:, projection.moving], ordered, _REFINED // 2)]
 
 
 def _apart(theta: Array, ordered: NDArray[np.int64], most: int) -> NDArray[np.int64]:
@@ -210,18 +268,23 @@ def _apart(theta: Array, ordered: NDArray[np.int64], most: int) -> NDArray[np.in
 
 
 def _polished(
-    problem: ExpressionProblem, theta: Array, values: Array, loss: Array, extra: Array | None
+    problem: ExpressionProblem,
+    theta: Array,
+    values: Array,
+    loss: Array,
+    extra: Array | None,
+    n_drawn: int,
 ) -> Solution:
     """Distinct basins brought to the objective's own optimum; every start ends where its basin's first one does."""
+    values = np.where(np.isfinite(objective_at(problem, theta, loss)), values, np.inf)
     basins = _basins(values)
     first = np.array([members[0] for members in basins], dtype=np.int64)
     ends = theta[first] if extra is None else np.concatenate([theta[first], extra])
-    if problem.box is not None:
-        ends = np.clip(ends, *problem.box)
     near = minimise(problem.with_delta(np.inf), ends, loss, max_steps=60)
     for delta in _narrowing(problem, near, loss):
         near = minimise(problem.with_delta(delta), near.theta, loss, max_steps=60)
     done = minimise(problem, near.theta, loss)
+    before = theta.copy()
     objective, decrement = np.full(len(theta), np.inf), np.full(len(theta), np.inf)
     for k, members in enumerate(basins):
         theta[members], objective[members] = done.theta[k], done.objective[k]
@@ -231,7 +294,8 @@ def _polished(
         theta=np.concatenate([theta, done.theta[k:]]),
         objective=np.concatenate([objective, done.objective[k:]]),
         decrement=np.concatenate([decrement, done.decrement[k:]]),
-        independent=len(theta),
+        independent=n_drawn,
+        before=before,
     )
 
 
@@ -242,9 +306,9 @@ def _basins(values: Array) -> list[NDArray[np.int64]]:
     found: list[list[int]] = []
     for one in ordered:
         floor = values[found[-1][0]] if found else -np.inf
-        if found and values[one] <= floor * (1 + _SAME_BASIN) + 1e-24:
+        if found and values[one] <= floor * (1 + _SAME_BASIN) + _NOTHING:
             found[-1].append(int(one))
-        elif len(found) == _POLISHED or (found and values[one] > _WORSE * values[found[0][0]] + 1e-24):
+        elif len(found) == _POLISHED or (found and values[one] > _WORSE * values[found[0][0]] + _NOTHING):
             break
         else:
             found.append([int(one)])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from umscale.laws.forms import Array
+from umscale.results.columns import Array
 from umscale.results.table import Codes, Rows
 
 Cell = tuple[int, int]

@@ -93,13 +93,15 @@ def _pulled(node: Node, name: str, factors: set[float]) -> Node:
     if len(own) != 1:
         return node
     factors.add(own[0] / base)
-    rest: Node = Number(0.0)
+    rest: Node | None = None
     for sign, part in parts:
         if part != Coefficient(name):
-            rest = tree.apply("+" if sign > 0 else "-", rest, part)
-    if isinstance(rest, Number):
+            signed = part if sign > 0 else tree.apply("*", Number(-1.0), part)
+            rest = signed if rest is None else tree.apply("+", rest, signed)
+    if rest is None:
         return Coefficient(name)
-    return Apply("*", (Coefficient(name), Apply("exp", (tree.apply("*", Number(base), rest),))))
+    argument = rest if base == 1 else tree.apply("*", Number(base), rest)
+    return Apply("*", (Coefficient(name), Apply("exp", (argument,))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,19 +122,27 @@ class Projection:
     def nonlinear(self) -> tuple[str, ...]:
         return tuple(name for name in self.view.index if name not in self.view.linear)
 
+    @property
+    def moving(self) -> list[int]:
+        """Columns of θ that are not linear."""
+        return [self.view.index[name] for name in self.nonlinear]
+
     def solve(self, theta: Array) -> tuple[Array, Array]:
         """θ [S, P] with its linear coefficients solved for, and the objective [S], infinite where there is none."""
         theta = theta.copy()
         value = np.empty(len(theta))
-        for part in self._parts(len(theta)):
-            theta[part], value[part] = self._solved(theta[part])[:2]
+        with np.errstate(all="ignore"):
+            for part in self._parts(len(theta)):
+                theta[part], value[part] = self._solved(theta[part])[:2]
         return theta, value
 
     def refine(self, theta: Array, *, steps: int) -> tuple[Array, Array]:
         """Levenberg–Marquardt from solved starts θ [S, P]; where they end, and the objective there [S]."""
         theta, value = self.solve(theta)
-        found = [self._refined(theta[part], steps) for part in self._parts(len(theta))]
-        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+        with np.errstate(all="ignore"):
+            for part in self._parts(len(theta)):
+                theta[part], value[part] = self._refined(theta[part], steps)
+        return theta, value
 
     def _parts(self, n_starts: int) -> list[slice]:
         size = max(1, _BATCH // len(self.target))
@@ -153,19 +163,19 @@ class Projection:
             for k, position in enumerate(linear):
                 if position in jet.first:
                     design[:, k] = jet.first[position] * self.weight
-        broken = ~(np.isfinite(left).all(axis=1) & np.isfinite(design).all(axis=(1, 2)))
+        broken = np.asarray(~(np.isfinite(left).all(axis=1) & np.isfinite(design).all(axis=(1, 2))))
         if broken.any():
             left, design = np.where(broken[:, None], 0.0, left), np.where(broken[:, None, None], 0.0, design)
         if linear:
             solution, free = _bounded(design, left, self.low[linear], self.high[linear])
             theta[:, linear] = solution
-            left = left - np.einsum("slx,sl->sx", design, solution)
+            left = left - (solution[:, None] @ design)[:, 0]
             design = design * free[:, :, None]
         value = np.where(broken, np.inf, 0.5 * np.einsum("sn,sn->s", left, left))
         return theta, value, left, design
 
     def _refined(self, theta: Array, steps: int) -> tuple[Array, Array]:
-        moving = [self.view.index[name] for name in self.nonlinear]
+        moving = self.moving
         theta, value, residual, design = self._solved(theta)
         if not moving:
             return theta, value
@@ -208,7 +218,7 @@ class Projection:
         if design.shape[1]:
             unit = _orthonormal(design)
             for _ in range(2):  # twice is enough for orthogonality to working precision
-                slope = slope - np.einsum("sqn,sln,slx->sqx", slope, unit, unit, optimize=True)
+                slope = slope - (slope @ unit.transpose(0, 2, 1)) @ unit
         return slope
 
 
@@ -219,7 +229,7 @@ def _step(slope: Array, residual: Array, damping: Array) -> Array:
     size = np.where(size > 0, size, 1.0)
     unit = gram / (size[:, :, None] * size[:, None, :])
     unit = unit + (damping[:, None, None] + _RIDGE) * np.eye(gram.shape[1])
-    moment = np.einsum("sqn,sn->sq", slope, residual) / size
+    moment = (slope @ residual[..., None])[..., 0] / size
     return np.asarray(np.linalg.solve(unit, moment[..., None])[..., 0] / size)
 
 
@@ -229,8 +239,8 @@ def _orthonormal(design: Array) -> Array:
     for k in range(design.shape[1]):
         row = design[:, k]
         length = np.linalg.norm(row, axis=1, keepdims=True)
-        for _ in range(2):
-            row = row - np.einsum("sln,sn,slx->sx", unit[:, :k], row, unit[:, :k], optimize=True)
+        for _ in range(2 if k else 0):
+            row = row - ((row[:, None] @ unit[:, :k].transpose(0, 2, 1)) @ unit[:, :k])[:, 0]
         left = np.linalg.norm(row, axis=1, keepdims=True)
         unit[:, k] = np.where(left > 1e-12 * length, row / np.where(left > 0, left, 1.0), 0.0)
     return unit
@@ -247,7 +257,7 @@ def _bounded(design: Array, left: Array, low: Array, high: Array) -> tuple[Array
         free &= ~outside
         solution = np.clip(solution, low, high)
         held = np.where(free, 0.0, solution)
-        rest = left - np.einsum("slx,sl->sx", design, held)
+        rest = left - (held[:, None] @ design)[:, 0]
         solution = np.where(free, _least_squares(design * free[:, :, None], rest), held)
     return np.clip(solution, low, high), free
 
@@ -258,7 +268,7 @@ def _least_squares(design: Array, left: Array) -> Array:
     size = np.where(size > 0, size, 1.0)
     unit = design / size[:, :, None]
     gram = unit @ unit.transpose(0, 2, 1) + _RIDGE * np.eye(design.shape[1])
-    solution = np.linalg.solve(gram, np.einsum("slx,sx->sl", unit, left)[..., None])[..., 0]
-    rest = left - np.einsum("slx,sl->sx", unit, solution)
-    solution += np.linalg.solve(gram, np.einsum("slx,sx->sl", unit, rest)[..., None])[..., 0]
+    solution = np.linalg.solve(gram, unit @ left[..., None])[..., 0]
+    rest = left - (solution[:, None] @ unit)[:, 0]
+    solution += np.linalg.solve(gram, unit @ rest[..., None])[..., 0]
     return np.asarray(solution / size)

@@ -17,7 +17,7 @@ from umscale.laws.compare import Recipe, fit_each
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import LAWS, Law
-from umscale.questions.laws import SCHEMA_VERSION
+from umscale.laws.sections import SCHEMA_VERSION
 from umscale.results.source import rows_and_columns, satisfies
 from umscale.results.table import Table, text
 from umscale.trees import parse_json

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from umscale import formulas as tree
-from umscale.formulas import Apply, Coefficient, Node, Number
+from umscale.formulas import Apply, Coefficient, Node
 
 Array = tree.Array
 Kind = Literal["term", "base", "argument", "exponent"]
@@ -76,7 +76,8 @@ class _Drawing:
         bare = [(sign, t) for sign, t in terms if isinstance(t, Coefficient) and t.name not in self.known]
         inner = goal
         if fixed and goal.kind in ("term", "base"):
-            inner = self.goal(goal.kind, _typical(self.total(fixed)))
+            size = _typical(self.total(fixed))
+            inner = self.goal(goal.kind, np.where(size > 1e-100, size, goal.size))
         for _, term in terms:
             if not isinstance(term, Coefficient):
                 self.visit(term, inner)

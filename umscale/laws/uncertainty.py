@@ -28,8 +28,9 @@ from typing import Literal
 import numpy as np
 
 from umscale.errors import UserError, nearest
-from umscale.laws.fit import FitResult, profile, refit
-from umscale.laws.forms import Array, Law, LocalLaw, PowerLaw, evaluate, local_features
+from umscale.laws.fit import FitResult, profile, refit, slopes
+from umscale.laws.forms import Law, LocalLaw, PowerLaw, evaluate, local_features
+from umscale.results.columns import Array
 from umscale.results.table import Codes
 
 Group = Literal["auto", "cell", "run", "seed"]
@@ -87,7 +88,7 @@ class Uncertainty:
         if not len(self.draws):
             nothing = np.full_like(np.asarray(quantity(self.fit.vector), dtype=np.float64), np.nan)
             return nothing, nothing
-        from scipy.special import ndtr, ndtri
+        from umscale.laws.special import ndtr, ndtri
 
         normal = ndtri((1 - level) / 2) * self.expansion
         values = np.asarray(quantity(self.draws), dtype=np.float64)
@@ -157,18 +158,25 @@ def without_each(fit: FitResult, codes: Codes) -> Array:
     return refit(fit, (np.arange(int(codes.max()) + 1)[:, None] != codes).astype(np.float64))
 
 
-def profile_interval(fit: FitResult, name: str, level: float = LEVEL) -> Estimate:
-    """Profile-likelihood interval of one coefficient: its values c with Q(c) − Q̂ ≤ ½ t² s²/b.
+def profile_interval(
+    fit: FitResult, name: str, level: float = LEVEL, *, groups: Codes | None = None
+) -> Estimate:
+    """Profile-likelihood interval of one coefficient: its values c with Q(c) − Q̂ ≤ ½ t² κ/b.
 
-    Q(c) is the objective with the coefficient held at c and all others fitted anew, t Student's quantile, s² = Σψ²
-    per degree of freedom and b the mean of ψ′ (ψ the derivative of the objective in a residual). For least squares
-    that is the F statistic's interval, which is the exact one where the law is linear in its coefficients. Rows are
-    taken to be independent. An end that the rows do not bound is infinite, or 0 for a scale.
+    Q(c) is the objective with the coefficient held at c and all others fitted anew, t Student's quantile, b the mean of
+    ψ′ (ψ the derivative of the objective in a residual) and κ the variance of the coefficient's score: s² = Σψ² per
+    degree of freedom where rows are independent. For least squares that is the F statistic's interval, which is exact
+    where the law is linear in its coefficients.
+
+    With ``groups`` [rows], rows of one group err together: κ = [M⁻BM⁻]_cc/[M⁻]_cc, M = J'J, B the sum over groups of
+    the squares of their scores J_g'ψ_g, each enlarged for its leverage as in CR2, and t has groups minus coefficients
+    degrees of freedom (a likelihood ratio scaled for a misspecified likelihood: Royall and Tsou 2003). An end that
+    the rows do not bound is infinite, or 0 for a scale.
 
     Raises ``UserError`` for a coefficient that the law lacks, and for least absolute deviations, whose objective has
     corners where a profile would be read.
     """
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     if fit.objective_name == "least_absolute":
         raise UserError("a profile needs a smooth objective: huber or least_squares, not least_absolute")
@@ -176,14 +184,22 @@ def profile_interval(fit: FitResult, name: str, level: float = LEVEL) -> Estimat
         return Estimate(
             value=fit.constraints.pins[name], low=fit.constraints.pins[name], high=fit.constraints.pins[name]
         )
+    codes = None if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    shared = codes is not None and int(codes.max()) + 1 < fit.n_rows
     if isinstance(fit.law, LocalLaw):
+        if shared:
+            return bootstrap(fit, group=np.asarray(codes, dtype=np.int64)).coefficients(level)[name]
         return _exact_interval(fit, fit.law, name, level)
-    value, freedom = fit.coefficients[name], fit.n_rows - fit.n_free
+    n_groups = int(codes.max()) + 1 if shared and codes is not None else fit.n_rows
+    value, freedom = fit.coefficients[name], n_groups - fit.n_free
     if freedom < 1:
         return Estimate(value=value, low=float("nan"), high=float("nan"))
     psi = np.clip(fit.residuals, -fit.delta, fit.delta) * _root_weights(fit)
     quantile = float(stdtrit(freedom, (1 + level) / 2))
-    allowed = 0.5 * quantile**2 * float(psi @ psi) / freedom / _curvature(fit)
+    spread = float(psi @ psi) / freedom
+    if shared and codes is not None:
+        spread = max(_score_variance(fit, name, psi, codes), spread * freedom / (fit.n_rows - fit.n_free))
+    allowed = 0.5 * quantile**2 * spread / _curvature(fit)
     by_ratio = isinstance(fit.law, PowerLaw) and name in fit.law.scales and value > 0
     low, high = _profile_ends(fit, name, allowed, by_ratio)
     least, most = fit.constraints.bounds.get(name, (-np.inf, np.inf))
@@ -224,18 +240,36 @@ def _profile_ends(fit: FitResult, name: str, allowed: float, by_ratio: bool) -> 
     return float(ends[0]), float(ends[1])
 
 
+def _score_variance(fit: FitResult, name: str, psi: Array, codes: Codes) -> float:
+    """κ of a coefficient of a law that is not linear: the variance of its score between groups, per unit of M⁻."""
+    position, design = slopes(fit, name)
+    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+    total = 0.0
+    for g in range(int(codes.max()) + 1):
+        rows = codes == g
+        x = design[rows]
+        room, axes = np.linalg.eigh(np.eye(len(x)) - x @ bread @ x.T)
+        root = np.where(room > _EXACT, 1 / np.sqrt(np.maximum(room, _EXACT)), 0.0)
+        total += float(bread[position] @ (x.T @ ((axes * root) @ (axes.T @ psi[rows])))) ** 2
+    return total / float(bread[position, position])
+
+
 def _curvature(fit: FitResult) -> float:
-    """Mean of ψ′, the share of residuals within δ; from a wider window where δ is narrow, as density times 2δ."""
+    """Mean of ψ′, the share of residuals within δ; from a wider window where δ is narrow, as density times 2δ.
+
+    A fit passes through as many rows as it has coefficients: those residuals are no evidence of the density.
+    """
     if np.isinf(fit.delta):
         return 1.0
     size = np.abs(fit.residuals)
-    window = max(fit.delta, float(np.quantile(size, 0.5)) * fit.n_rows**-0.2)
-    return max(float(np.mean(size <= window)), 1 / fit.n_rows) * min(1.0, fit.delta / window)
+    window = max(fit.delta, float(np.quantile(size, 0.5)))
+    inside = float((size <= window).sum()) - fit.n_free * min(1.0, 1 - fit.delta / window)
+    return max(inside / (fit.n_rows - fit.n_free), 1 / fit.n_rows) * min(1.0, fit.delta / window)
 
 
 def _exact_interval(fit: FitResult, law: LocalLaw, name: str, level: float) -> Estimate:
     """Student's interval of a coefficient of a linear law, block intercepts beside it."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     if name not in law.coefficients:
         raise UserError(f"law {law.name!r} has no coefficient {name!r}{nearest(name, law.coefficients)}")
@@ -258,7 +292,7 @@ def _bca_tails(values: Array, value: Array, left_out: Array, normal: float) -> t
     With z0 the normal quantile of the share of draws below the estimate and a = Σd³/6(Σd²)^1.5, d the jackknife's
     deviations, the ends are at Φ(z0 + (z0 ± z)/(1 − a(z0 ± z))). ``normal`` is −z.
     """
-    from scipy.special import ndtr, ndtri
+    from umscale.laws.special import ndtr, ndtri
 
     n = len(values)
     below = np.mean(values < value, axis=0) + 0.5 * np.mean(values == value, axis=0)
@@ -283,6 +317,11 @@ def _quantile(values: Array, shares: Array) -> Array:
     upper = np.minimum(lower + 1, len(ordered) - 1)
     low, high = (np.take_along_axis(ordered, k[None], axis=0)[0] for k in (lower, upper))
     return np.asarray(low + (position - lower) * (high - low))
+
+
+def resampled_together(fit: FitResult) -> Codes:
+    """Code of the group each row is in, as a bootstrap takes them by itself, [rows]."""
+    return _groups(fit, "auto", "")[0]
 
 
 def _groups(fit: FitResult, group: Group | Codes, unit: str) -> tuple[Codes, str]:
@@ -409,7 +448,7 @@ def _pairs(
 
 def _student_over_normal(freedom: float) -> float:
     """Ratio of the two distributions' 97.5% quantiles."""
-    from scipy.special import ndtri, stdtrit
+    from umscale.laws.special import ndtri, stdtrit
 
     return float(stdtrit(freedom, 0.975) / ndtri(0.975))
 

@@ -43,6 +43,7 @@ class ValueTables(nn.Module):
     """
 
     pre_values_copy: Tensor | None
+    compact_gradients: bool
     values_copy: Tensor | None
 
     def __init__(self, memory: MemorySpec, n_layers: int, part: tuple[int, int] = (0, 1)) -> None:

@@ -64,7 +64,7 @@ class TokenMemory(nn.Module):
     @property
     def tables(self) -> list[TokenTable]:
         """The tables of all modules."""
-        return [part.table for part in self.parts]
+        return [module for module in self.modules() if isinstance(module, TokenTable)]
 
     def address(self, tokens: Tensor) -> Addressed:
         """Return what follows from ``tokens [B, S]`` alone."""

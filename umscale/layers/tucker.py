@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from umscale.layers.memory import Memory
 from umscale.layers.norm import RmsNorm
 from umscale.layers.precision import full_precision
+from umscale.layers.split import whole
 from umscale.spec import MemorySpec
 from umscale_kernels import key_select, rank1_vectors, shared_scores
 
@@ -50,7 +51,7 @@ class TuckerMemory(Memory):
         Called after initialisation, after loading and after every optimiser step; a layer that skipped it
         would preselect arbitrary keys.
         """
-        u, v = rank1_vectors(self.cores, (self.u, self.v))
+        u, v = rank1_vectors(whole(self.cores), (self.u, self.v))
         self.u.copy_(u)
         self.v.copy_(v)
 

@@ -144,13 +144,14 @@ class Decoder(nn.Module):
                 )
         return parts
 
-    def configure_tables(self, train: TrainSpec, compact: bool = False) -> None:
+    def configure_tables(self, train: TrainSpec, compact: bool = False, by_rows: bool = False) -> None:
         """Give value tables the gradients (dense, or ``torch.sparse_coo`` rows) and copies that ``train`` asks for.
 
-        ``compact`` allows dense gradients to arrive as the rows that are not zero, where that is faster: the optimiser
-        must then be ``make_optimizer``'s, made after this call.
+        ``compact`` allows dense gradients to arrive as the rows that are not zero where that is faster, and ``by_rows``
+        makes them, so that nothing of a table's size is held: the optimiser must then be ``make_optimizer``'s, made
+        after this call.
         """
-        self.row_gradients = train.table_gradient == "rows"
+        self.row_gradients = by_rows or train.table_gradient == "rows"
         for memory in self.memories:
             memory.row_gradients = self.row_gradients
             memory.atomic_gradients = train.table_gradient == "atomic"
@@ -162,8 +163,9 @@ class Decoder(nn.Module):
 
     def recompute_blocks(self, enabled: bool) -> None:
         """Keep only what enters each block in training, and compute the rest again in the backward pass."""
-        for block in self.blocks:
-            block.checkpointing = enabled
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.checkpointing = enabled
 
     def refresh(self, tables: bool = True) -> None:
         """Bring derived buffers up to date with the parameters; call after every change of parameters.

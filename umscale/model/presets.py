@@ -1,7 +1,8 @@
 """Published model shapes, to check the accounting against and to cost new ones beside.
 
-Sources: UltraMemV2, arXiv 2508.18756, Tables 4 and 10; Engram, arXiv 2601.07372; LongCat-Flash-Lite, arXiv 2601.21204. Where a table cannot be reproduced as printed, or leaves a
-dimension out, ``note`` says what was changed or solved for and why.
+Sources: UltraMemV2, arXiv 2508.18756, Tables 4 and 10; Engram, arXiv 2601.07372; LongCat-Flash-Lite, arXiv
+2601.21204. Where a table cannot be reproduced as printed, or leaves a dimension out, ``note`` says what was changed
+or solved for and why.
 """
 
 from dataclasses import dataclass
@@ -149,8 +150,8 @@ PRESETS = {
             ngram=NgramSpec(kind="ngram_embedding", rows=78 * 131_072, max_order=4, heads=4),
         ),
         source="LongCat-Flash-Lite, arXiv 2601.21204",
-        note="31.4B parameters in n-gram tables of 68.5B are published; zero experts, MLA and the pairs of attention and "
-        "FFN a block are not what is counted here",
+        note="31.4B parameters in n-gram tables of 68.5B are published; zero experts, MLA and the pairs of attention "
+        "and FFN a block are not what is counted here",
     ),
     "dense-227m": Preset(
         model=_model(768, 20, 2496, None, tied=True),

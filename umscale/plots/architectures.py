@@ -8,7 +8,7 @@ import numpy as np
 from umscale.errors import UserError
 from umscale.plots.style import INK, caption, house_style, human, loss_words, ordered_colours, panels
 from umscale.plots.training import cell_and_seed
-from umscale.questions.architectures import ArchitectureTable, compare_architectures
+from umscale.questions.architectures import ArchitectureTable
 from umscale.results.table import Table, levels, numeric, text, where
 from umscale.say.laws import spread_words
 
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def architectures(table: Table, *, loss: str = "loss") -> "Figure":
+def architectures(found: Sequence[ArchitectureTable], table: Table, *, loss: str = "loss") -> "Figure":
     """Loss of every architecture at the largest budget: each run, the mean, and the 95% interval of its difference.
 
     One panel a stage, before the decay at the left, best at the top of each. The bar belongs to the difference from
-    the baseline, whose mean is the vertical line: a bar that does not reach the line is a difference. ``table`` as
-    ``Store.columns()`` returns it. Raises ``UserError`` when there are fewer than two architectures.
+    the baseline, whose mean is the vertical line: a bar that does not reach the line is a difference. ``found`` is what
+    ``compare_architectures`` says of ``table`` (``Store.columns()``). Raises ``UserError`` for one architecture alone.
     """
     names = levels(table, "architecture")
     named = "label" in table and any("architecture=" in label for label in text(table, "label"))
     if len(names) == 1 and not named:
         raise UserError(f"every run is of architecture {names[0]}: there is nothing to compare")
-    found = compare_architectures(table, loss=loss)
     largest = max(one.budget for one in found)
     shown = sorted((one for one in found if one.budget == largest), key=lambda one: one.stage == "annealed")
     with house_style():

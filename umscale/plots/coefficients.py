@@ -6,9 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Estimate, Uncertainty
-from umscale.plots.style import ACCENT, GREY, INK, caption, house_style, law_words, panels, part_words
+from umscale.plots.style import (
+    ACCENT,
+    GREY,
+    INK,
+    caption,
+    house_style,
+    law_words,
+    panels,
+    part_words,
+    round_numbers,
+)
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,12 +118,14 @@ def _scale(ax: "Axes", side: Literal["x", "y"], limits: Array, wide: bool, name:
     from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 
     axis = ax.xaxis if side == "x" else ax.yaxis
-    locator: Locator = MaxNLocator(3, prune="both")
+    locator: Locator = MaxNLocator(3, min_n_ticks=2)
     low, high = (float(end) for end in limits)
+    if not high > low:  # all draws are one
+        low, high = low - 0.05 * abs(low) - 1e-9, high + 0.05 * abs(high) + 1e-9
     if wide:
         ax.set(**{f"{side}scale": "log"})
-        decades = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
-        locator = FixedLocator(decades[:: -(-len(decades) // 3)].tolist())
+        ticks = round_numbers(low, high)
+        locator = FixedLocator(ticks[:: -(-len(ticks) // 3)])
         axis.set_minor_locator(NullLocator())
     ax.set(**{f"{side}lim": (low, high)})
     axis.set_major_locator(locator)

@@ -11,7 +11,6 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import COLUMNS, Array
 from umscale.laws.uncertainty import Estimate, Uncertainty
 from umscale.plots.style import (
     INK,
@@ -34,6 +33,7 @@ from umscale.questions.iso_flops import (
     iso_flops,
     training_flops,
 )
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, f
         ax.plot(flops, theirs, color=INK, lw=1.0, ls=":", label=f"law {fit.law.name}")
         sizes.append(theirs)
     ax.set_xlabel(axis_words("training_flops"))
-    log_ticks(ax, "x", flops, most_levels=0)
+    log_ticks(ax, "x", flops)
     if len(everything := np.concatenate(sizes)):
-        log_ticks(ax, "y", everything, most_levels=0)
+        log_ticks(ax, "y", best[there] if there.any() else everything)  # the optima are what is read off here
     else:
         ax.text(0.5, 0.5, "no parabola has a minimum\namong its sizes", ha="center", transform=ax.transAxes)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.compare import Compared
-from umscale.laws.forms import COLUMNS, Law
+from umscale.laws.forms import FIRST_LAWS, Law
+from umscale.laws.sections import Section, Settings, table_report
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.architectures import architectures
 from umscale.plots.coefficients import coefficient_pairs
@@ -24,10 +25,15 @@ from umscale.plots.ratio import memory_ratio
 from umscale.plots.residuals import residuals
 from umscale.plots.scaling import Along, scaling
 from umscale.plots.training import curves
+from umscale.plots.trend import token_trend_figure
+from umscale.questions.architectures import compare_architectures
 from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
 from umscale.questions.iso_flops import training_flops
-from umscale.questions.laws import Section, Settings, question_laws, table_report
+from umscale.questions.laws import LAWS
+from umscale.questions.learning_rates import rates_reports
+from umscale.questions.token_trend import token_trends
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:
@@ -83,7 +89,7 @@ class Gallery:
             raise UserError("this figure needs a law: name one with --law; `umscale laws` lists them")
         self.require_one_architecture()
         settings = replace(self.settings, diagnostics=True)
-        laws = self.laws or question_laws(self.question)
+        laws = self.laws or (LAWS if self.question == "laws" else FIRST_LAWS)
         found = table_report(self.table, laws, settings, loss=self.loss, seed=self.seed)
         self.skipped = found.skipped
         for section in found.sections:
@@ -222,6 +228,13 @@ def _ratio(gallery: Gallery) -> Figures:
     }
 
 
+def _trend(gallery: Gallery) -> Figures:
+    return {
+        suffix: token_trend_figure(token_trends(part, losses=(gallery.loss,), seed=gallery.seed))
+        for suffix, _, part in gallery.parts()
+    }
+
+
 def _residuals(gallery: Gallery) -> Figures:
     return {
         suffix: residuals(section.uncertainty[i], section.diagnostics[i])
@@ -281,13 +294,19 @@ def _architectures(gallery: Gallery) -> Figures:
         raise UserError(
             "the table has no column 'architecture': this figure compares a study's architectures"
         )
-    return {suffix: architectures(part, loss=gallery.loss) for suffix, _, part in gallery.parts()}
+    return {
+        suffix: architectures(compare_architectures(part, loss=gallery.loss), part, loss=gallery.loss)
+        for suffix, _, part in gallery.parts()
+    }
 
 
 def _rates(gallery: Gallery) -> Figures:
     if "value_lr" not in gallery.table:
         raise UserError("the table has no column 'value_lr': this figure compares a study's learning rates")
-    return {suffix: learning_rates(part, loss=gallery.loss) for suffix, _, part in gallery.parts()}
+    return {
+        suffix: learning_rates(rates_reports(part, loss=gallery.loss)[0], part)
+        for suffix, _, part in gallery.parts()
+    }
 
 
 def _stages(part: Table) -> tuple[str | None, ...]:
@@ -316,6 +335,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             shows="where in the (top_m, N_s) plane density beats size, with iso-loss contours",
             needs="a law of top_m and N_s",
             draw=_map,
+        ),
+        "trend": Kind(
+            shows="what a doubling of top_m and of N_s buys by token budget, and where their difference turns",
+            needs="two token budgets or more, beside top_m and N_s",
+            draw=_trend,
         ),
         "ratio": Kind(
             shows="loss against the memory's share of compute, its optimum and the paper's 17%",

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError, nearest
-from umscale.laws.forms import COLUMNS, Array
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.style import (
     INK,
@@ -28,6 +27,7 @@ from umscale.plots.style import (
     panels,
     symbol_words,
 )
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, group_codes, levels, n_rows, numeric, text
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def loss_vs_density(
 
     Points are means over the runs of a cell, with bars of their standard deviation when there are several. Each fit
     of this loss is drawn in the panels of its stage with its 95% band; a law that reads more than top_m, N_s and
-    tokens is drawn through the measured cells alone. ``columns`` maps symbols over ``forms.COLUMNS``, ``words`` end
-    the caption. Raises ``UserError`` when there is nothing to draw or the table mixes what a figure cannot.
+    tokens is drawn through the measured cells alone. ``columns`` maps symbols over ``results.columns.COLUMNS``,
+    ``words`` end the caption. Raises ``UserError`` when there is nothing to draw or the table mixes what a figure
+    cannot.
     """
     return _against(table, "m", "N_s", fits, loss, columns, words)
 

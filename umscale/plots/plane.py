@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.forms import Array
 from umscale.plots.style import (
     INK,
     Artists,
@@ -18,6 +17,7 @@ from umscale.plots.style import (
     panels,
 )
 from umscale.questions.density_map import DensityMap
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

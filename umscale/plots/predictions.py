@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from umscale.errors import UserError
 from umscale.laws.compare import Compared, Edge, HoldOut
 from umscale.laws.fit import FitResult, refit
-from umscale.laws.forms import Array, LocalLaw, evaluate
+from umscale.laws.forms import LocalLaw, evaluate
 from umscale.laws.uncertainty import without_each
 from umscale.plots.style import GREY, INK, caption, house_style, loss_words, ordered_colours, panels
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

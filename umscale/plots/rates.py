@@ -15,7 +15,7 @@ from umscale.plots.style import (
     ordered_colours,
     panels,
 )
-from umscale.questions.learning_rates import CellRates, RatesReport, cell_names, rates_reports
+from umscale.questions.learning_rates import CellRates, RatesReport, cell_names
 from umscale.results.table import Table, numeric, where
 
 if TYPE_CHECKING:
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 _COLUMNS = 3
 
 
-def learning_rates(table: Table, *, loss: str = "loss", stage: str | None = None) -> "Figure":
-    """Loss against ``value_lr``, a line for each ``lr``, a panel for each cell, at the largest budget.
+def learning_rates(report: RatesReport, table: Table) -> "Figure":
+    """Loss against ``value_lr``, a line for each ``lr``, a panel for each cell, at the report's budget.
 
     Dashed: the default rates for the cell's shape. Shaded: the 95% interval of the best ``value_lr`` on the fitted
-    surface. ``table`` as ``Store.columns()`` returns it; ``stage`` None takes the annealed one. Raises ``UserError``
-    where no optimum can be placed.
+    surface. ``table`` is what the report was made of, as ``Store.columns()`` returns it.
     """
-    report = rates_reports(table, loss=loss, stage=stage)[0]
+    loss = report.loss
     part = where(table, stage=report.stage, compensation=report.compensation, budget=report.budget)
     cells = cell_names(part)
     rates = sorted(set(numeric(part, "lr").tolist()))

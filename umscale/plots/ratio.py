@@ -7,11 +7,11 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
-from umscale.laws.forms import COLUMNS
 from umscale.laws.uncertainty import bootstrap
 from umscale.plots.losses import LossRows, draw_losses
 from umscale.plots.style import ACCENT, INK, Artists, house_style, law_words
 from umscale.questions.memory_to_ffn import PAPER_MCP, RATIO_LAW, RatioVerdict, memory_to_ffn
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, numeric, where
 
 if TYPE_CHECKING:
@@ -114,5 +114,4 @@ def _answer(found: RatioVerdict) -> str:
         if found.mcp.has_interval:
             best += f" [{found.mcp.low:.1%}, {found.mcp.high:.1%}]"
         best += "; "
-    said = "; ".join((found.reason, *found.warnings))
-    return f"{(found.stage or 'All').capitalize()}: {best}against {PAPER_MCP:.0%} {found.answer} ({said})."
+    return f"{(found.stage or 'All').capitalize()}: {best}against {PAPER_MCP:.0%} {found.answer} ({found.reason})."

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from umscale.laws.diagnostics import AxisResiduals, Diagnostics, residuals_in_nats
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.style import (
     ACCENT,
@@ -18,6 +17,7 @@ from umscale.plots.style import (
     panels,
     part_words,
 )
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.compare import Compared, Edge
+from umscale.laws.compare import Compared
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, evaluate
+from umscale.laws.forms import evaluate
+from umscale.laws.holdout import Edge
 from umscale.laws.uncertainty import Uncertainty
 from umscale.plots.predictions import coefficients_without, rows_held_out
 from umscale.plots.style import (
@@ -35,6 +36,7 @@ from umscale.plots.style import (
     part_words,
 )
 from umscale.questions.optimal import best_sizes
+from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

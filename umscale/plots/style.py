@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Uncertainty
-from umscale.say.laws import loss_name
+from umscale.results.columns import Array
+from umscale.say.labels import loss_name
 from umscale.store.schema import is_probe_column
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ _CAPTION_SIZE = 7.0
 _CHARACTERS_PER_INCH = 19.0  # of the caption's type
 _MOST_LEVELS = 12  # more are ticked at round numbers instead
 _LABEL_ROOM = 22.0  # characters beside each other under a panel
+_LINE_ROOM = 2.0  # what a line of them takes, one above the other
 _SAME_LEVEL = 1.01
 SUFFIXES = {".png", ".svg", ".pdf"}
 
@@ -148,6 +149,23 @@ def ordered_colours(n: int) -> list[tuple[float, float, float]]:
     return [(red, green, blue) for red, green, blue, _ in colours]
 
 
+_DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#222222")
+"""Okabe and Ito's colours, told apart by the colour-blind; their yellow, invisible on paper, is a violet here."""
+
+
+def distinct_styles(n: int) -> list[dict[str, Any]]:
+    """``n`` line styles with no order to them: eight colours, then the same with a marker here and there."""
+    return [
+        {"color": _DISTINCT[k % len(_DISTINCT)]}
+        | (
+            {"marker": MARKERS[k // len(_DISTINCT) - 1], "markevery": 0.12, "ms": 3.2}
+            if k >= len(_DISTINCT)
+            else {}
+        )
+        for k in range(n)
+    ]
+
+
 def axis_words(column: str) -> str:
     """What a column is called on an axis; a user's column by its own name."""
     return _COLUMN_WORDS.get(column, column.replace("$", r"\$"))
@@ -180,8 +198,8 @@ def log_ticks(ax: "Axes", side: Literal["x", "y"], values: Array, *, most_levels
     from matplotlib.ticker import NullLocator
 
     levels = level_codes(values)[1]
-    ticks = levels.tolist() if len(levels) <= most_levels else _round_numbers(levels[0], levels[-1])
-    ticks = thinned(ticks)
+    ticks = levels.tolist() if len(levels) <= most_levels else round_numbers(levels[0], levels[-1])
+    ticks = thinned(ticks, None if side == "x" else _LINE_ROOM)
     labels = [human(tick) for tick in ticks]
     if side == "x":
         ax.set_xscale("log", base=2)
@@ -193,10 +211,13 @@ def log_ticks(ax: "Axes", side: Literal["x", "y"], values: Array, *, most_levels
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-def thinned(ticks: Sequence[float]) -> list[float]:
-    """Ascending ticks without those whose labels would touch on a logarithmic axis; the ends stay."""
+def thinned(ticks: Sequence[float], room: float | None = None) -> list[float]:
+    """Ascending ticks without those whose labels would touch on a logarithmic axis; the ends stay.
+
+    ``room`` is what a label takes, in characters side by side: by default the longest of them.
+    """
     chosen: list[float] = []
-    longest = max(len(human(tick)) for tick in ticks)
+    longest = room or max(len(human(tick)) for tick in ticks)
     gap = math.log(ticks[-1] / ticks[0]) / max(2.0, _LABEL_ROOM / longest)
     for tick in dict.fromkeys((ticks[0], ticks[-1], *ticks[1:-1])):
         if all(abs(math.log(tick / other)) > gap for other in chosen):
@@ -204,7 +225,7 @@ def thinned(ticks: Sequence[float]) -> list[float]:
     return sorted(chosen)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
+def round_numbers(low: float, high: float) -> list[float]:
     """Powers of ten within the range, with 2 and 5 or all digits of every decade where they would be few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
@@ -272,6 +293,14 @@ def _three_digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def lay_out(figure: "Figure") -> None:
+    """Give a figure's parts their places once: matplotlib would draw all of it in vain before each time it is saved."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def save(figure: "Figure", path: Path | str, *, dpi: int = 200) -> Path:
     """Write PNG, SVG or PDF by the path's suffix, the same bytes every time; returns the path.
 
@@ -289,6 +318,7 @@ def save(figure: "Figure", path: Path | str, *, dpi: int = 200) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with house_style():
+            lay_out(figure)
             figure.savefig(path, dpi=dpi, metadata=metadata)
     except OSError as error:
         raise UserError(f"cannot write the figure {path}: {error.strerror or error}") from None

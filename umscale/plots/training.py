@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.labels import cell_name, label_parts
-from umscale.laws.forms import Array
-from umscale.plots.style import INK, axis_words, caption, house_style, human, ordered_colours, panels
+from umscale.plots.style import (
+    INK,
+    axis_words,
+    caption,
+    distinct_styles,
+    house_style,
+    human,
+    ordered_colours,
+    panels,
+)
+from umscale.results.columns import Array
 from umscale.results.table import Table, numeric, text
 
 if TYPE_CHECKING:
@@ -79,7 +88,9 @@ def _draw(rows: _Rows) -> "Figure":
     figure, [[left, right]] = panels(1, 2, width=3.6, height=3.2)
     settled = rows.tokens.max() / _UNSETTLED
     shown, handles = [], []
-    for cell, colour in zip(cells, ordered_colours(len(cells)), strict=True):
+    few = len(cells) <= _LEGEND_CELLS
+    styles = distinct_styles(len(cells)) if few else [{"color": c} for c in ordered_colours(len(cells))]
+    for cell, style in zip(cells, styles, strict=True):
         for r in runs_of[cell]:
             for here, phase in _phases(rows, r):
                 window = int(np.count_nonzero((rows.run == r) & (rows.phase == "trunk"))) // _SMOOTHING
@@ -87,10 +98,10 @@ def _draw(rows: _Rows) -> "Figure":
                 difference = _running_mean(relative[here], window)
                 name = f"{cell}, {r[:8]}, {phase}"
                 dashes = "-" if phase == "trunk" else (0, (2, 1))
-                left.plot(x, y, color=colour, ls=dashes, lw=0.9, label=name)
-                right.plot(x, difference, color=colour, ls=dashes, lw=0.9, label=name)
+                left.plot(x, y, **style, ls=dashes, lw=0.9, label=name)
+                right.plot(x, difference, **style, ls=dashes, lw=0.9, label=name)
                 shown.append(difference[x >= settled])
-        handles.append(Line2D([], [], color=colour, label=cell))
+        handles.append(Line2D([], [], **style, label=cell))
     left.set_xscale("log")
     left.set_ylabel("training loss (nats per token)")
     # The first steps differ by more than all later ones; the axis is made for what remains.
@@ -102,7 +113,7 @@ def _draw(rows: _Rows) -> "Figure":
         ax.set_xlabel(axis_words("tokens"))
         ax.xaxis.set_major_formatter(lambda value, _: human(value))
     title = "lowest final loss first"
-    if len(cells) > _LEGEND_CELLS:
+    if not few:
         handles = [handles[0], handles[-1]]
         for handle, words in zip(handles, ("lowest", "highest"), strict=True):
             handle.set_label(f"{words}: {handle.get_label()}")

@@ -1,14 +1,22 @@
 """Architectures side by side at the cells a study made comparable: losses, differences with intervals, costs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.labels import cell_name
 from umscale.laws.uncertainty import Estimate
+from umscale.questions.question import Answer, Asked, Question
 from umscale.results.table import Table, levels, numeric, text, where
+from umscale.say.blocks import Block, Fold, Grid, Paragraph, Verdict
+from umscale.say.estimates import both, fixed, listed, pair, significant
+from umscale.say.labels import capital, held, loss_name, over_stages, sentence, when
+from umscale.say.laws import by_chance, spread_words
+from umscale.say.numbers import count
+from umscale.store.schema import STAGES
 
 COSTS = (
     "total_params", "active_params", "sparse_params", "flops_per_token",
@@ -199,3 +207,211 @@ def _difference(
     value = float(pairs.mean())
     half = float(t.ppf(0.975, freedom)) * deviation / len(pairs) ** 0.5 if freedom else float("nan")
     return Estimate(value=value, low=value - half, high=value + half)
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitecturesAnswer(Answer):
+    """Tables for every loss asked for."""
+
+    found: Mapping[str, tuple[ArchitectureTable, ...]]
+    """Loss → tables."""
+    near: Mapping[tuple[str, str | None, float], tuple[str, ...]]
+    """Stage, compensation and budget → architectures whose first loss is not told apart from the best."""
+
+    def to_json(self, **context: Any) -> dict[str, list[dict[str, Any]]]:
+        """Tables by loss."""
+        return {loss: [asdict(one) for one in each] for loss, each in self.found.items()}
+
+    def basis(self) -> list[Block]:
+        """Why there are no laws."""
+        said = "No law is fitted: none holds across architectures. Their losses are compared as they are."
+        return [Paragraph(text=said)]
+
+    def blocks(self) -> list[Block]:
+        """The best, losses and costs at each compensation and budget; other losses folded away."""
+        blocks: list[Block] = []
+        (loss, found), *others = self.found.items()
+        for compensation, budget in dict.fromkeys((one.compensation, one.budget) for one in found):
+            stages = _at_place(found, compensation, budget)
+            place = f"{held(compensation)}, {count(budget)} tokens"
+            blocks += [
+                self._best(stages, place),
+                _losses_grid(stages, loss, place),
+                _costs_grid(stages, place),
+            ]
+            for other, tables in others:
+                also = _at_place(tables, compensation, budget)
+                if set(also) == set(stages):
+                    grid = _losses_grid(also, other, place)
+                    blocks.append(Fold(summary=f"The same with {loss_name(other)}", blocks=(grid,)))
+        return blocks
+
+    def _best(self, stages: dict[str, ArchitectureTable], place: str) -> Verdict:
+        sentences = []
+        near = {s: list(self.near[s, one.compensation, one.budget]) for s, one in stages.items()}
+        for stage, one in reversed(stages.items()):
+            best = one.rows[0]
+            said = (
+                f"{capital(when(stage))}, {best.name} has the lowest loss, {fixed(best.loss)} nats per token"
+            )
+            if best.difference is not None:
+                said += f", {both(best.difference)} from {best.baseline}"
+            if one.freedom:
+                said += (
+                    f"; not told apart from it: {listed(near[stage])}"
+                    if near[stage]
+                    else "; all others lie above it"
+                )
+            sides: dict[str, list[str]] = {"below": [], "above": [], "not told apart from": []}
+            for row in one.rows:
+                if row.difference is not None and row.baseline == one.baseline:
+                    sides[_side(row.difference)].append(row.name)
+            if not one.freedom:
+                sentences.append(f"{said}. One seed: which differences are more than noise is not known.")
+                continue
+            words = [f"{side} {one.baseline}: {listed(names)}" for side, names in sides.items() if names]
+            sentences.append(f"{said}. {sentence('; '.join(words))}" if words else f"{said}.")
+        best_rows: dict[str | None, Architecture] = {stage: one.rows[0] for stage, one in stages.items()}
+        title = over_stages({stage: row.name for stage, row in best_rows.items()})
+        return Verdict(
+            verdict=f"Lowest loss: {title} ({place})",
+            tone="yes" if all(one.freedom and not near[stage] for stage, one in stages.items()) else "open",
+            text=" ".join(sentences),
+        )
+
+
+def answer(table: Table, asked: Asked) -> ArchitecturesAnswer:
+    """Every architecture beside the baseline; raises as ``compare_architectures`` does."""
+    found = {
+        loss: compare_architectures(table, loss=loss, baseline=asked.baseline, stage=asked.stage)
+        for loss in asked.losses
+    }
+    loss = asked.losses[0]
+    return ArchitecturesAnswer(
+        found=found,
+        near={
+            (one.stage, one.compensation, one.budget): tuple(_near_best(table, one, loss))
+            for one in found[loss]
+        },
+    )
+
+
+def _at_place(
+    found: Sequence[ArchitectureTable], compensation: str | None, budget: float
+) -> dict[str, ArchitectureTable]:
+    """Stage, before the decay first → table."""
+    here = [one for one in found if (one.compensation, one.budget) == (compensation, budget)]
+    return {stage: one for stage in STAGES for one in here if one.stage == stage}
+
+
+def _near_best(table: Table, found: ArchitectureTable, loss: str) -> list[str]:
+    """Names of those whose difference from the best has an interval that holds zero, or none."""
+    table = {name: values for name, values in table.items() if name != "baseline"}
+    [beside] = [
+        one
+        for one in compare_architectures(table, loss=loss, baseline=found.rows[0].name, stage=found.stage)
+        if (one.compensation, one.budget) == (found.compensation, found.budget)
+    ]
+    return [row.name for row in beside.rows if row.difference and _side(row.difference) != "above"]
+
+
+def _side(difference: Estimate) -> str:
+    if not difference.has_interval or difference.low <= 0 <= difference.high:
+        return "not told apart from"
+    return "below" if difference.high < 0 else "above"
+
+
+def _losses_grid(stages: dict[str, ArchitectureTable], loss: str, place: str) -> Grid:
+    last = list(stages.values())[-1]
+    others = any(row.baseline != last.baseline for row in last.rows)
+    rows = []
+    for row in last.rows:
+        cells: list[str] = [
+            row.name,
+            *([row.baseline if row.difference else "–"] if others else []),
+            str(row.n_runs),
+        ]
+        for one in stages.values():
+            mine = _named(one, row.name)
+            cells += [fixed(mine.loss), *pair(mine.difference)] if mine else ["–"] * 3
+        rows.append(tuple(cells))
+    minus = "minus that" if others else f"minus {last.baseline}"
+    noise = [
+        f"{when(stage)} {fixed(one.noise)} nats ({one.freedom} degrees of freedom{spread_words(one.equal_spread)})"
+        if one.freedom
+        else f"{when(stage)} unknown: one seed"
+        for stage, one in stages.items()
+    ]
+    chance = by_chance(len(last.rows) - 1) if last.freedom else ""
+    return Grid(
+        caption=f"Validation loss in nats per token, {loss_name(loss)}, 95% intervals; {place}",
+        head=(
+            "architecture",
+            *(["compared with"] if others else []),
+            "runs",
+            *(head for stage in stages for head in (f"loss {when(stage)}", minus, "interval")),
+        ),
+        sides=("ll" if others else "l") + "r" + "rrr" * len(stages),
+        rows=tuple(rows),
+        notes=(f"Run-to-run standard deviation: {', '.join(noise)}{chance}.",),
+    )
+
+
+def _named(table: ArchitectureTable, name: str) -> Architecture | None:
+    return next((row for row in table.rows if row.name == name), None)
+
+
+def _costs_grid(stages: dict[str, ArchitectureTable], place: str) -> Grid:
+    last = list(stages.values())[-1]
+    columns = (
+        "total_params",
+        "active_params",
+        "sparse_params",
+        "flops_per_token",
+        "access_bytes_b1",
+        "access_bytes_b16",
+        "access_bytes_b64",
+        "access_bytes_b256",
+    )
+    return Grid(
+        caption=f"What they cost; {place}",
+        head=(
+            "architecture",
+            "bits per byte",
+            "parameters",
+            "active",
+            "sparse",
+            "FLOPs per token, forward",
+            "sparse bytes read per token, batch 1",
+            "batch 16",
+            "batch 64",
+            "batch 256",
+            "learning rate",
+            "tokens per second",
+        ),
+        sides="l" + "r" * 11,
+        rows=tuple(
+            (
+                row.name,
+                fixed(row.bits_per_byte),
+                *(count(row.costs[c]) for c in columns),
+                significant(row.costs["lr"]),
+                count(row.costs["tokens_per_second"]),
+            )
+            for row in last.rows
+        ),
+        notes=(
+            "Sparse bytes are bf16 and measured. Active parameters are without embeddings. Tokens per second are "
+            "those of training, which other work on the machine slows.",
+        ),
+    )
+
+
+QUESTION = Question(
+    asks="Which architecture has the lowest loss, where what they cost is held equal?",
+    answer=answer,
+    figures=("architectures",),
+)

@@ -12,6 +12,9 @@ from umscale.laws.pairs import PairedContrast, run_noise
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.density_over_size import paired_estimate
 from umscale.results.table import CELL_COLUMNS, Rows, Table, levels, numeric, select_rows, text, where
+from umscale.say.blocks import Block, Verdict
+from umscale.say.estimates import both
+from umscale.say.labels import loss_name, when
 from umscale.spec import quantity
 
 _SAME = 0.01  # relative tolerance of a named value: the solver's
@@ -33,6 +36,12 @@ class CellContrast:
     n_seeds: int
     basis: str
     """Where the interval comes from."""
+
+    def blocks(self, asked: str) -> list[Block]:
+        """One line, and what it rests on; ``asked`` is what the user wrote."""
+        found = f"{asked}: {both(self.difference)} nats ({when(self.stage)}, {loss_name(self.loss)})"
+        rests = f"{self.n_pairs} pairs of {self.n_seeds} seeds; {self.basis}."
+        return [Verdict(verdict=found, tone="open", text=rests)]
 
 
 def parse_contrast(given: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, LocalLaw, evaluate
+from umscale.laws.forms import LocalLaw, evaluate
 from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.questions.density_over_size import fit_effects
+from umscale.results.columns import Array
 from umscale.results.table import Table
+from umscale.say.blocks import Block, Heading, Listing, Paragraph
+from umscale.say.labels import heading
 
 _FINE = 8  # points per octave on which boundaries are looked for
 _SPARE_FOR_MAP = 4  # cells beyond its coefficients from which the interaction law draws a map
@@ -244,3 +247,16 @@ def _short(value: float) -> str:
         if value >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
     return f"{value:.3g}"
+
+
+def map_blocks(table: Table, stage: str | None, compensation: str | None, loss: str) -> list[Block]:
+    """The map in letters, or why there is none."""
+    place = heading(stage, compensation, loss)
+    try:
+        found = study_map(table, stage=stage, compensation=compensation, loss=loss)
+    except UserError as error:
+        return [Paragraph(text=f"No map ({place}): {error}")]
+    return [
+        Heading(text=f"Where density beats size ({place}, law {found.law})"),
+        Listing(text="\n".join(found.lines())),
+    ]

@@ -1,24 +1,27 @@
 """Does density beat size? Supported, contradicted or inconclusive, with the numbers that decide.
 
-At the reference point (m, N_s), the geometric mean of the design, with L in nats per token:
+At the reference point (m, N_s, D), the geometric mean of the design, with L in nats per token and doublings centred on
+it, so that for a law linear in log m and log N_s they are its slopes:
 
-    δ_m = L(m, N_s) − L(2m, N_s)        what a doubling of activated values buys
-    δ_N = L(m, N_s) − L(m, 2N_s)        what a doubling of sparse parameters buys
+    δ_m = L(m/√2, N_s) − L(√2 m, N_s)   what a doubling of activated values buys
+    δ_N = L(m, N_s/√2) − L(m, √2 N_s)   what a doubling of sparse parameters buys
     Δ   = L(m, 2N_s) − L(3m, N_s)       the contrast of the UltraMemV2 paper (arXiv 2508.18756)
 
-The answer is ``supported`` when the 95% interval of δ_m − δ_N lies above zero and ``contradicted`` when it
-lies below. Holding m/N_s fixed instead would count density twice, so no effect is taken along that line.
+The answer is ``supported`` when the 95% interval of δ_m − δ_N lies above zero and ``contradicted`` when it lies
+below. It is a statement at these tokens: ``token_trend`` says how it moves as training lengthens, and every answer
+here carries that where runs have several budgets. Holding m/N_s fixed instead would count density twice, so no effect
+is taken along that line.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, LAWS
+from umscale.laws.forms import FIRST_LAWS, LAWS
 from umscale.laws.pairs import (
     PairedContrast,
     corners,
@@ -29,16 +32,35 @@ from umscale.laws.pairs import (
     steps_in_m,
     steps_in_n,
 )
+from umscale.laws.sections import Report, Settings, study_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
+from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, select_rows, where
+from umscale.say.blocks import Block, Grid
+from umscale.say.blocks import Verdict as Said
+from umscale.say.estimates import both, counted, pair, significant
+from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
+from umscale.say.laws import law_blocks
+from umscale.say.numbers import count, further_runs
+from umscale.store.schema import is_probe_column
 
-Answer = Literal["supported", "contradicted", "inconclusive"]
+if TYPE_CHECKING:
+    from umscale.questions.token_trend import TokenTrend
+
+AnswerWord = Literal["supported", "contradicted", "inconclusive"]
 
 SPARE_FOR_INTERACTION = 12
 """Cells beyond its coefficients from which the interaction law decides."""
 POWER = 0.8
 """With which further runs are counted."""
 
+_CONTRASTS = (
+    ("a doubling of `top_m` buys", "delta_m"),
+    ("a doubling of `N_s` buys", "delta_n"),
+    ("difference", "difference"),
+    ("(m, 2 N_s) minus (3 m, N_s)", "paper"),
+)
 _OWN_BLOCKS = 5  # seed blocks from which their spread alone gives the paired intervals
 _NAN = float("nan")
 
@@ -66,7 +88,7 @@ class Verdict:
     """An answer to "does density beat size?" for one stage, compensation and loss."""
 
     question: str = "density-over-size"
-    answer: Answer
+    answer: AnswerWord
     reason: str
     stage: str | None
     compensation: str | None
@@ -196,7 +218,7 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         paper=estimate(-triple, 1.0),
         basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}",
     )
-    answer: Answer = "inconclusive"
+    answer: AnswerWord = "inconclusive"
     if not difference.has_interval:
         reason = uncertainty.warnings[0]
     elif difference.low > 0:
@@ -270,12 +292,14 @@ def _exchange_rate(uncertainty: Uncertainty, a: int, b: int) -> tuple[Estimate |
     if rate.has_interval and np.mean(uncertainty.draws[:, b] >= 0) <= (1 - LEVEL) / 2:
         return rate, []
     unbounded = Estimate(value=rate.value, low=_NAN, high=_NAN)
-    return unbounded, ["the exchange rate has no bounds: δ_N is not surely above zero"]
+    return unbounded, [
+        "what a doubling of top_m is worth in N_s cannot be bounded: more N_s may not lower the loss at all"
+    ]
 
 
 def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
     """Runs to add at the present design; None when no number below a million would do."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     if not difference.has_interval or difference.value == 0:
         return None
@@ -291,13 +315,16 @@ def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
 
 
 def _extrapolated(fit: FitResult) -> tuple[str, ...]:
-    """The points of the contrasts beyond the largest level, in octaves."""
+    """The points of the contrasts beyond the largest level."""
     said = []
     for symbol, multiple in (("m", 2), ("N_s", 2), ("m", 3)):
-        octaves = float(np.log2(multiple * fit.reference[symbol] / fit.domain[symbol][1]))
-        if octaves > 0.01:
+        largest = fit.domain[symbol][1]
+        point = multiple * fit.reference[symbol]
+        if point > 1.01 * largest:
+            column = fit.columns[symbol]
             said.append(
-                f"{multiple}{symbol} lies {octaves:.2f} octaves beyond the largest {fit.columns[symbol]}"
+                f"{multiple} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
+                f"{count(largest)}"
             )
     return tuple(said)
 
@@ -339,7 +366,7 @@ def paired_estimate(
     From five seed blocks on, their spread gives it; with fewer, ``variance`` of a run at ``freedom`` degrees of
     freedom, which comes from ``noise``.
     """
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     n_blocks = len(contrast.by_block)
     if n_blocks >= _OWN_BLOCKS:
@@ -351,3 +378,184 @@ def paired_estimate(
         source = f"intervals from {noise} ({freedom:.0f} degrees of freedom)"
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error if freedom > 0 else _NAN
     return Estimate(value=contrast.value, low=contrast.value - half, high=contrast.value + half), source
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensityAnswer(Answer):
+    """Laws, and a verdict for every loss, compensation and stage."""
+
+    laws: Report
+    verdicts: tuple[Verdict, ...]
+    losses: tuple[str, ...]
+    """Those to speak of: the first in full, others beside it."""
+    trends: "tuple[TokenTrend, ...]"
+    """How the verdicts move with tokens; none where every run has one budget."""
+
+    def to_json(self, **context: Any) -> dict[str, Any]:
+        """See docs/fit-json.md; ``context`` is put beside."""
+        return to_json(self.laws, self.verdicts, trends=[asdict(one) for one in self.trends], **context)
+
+    def basis(self) -> list[Block]:
+        """The laws."""
+        return law_blocks(self.laws, self.losses)
+
+    def limits(self) -> list[str]:
+        """Where the verdicts hold."""
+        beyond = dict.fromkeys(words for one in self.verdicts for words in one.extrapolated)
+        return [
+            "A verdict holds at the centre of the grid, where the law is read. Elsewhere in it, see the map; "
+            "outside it, nothing is known.",
+            *(f"A contrast reaches outside what was measured: {words}." for words in beyond),
+        ]
+
+    def blocks(self) -> list[Block]:
+        """A verdict and a table for each compensation."""
+        blocks: list[Block] = []
+        first, *others = dict.fromkeys((*self.losses, *(v.loss for v in self.verdicts)))
+        beside = {loss: by_compensation(self.verdicts, loss) for loss in others}
+        for compensation, stages in by_compensation(self.verdicts, first).items():
+            trends = {t.stage: t for t in self.trends if (t.compensation, t.loss) == (compensation, first)}
+            words = {s: _over_budgets(v, trends.get(s)) for s, v in stages.items()}
+            answers = set(words.values())
+            sentences = [_density_sentence(v, trends.get(v.stage)) for v in reversed(stages.values())]
+            if {"supported", "contradicted"} <= answers:
+                sentences.append("The answer changes sign at the decay.")
+            title = capital(over_stages(words))
+            place = ", ".join([held(compensation), *([] if first == "loss" else [loss_name(first)])])
+            tones = {"supported": "yes", "contradicted": "no"}
+            others_here = {loss: found.get(compensation, {}) for loss, found in beside.items()}
+            blocks += [
+                Said(
+                    verdict=f"{title} ({place})",
+                    tone=tones.get(next(iter(answers)), "open") if len(answers) == 1 else "open",
+                    text=" ".join(sentences),
+                ),
+                _density_grid(compensation, stages, {first: stages, **others_here}),
+            ]
+        return blocks
+
+
+def answer(table: Table, asked: Asked) -> DensityAnswer:
+    """Laws and verdicts of a study; verdicts that thin data cannot give are inconclusive, never an error.
+
+    Raises ``UserError`` where no law can be fitted.
+    """
+    settings = asked.settings or Settings()
+    losses = with_beside(asked.losses)
+    found = study_report(
+        table, asked.laws or FIRST_LAWS, losses=losses, stage=asked.stage, seed=asked.seed, settings=settings
+    )
+    decided: tuple[Verdict, ...] = ()
+    if not settings.by and all(one in LOSSES or is_probe_column(one) for one in losses):
+        decided = tuple(v for v in verdicts(table, losses=losses) if asked.stage in (None, v.stage))
+    return DensityAnswer(laws=found, verdicts=decided, losses=asked.losses, trends=_trends(table, decided))
+
+
+def _trends(table: Table, decided: tuple[Verdict, ...]) -> "tuple[TokenTrend, ...]":
+    """How each verdict moves with tokens; nothing where a table has one budget."""
+    from umscale.questions.token_trend import token_trends  # which reads verdicts itself
+
+    try:
+        found = token_trends(table, losses=tuple(dict.fromkeys(v.loss for v in decided)))
+    except UserError:
+        return ()
+    places = {(v.stage, v.compensation, v.loss) for v in decided}
+    return tuple(one for one in found if (one.stage, one.compensation, one.loss) in places)
+
+
+def _over_budgets(verdict: Verdict, trend: "TokenTrend | None") -> str:
+    """The verdict's word, or that budgets disagree, and where it is heading."""
+    if trend is None:
+        return verdict.answer
+    word = trend.answer if trend.answer == "depends on training length" else verdict.answer
+    return f"{word} and {trend.direction} with tokens" if trend.direction else word
+
+
+def _density_sentence(verdict: Verdict, trend: "TokenTrend | None") -> str:
+    from umscale.questions.token_trend import trend_sentence
+
+    place = capital(when(verdict.stage))
+    found = verdict.from_law
+    if found is None:
+        return f"{place}: {verdict.reason}."
+    said = (
+        f"{place}, a doubling of `top_m` lowers the loss by {both(found.delta_m)} nats per token and a "
+        f"doubling of `N_s` by {both(found.delta_n)}: a difference of {both(found.difference)}."
+    )
+    if verdict.answer == "inconclusive":
+        said += f" {sentence(verdict.reason)}"
+        if verdict.further_runs is not None:
+            said += f" {sentence(further_runs(verdict.further_runs))}"
+    tokens, size = (verdict.reference.get(COLUMNS[symbol]) for symbol in ("D", "N_s"))
+    if tokens and size:
+        said += f" That is at {count(tokens)} tokens, {significant(tokens / size, 2)} a sparse parameter."
+    return said if trend is None else f"{said} {trend_sentence(trend, placed=False)}"
+
+
+def _density_grid(
+    compensation: str | None,
+    stages: dict[str | None, Verdict],
+    by_loss: dict[str, dict[str | None, Verdict]],
+) -> Grid:
+    """A column for each stage; other losses than the first with what the law says of them."""
+    rows: list[tuple[str, ...]] = []
+    for i, (loss, found) in enumerate(by_loss.items()):
+        if not found:
+            continue
+        each = [found.get(stage) for stage in stages]
+        rows.append(
+            (f"verdict, {loss_name(loss)}", "", *(c for v in each for c in (v.answer if v else "–", "")))
+        )
+        for source, attribute in (("the law", "from_law"), ("paired cells", "from_pairs"))[: 1 if i else 2]:
+            for title, name in _CONTRASTS:
+                numbers = [_contrast(getattr(v, attribute) if v else None, name) for v in each]
+                if any(numbers):
+                    rows.append((title, source, *(cell for one in numbers for cell in pair(one))))
+    return Grid(
+        caption=f"Nats per token, {held(compensation)}; 95% intervals",
+        head=("", "from", *(h for stage in stages for h in (when(stage), "interval"))),
+        sides="ll" + "rr" * len(stages),
+        rows=tuple(rows),
+        notes=_density_notes(stages),
+    )
+
+
+def _contrast(contrasts: Contrasts | None, name: str) -> Estimate | None:
+    return None if contrasts is None else getattr(contrasts, name)
+
+
+def _density_notes(stages: dict[str | None, Verdict]) -> tuple[str, ...]:
+    notes: dict[str, list[str]] = {}
+    for stage, verdict in stages.items():
+        said = []
+        if verdict.reference:
+            at = ", ".join(f"`{column}` {count(value)}" for column, value in verdict.reference.items())
+            said.append(f"read at {at}")
+        counts = ((verdict.n_runs, "run"), (verdict.n_cells, "cell"), (verdict.n_seeds, "seed"))
+        said.append(", ".join(counted(n, thing) for n, thing in counts))
+        rate = verdict.exchange_rate
+        if rate is not None and rate.has_interval:
+            bounds = f"[{significant(rate.low)}, {significant(rate.high)}]"
+            said.append(
+                f"a doubling of `top_m` buys as much as `N_s` times {significant(rate.value)} {bounds}"
+            )
+        said += [*verdict.extrapolated, *verdict.warnings]
+        for contrasts in (verdict.from_law, verdict.from_pairs):
+            said += [contrasts.basis] if contrasts else []
+        for words in said:
+            notes.setdefault(words, []).append(when(stage))
+    everywhere = [words for words, where in notes.items() if len(where) == len(stages)]
+    own = [f"{capital(where[0])}: {w}." for w, where in notes.items() if len(where) < len(stages)]
+    return (*(sentence(words) for words in everywhere), *own)
+
+
+QUESTION = Question(
+    asks="Does activation density beat size: does a doubling of `top_m`, the values that a token reads, lower the "
+    "loss by more than a doubling of `N_s`, the sparse parameters there are to read?",
+    answer=answer,
+    figures=("density", "size", "map"),
+    behind=("predicted", "residuals", "curves"),
+)

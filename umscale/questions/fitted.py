@@ -9,9 +9,10 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.compare import Compared
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, Law
-from umscale.questions.laws import Section, Settings, parts_of, resampling_groups, table_report
+from umscale.laws.forms import Law
+from umscale.laws.sections import Section, Settings, parts_of, resampling_groups, table_report
 from umscale.questions.predict import TREND_LAWS
+from umscale.results.columns import Array
 from umscale.results.table import Codes, Table, numeric, where
 
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from umscale.laws.sections import Report
 from umscale.laws.uncertainty import Estimate
-from umscale.questions.laws import Report
 from umscale.results.table import Table, numeric
-from umscale.say.laws import estimate_text, heading
+from umscale.say.labels import heading
+from umscale.say.laws import estimate_text
 
 IRREDUCIBLE = "E"
 """Name of the constant term in the published laws."""

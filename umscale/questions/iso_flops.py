@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.forms import COLUMNS, Array
 from umscale.laws.uncertainty import LEVEL, Estimate
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Codes, Table, numeric
 
 SAME_COMPUTE = 1.12  # runs whose FLOPs lie within this factor are of one compute
@@ -131,7 +131,7 @@ def _within(flops: Array, start: float) -> Any:
 
 def exponent(found: Sequence[IsoFlop]) -> Estimate | None:
     """α of N* ∝ C^α over the computes with a minimum, with Student's interval; None with fewer than three."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     best = np.array([one.best for one in found])
     there = np.isfinite(best)

@@ -12,16 +12,22 @@ Cells far from their optimum bend more than a parabola does: rows more than ``WI
 left out.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from umscale.errors import UserError
 from umscale.labels import cell_parts
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import Estimate
+from umscale.questions.question import Answer, Asked, Question
+from umscale.results.columns import Array
 from umscale.results.table import Table, levels, numeric, text, where
+from umscale.say.blocks import Block, Fold, Grid, Verdict
+from umscale.say.estimates import both, counted, fixed, pair, significant
+from umscale.say.labels import held, loss_name, sentence, when
+from umscale.say.numbers import count
 
 WINDOW = 0.15
 _LEVELS = 3  # of a rate that an optimum needs
@@ -160,24 +166,10 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     reports = []
     for i, name in enumerate(names):
         mine = usable & (cells == name)
-        best, rule = draws.optimum[:, i] + centre, np.log(rules[name])
-        inside = _inside(best[0], (x[mine], y[mine]))
-        draws.optimum[:, i, ~inside] = np.nan
-        best = draws.optimum[:, i] + centre
-        priced = bool(_inside(rule, (x[mine], y[mine])).all())
-        warnings += _outside(name, inside, placed, priced, rules[name], surface.bowl)
-        price = draws.above(i, rule - centre)
-        reports.append(
-            CellRates(
-                name=name,
-                n_runs=int((kept & (cells == name)).sum()),
-                best=_best(x, y, losses, mine),
-                lr=_interval(best[:, 0], np.exp),
-                value_lr=_interval(best[:, 1], np.exp),
-                default=rules[name],
-                excess=_interval(price if priced else np.full_like(price, np.nan)),
-            )
-        )
+        rows = _CellRows(name, x[mine], y[mine], losses[mine], int((kept & mine).sum()))
+        cell, said = _cell(rows, i, draws, centre, rules[name], placed, surface.bowl)
+        reports.append(cell)
+        warnings += said
     noise, freedom = _repeats(cells, x, y, losses, usable)
     return RatesReport(
         stage=stage,
@@ -194,6 +186,45 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
         n_far=int((usable & ~near).sum()),
         warnings=tuple(warnings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _CellRows:
+    """All usable rows of one cell."""
+
+    name: str
+    x: Array
+    y: Array
+    losses: Array
+    n_kept: int
+
+
+def _cell(
+    rows: _CellRows,
+    i: int,
+    draws: "_Draws",
+    centre: Array,
+    rule: tuple[float, float],
+    placed: tuple[bool, bool],
+    bowl: bool,
+) -> tuple[CellRates, list[str]]:
+    """The ``i``-th cell, and what is not said of it; an optimum outside its values leaves ``draws``."""
+    measured = (rows.x, rows.y)
+    inside = _inside(draws.optimum[0, i] + centre, measured)
+    draws.optimum[:, i, ~inside] = np.nan
+    best = draws.optimum[:, i] + centre
+    priced = bool(_inside(np.log(rule), measured).all())
+    price = draws.above(i, np.log(rule) - centre)
+    cell = CellRates(
+        name=rows.name,
+        n_runs=rows.n_kept,
+        best=_best(rows.x, rows.y, rows.losses, np.ones(len(rows.x), dtype=bool)),
+        lr=_interval(best[:, 0], np.exp),
+        value_lr=_interval(best[:, 1], np.exp),
+        default=rule,
+        excess=_interval(price if priced else np.full_like(price, np.nan)),
+    )
+    return cell, _outside(rows.name, inside, placed, priced, rule, bowl)
 
 
 def _placed(
@@ -396,3 +427,125 @@ def _defaults(table: Table, cells: np.ndarray, names: list[str]) -> dict[str, tu
 
     specs = text(table, "spec")
     return {c: default_rates(read_run(specs[cells == c][0])) for c in names}
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatesAnswer(Answer):
+    """The best rates for every loss, stage, compensation and budget."""
+
+    found: tuple[RatesReport, ...]
+
+    def to_json(self, **context: Any) -> list[dict[str, Any]]:
+        """The reports as they are."""
+        return [asdict(one) for one in self.found]
+
+    def blocks(self) -> list[Block]:
+        """What the default rates cost at most, and two tables, for each stage; other losses folded away."""
+        blocks: list[Block] = []
+        folded: dict[str, list[Block]] = {}
+        for one in self.found:
+            place = f"{when(one.stage)}, {count(one.budget)} tokens"
+            place += "" if one.compensation in (None, "none") else f", {held(one.compensation)}"
+            worst = one.worst
+            grids = _grids(one, f"{place}, {loss_name(one.loss)}")
+            if one.loss != self.found[0].loss:
+                folded.setdefault(one.loss, []).extend(grids)
+                continue
+            cost = "are not priced: they lie outside what was measured"
+            if worst is not None:
+                cost = f"cost at most {both(worst.excess)} nats per token"
+            most = f"Most at {worst.name}, of" if worst is not None else "Of"
+            blocks += [
+                Verdict(
+                    verdict=f"The default rates {cost} ({place})",
+                    tone="open",
+                    text=f"{most} {counted(len(one.cells), 'cell')}.",
+                ),
+                *grids,
+            ]
+        return [
+            *blocks,
+            *(Fold(summary=f"The same with {loss_name(k)}", blocks=tuple(v)) for k, v in folded.items()),
+        ]
+
+
+def answer(table: Table, asked: Asked) -> RatesAnswer:
+    """The best rates of every cell, and what the default ones cost; raises as ``rates_reports`` does."""
+    return RatesAnswer(
+        found=tuple(
+            one for loss in asked.losses for one in rates_reports(table, loss=loss, stage=asked.stage)
+        )
+    )
+
+
+def _grids(found: RatesReport, place: str) -> Iterator[Grid]:
+    powers = [
+        f"The best `{rate}` goes with "
+        + "; ".join(f"`{axis}` to the power {both(power, 2)}" for axis, power in each.items())
+        + "."
+        for rate, each in found.exponents.items()
+    ]
+    noise = f" Between runs of one setting: {fixed(found.noise)} ({found.freedom} degrees of freedom)."
+    yield Grid(
+        caption=f"Best and default learning rates, 95% intervals; what the default ones cost, nats per token; {place}",
+        head=(
+            "cell",
+            "best lr",
+            "interval",
+            "best value_lr",
+            "interval",
+            "default lr",
+            "default value_lr",
+            "cost",
+            "interval",
+        ),
+        sides="l" + "r" * 8,
+        rows=tuple(
+            (
+                cell.name,
+                *_rate(cell.lr),
+                *_rate(cell.value_lr),
+                significant(cell.default[0]),
+                significant(cell.default[1]),
+                *pair(cell.excess),
+            )
+            for cell in found.cells
+        ),
+        notes=(
+            *powers,
+            f"Standard deviation of a run about the fitted surface: {fixed(found.deviation)} nats; {found.n_rows} "
+            f"runs, {found.n_far} too far from their cell's best left out.{noise if found.freedom else ''}",
+            *(sentence(w) for w in found.warnings),
+        ),
+    )
+    yield Grid(
+        caption=f"Best rates among those measured; {place}",
+        head=("cell", "runs", "lr", "value_lr", "loss, nats per token"),
+        sides="lrrrr",
+        rows=tuple(
+            (
+                cell.name,
+                str(cell.n_runs),
+                significant(cell.best[0]),
+                significant(cell.best[1]),
+                fixed(cell.best[2]),
+            )
+            for cell in found.cells
+        ),
+    )
+
+
+def _rate(estimate: Estimate) -> tuple[str, str]:
+    if not estimate.has_interval:
+        return significant(estimate.value), "–"
+    return significant(estimate.value), f"[{significant(estimate.low)}, {significant(estimate.high)}]"
+
+
+QUESTION = Question(
+    asks="Which learning rates are best in every cell, and what do the default ones cost?",
+    answer=answer,
+    figures=("rates",),
+)

@@ -7,8 +7,8 @@ the slope a + 2b·log2(r/r0) may be zero (Fieller), which is honest about a curv
 set has no end. Source of the comparison: arXiv 2508.18756, Table 4 and Figure 5.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_law, lack_of_fit
 from umscale.laws.forms import LocalLaw, Slope
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
+from umscale.questions.question import Answer, Asked, Question
 from umscale.results.table import Table, levels, numeric, where
+from umscale.say.blocks import Block, Grid, Paragraph, Verdict
+from umscale.say.estimates import both, pair, share, significant
+from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
 
 PAPER_MCP = 0.17
 """Memory's share of memory and FFN computation that UltraMemV2 found best."""
@@ -275,3 +279,86 @@ def _undecided(
         n_cells=len(np.unique(fit.rows.cell)) if fit else 0,
         warnings=fit.warnings if fit else (),
     )
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioAnswer(Answer):
+    """Where the loss is least, for every loss, compensation and stage."""
+
+    found: tuple[RatioVerdict, ...]
+
+    def to_json(self, **context: Any) -> list[dict[str, Any]]:
+        """The verdicts as they are."""
+        return [asdict(one) for one in self.found]
+
+    def blocks(self) -> list[Block]:
+        """A verdict and a table for each compensation; averaged weights in a sentence beside raw ones."""
+        blocks: list[Block] = []
+        first = self.found[0].loss if self.found else ""
+        for compensation, stages in by_compensation(self.found, first).items():
+            answers = {v.answer for v in stages.values()}
+            tones = {"consistent": "yes", "different": "no"}
+            title = over_stages({s: v.words for s, v in stages.items()})
+            blocks += [
+                Verdict(
+                    verdict=f"The best share is {title} ({held(compensation)})",
+                    tone=tones.get(next(iter(answers)), "open") if len(answers) == 1 else "open",
+                    text=" ".join(_ratio_sentence(v) for v in reversed(stages.values())),
+                ),
+                _ratio_grid(compensation, stages),
+            ]
+        for loss in dict.fromkeys(v.loss for v in self.found if v.loss != first):
+            for compensation, stages in by_compensation(self.found, loss).items():
+                said = "; ".join(f"{when(s)} {v.words}: {share(v.mcp)}" for s, v in stages.items())
+                blocks.append(Paragraph(text=f"With {loss_name(loss)} ({held(compensation)}): {said}."))
+        return blocks
+
+
+def answer(table: Table, asked: Asked) -> RatioAnswer:
+    """The best ratio and how it lies to the paper's; raises as ``memory_to_ffn`` does."""
+    found = ratio_verdicts(table, losses=asked.losses, seed=asked.seed)
+    return RatioAnswer(found=tuple(one for one in found if asked.stage in (None, one.stage)))
+
+
+def _ratio_sentence(verdict: RatioVerdict) -> str:
+    place = capital(when(verdict.stage))
+    if verdict.mcp is None:
+        return f"{place}: {verdict.reason}."
+    return (
+        f"{place}, the loss is least at an MCP of {share(verdict.mcp)}; the paper's {PAPER_MCP:.0%} costs "
+        f"{both(verdict.paper_excess)} nats per token more. {sentence(verdict.reason)}"
+    )
+
+
+def _ratio_grid(compensation: str | None, stages: dict[str | None, RatioVerdict]) -> Grid:
+    def row(title: str, name: str, digits: int) -> tuple[str, ...]:
+        return title, *(c for v in stages.values() for c in pair(getattr(v, name), digits))
+
+    first = next(iter(stages.values()))
+    warnings = dict.fromkeys(w for v in stages.values() for w in v.warnings)
+    return Grid(
+        caption=f"The best memory-to-FFN ratio, {held(compensation)}; 95% intervals",
+        head=("", *(h for stage in stages for h in (when(stage), "interval"))),
+        sides="l" + "rr" * len(stages),
+        rows=(
+            row("best ratio, memory FLOPs over FFN FLOPs", "ratio", 3),
+            row("as MCP, a share", "mcp", 3),
+            row("loss at the paper's ratio minus the least, nats", "paper_excess", 4),
+            row("curvature, nats per squared octave", "curvature", 4),
+        ),
+        notes=(
+            f"Measured from {significant(first.grid[0])} to {significant(first.grid[1])} in {first.n_runs} runs of "
+            f"{first.n_cells} cells.",
+            *(sentence(w) for w in warnings),
+        ),
+    )
+
+
+QUESTION = Question(
+    asks="Which share of the computation of memory and FFN should go to the memory, at constant compute?",
+    answer=answer,
+    figures=("ratio",),
+)

@@ -1,6 +1,8 @@
 """How far runs of one setting lie apart: the run-to-run noise of a study, by stage, budget and weights evaluated."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -8,9 +10,13 @@ from umscale.errors import UserError
 from umscale.labels import cell_parts
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.architectures import block_noise
+from umscale.questions.question import LOSSES, Answer, Asked, Question
 from umscale.results.table import Table, levels, n_rows, numeric, text, where
-
-LOSSES = ("loss", "loss_ema")
+from umscale.say.blocks import Block, Fold, Grid, Verdict
+from umscale.say.estimates import both, counted, fixed, pair
+from umscale.say.labels import LOSS_NAMES, capital, when
+from umscale.say.numbers import count
+from umscale.store.schema import STAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,3 +122,81 @@ def _deviation(variance: float, freedom: float) -> Estimate:
 
     low, high = (np.sqrt(variance * freedom / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
     return Estimate(value=float(np.sqrt(variance)), low=float(low), high=float(high))
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseAnswer(Answer):
+    """Noise pooled over cells, and of every cell."""
+
+    pooled: tuple[Noise, ...]
+    each: tuple[Noise, ...]
+
+    def to_json(self, **context: Any) -> list[dict[str, Any]]:
+        """The pooled noise first."""
+        return [asdict(one) for one in (*self.pooled, *self.each)]
+
+    def blocks(self) -> list[Block]:
+        """At the largest budget in a sentence, pooled in a table, and cell by cell where there are several."""
+        largest = [one for one in self.pooled if one.budget == self.pooled[0].budget]
+        said = [
+            f"{when(one.stage)}, {LOSS_NAMES[one.loss]}: {both(one.deviation)} ({counted(one.n_runs, 'run')})"
+            for one in sorted(largest, key=lambda one: (STAGES.index(one.stage), one.loss))
+        ]
+        cells = Fold(summary="Every cell by itself", blocks=(noise_grid(self.each),))
+        return [
+            Verdict(
+                verdict="Standard deviation between runs of one cell, in nats per token, at "
+                f"{count(largest[0].budget)} tokens",
+                tone="open",
+                text=f"{capital('; '.join(said))}. Pooled over cells; 95% intervals hold if noise is Gaussian.",
+            ),
+            noise_grid(self.pooled),
+            *([cells] if len({one.cell for one in self.each}) > 1 else []),
+        ]
+
+
+def answer(table: Table, asked: Asked) -> NoiseAnswer:
+    """How far runs of one cell lie apart; raises ``UserError`` where no cell has two seeds."""
+    pooled, each = (run_noise(table, by_cell=by_cell, stage=asked.stage) for by_cell in (False, True))
+    return NoiseAnswer(pooled=pooled, each=each)
+
+
+def noise_grid(found: Sequence[Noise]) -> Grid:
+    """A row for each budget, stage, weights evaluated and, unless pooled, cell."""
+    pooled = not any(one.cell for one in found)
+    order = sorted(found, key=lambda one: (-one.budget, one.cell, STAGES.index(one.stage), one.loss))
+    return Grid(
+        caption="Standard deviation between runs of one cell"
+        f"{', pooled over cells' if pooled else ''}, nats per token, 95% intervals",
+        head=(
+            "tokens",
+            *(() if pooled else ("cell",)),
+            *("stage", "weights", "runs", "mean loss", "deviation", "interval"),
+            *(("within seeds", "interval", "degrees of freedom") if pooled else ()),
+        ),
+        sides="rllrrrrrrr" if pooled else "rlllrrrr",
+        rows=tuple(
+            (
+                count(one.budget),
+                *(() if pooled else (one.cell,)),
+                when(one.stage),
+                LOSS_NAMES[one.loss].removesuffix(" weights"),
+                str(one.n_runs),
+                fixed(one.mean),
+                *pair(one.deviation),
+                *((*pair(one.in_block), f"{one.freedom:.0f}") if pooled else ()),
+            )
+            for one in order
+        ),
+        notes=("The offset that a seed gives to all its runs is in the deviation, not in that within seeds.",)
+        if pooled
+        else (),
+    )
+
+
+QUESTION = Question(
+    asks="How far do runs of one cell lie apart, and what does averaging weights do about it?", answer=answer
+)

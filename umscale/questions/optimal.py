@@ -16,9 +16,10 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, evaluate
+from umscale.laws.forms import evaluate
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.questions.iso_flops import IsoFlop, iso_flops, refitted
+from umscale.results.columns import Array
 from umscale.results.table import Codes
 
 FLOPS_PER_PARAMETER = 6.0
@@ -245,7 +246,7 @@ def _outside(value: float, ends: tuple[float, float]) -> float:
 
 def _estimate(values: Array, expansion: float = 1.0, *, by_ratio: bool = False) -> Estimate:
     """The first of ``values`` with the interval of all others; none where too many have no value."""
-    from scipy.special import ndtr, ndtri
+    from umscale.laws.special import ndtr, ndtri
 
     draws = values[1:]
     known = draws[np.isfinite(draws)]

@@ -22,8 +22,9 @@ from umscale.design.axes import COMPENSATIONS, Infeasible, solve
 from umscale.errors import UserError, nearest
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.fit import FitResult, fit_law
-from umscale.laws.forms import COLUMNS, FIRST_LAWS, Array, LocalLaw, evaluate
+from umscale.laws.forms import FIRST_LAWS, LocalLaw, evaluate
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric, where
 from umscale.spec import ModelSpec, to_dict
 
@@ -89,11 +90,11 @@ class Configuration:
         """The numbers to build it with, those that were chosen first."""
         model = self.model
         if model.memory is not None:
-            names = ("n_keys", "top_m", "d_key", "d_pre_value", "d_value", "heads")
-            return {n: getattr(model.memory, n) for n in names} | {"d_ffn": model.ffn.d_ffn}
+            of_memory = ("n_keys", "top_m", "d_key", "d_pre_value", "d_value", "heads")
+            return {n: getattr(model.memory, n) for n in of_memory} | {"d_ffn": model.ffn.d_ffn}
         if model.ffn.kind == "moe":
-            names = ("n_experts", "top_k", "n_shared_experts", "d_ffn")
-            return {n: getattr(model.ffn, n) for n in names} | {"d_model": model.d_model}
+            of_experts = ("n_experts", "top_k", "n_shared_experts", "d_ffn")
+            return {n: getattr(model.ffn, n) for n in of_experts} | {"d_model": model.d_model}
         own = {n: getattr(model, n) for n in ("d_model", "n_layers", "n_heads")}
         return own | {"d_ffn": model.ffn.d_ffn}
 

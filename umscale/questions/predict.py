@@ -19,8 +19,9 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import Array, ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
+from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
+from umscale.results.columns import Array
 
 TREND_LAWS = ("trend", "trend_curved", "power_product", "power_trend")
 """Laws whose effects of m and N_s change with tokens, fewest coefficients first."""
@@ -301,6 +302,7 @@ def _statements(found: Uncertainty, points: Sequence[Prediction]) -> Iterator[st
             "a local law is a tangent: so far outside its grid read its differences as a first guess, its losses "
             "not at all"
         )
+    yield from fit.warnings
     if not len(found.draws):
         yield from found.warnings or ("no intervals: nothing was resampled",)
     if fit.unidentified:

@@ -13,9 +13,9 @@ import numpy as np
 
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import Array
 from umscale.laws.uncertainty import LEVEL, bootstrap
 from umscale.questions.predict import deviations, predict
+from umscale.results.columns import Array
 
 _SAME_LEVEL = 1.01
 _MOST_LEVELS = 30  # of an axis whose every level is a step

@@ -250,7 +250,7 @@ def _scores(scored: Sequence[_Scored], level: float) -> Iterator[Score]:
 
 def binomial_range(n: int, share: float, level: float = 0.95) -> tuple[int, int]:
     """The central range of successes in ``n`` independent tries: each tail beyond it is at most (1 − level)/2."""
-    from scipy.special import bdtr
+    from umscale.laws.special import bdtr
 
     below = bdtr(np.arange(n + 1), n, share)
     tail = (1 - level) / 2

@@ -21,17 +21,18 @@ import numpy as np
 from umscale.design.axes import Infeasible, solve
 from umscale.design.study import Study, points
 from umscale.errors import UserError
-from umscale.laws.forms import LAWS, Array
+from umscale.laws.forms import LAWS
 from umscale.laws.pairs import corners, paired_contrast, run_noise, run_variance, steps_in_m, steps_in_n
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.density_over_size import (
-    Answer,
+    AnswerWord,
     Contrasts,
     Verdict,
     density_over_size,
     fit_effects,
     why_thin,
 )
+from umscale.results.columns import Array
 from umscale.results.table import Table, levels, numeric, select_rows, where
 
 CONTRASTS = ("delta_m", "delta_n", "difference")
@@ -79,7 +80,7 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        from scipy.special import betaincinv
+        from umscale.laws.special import betaincinv
 
         k, n = self.count, self.of
         low = float(betaincinv(k, n - k + 1, 0.025)) if k else 0.0
@@ -260,7 +261,7 @@ def simulate(
         n_rows=found[0].n_rows,
         coverage={c: _coverage([v.from_law for v in found], c, [real]) for c in CONTRASTS},
         coverage_pairs={c: _coverage([v.from_pairs for v in found], c, of_cells) for c in CONTRASTS},
-        answers={a: Rate(count=answers.count(a), of=n_tables) for a in get_args(Answer)},
+        answers={a: Rate(count=answers.count(a), of=n_tables) for a in get_args(AnswerWord)},
         false_verdicts=Rate(count=sum(a != right for a in decided), of=n_tables),
         power=Rate(count=answers.count(right), of=n_tables) if right else None,
         half_width=float(np.median(widths)) if widths else float("nan"),

@@ -23,10 +23,14 @@ from umscale.design.axes import RUN_AXES, Infeasible, solve
 from umscale.design.study import Study, parse
 from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
-from umscale.laws.forms import COLUMNS, Array, LocalLaw, local_features
+from umscale.laws.forms import LocalLaw, local_features
 from umscale.laws.uncertainty import LEVEL, Estimate, bootstrap
 from umscale.questions.density_over_size import POWER, fit_effects, why_thin
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, numeric, where
+from umscale.say.blocks import Block, Grid, Listing
+from umscale.say.estimates import fixed
+from umscale.say.numbers import count
 
 _PLANE_AXES = ("top_m", "density", "n_keys", "n_values", "sparse_params", "total_params")
 _MOST_RUNS = 1000  # beyond which a design is not said to settle anything
@@ -75,6 +79,26 @@ class Suggestion:
         from umscale.spec import to_toml
 
         return to_toml(self.study)
+
+    def blocks(self, *, with_file: bool) -> list[Block]:
+        """The runs, what they cost and give, and the study file."""
+        rows = []
+        for i, run in enumerate(self.runs, 1):
+            cell = " ".join(f"{name}={value}" for name, value in run.targets.items())
+            outside = "beyond the grid so far" if run.outside else ""
+            rows.append(
+                (str(i), cell, str(run.seed), f"± {fixed(run.half_width)}", count(run.flops), outside)
+            )
+        return [
+            Grid(
+                caption=f"Difference so far {fixed(self.difference)} ± {fixed(self.half_width)} nats (law {self.law})",
+                head=("", "cell", "seed", "after it", "FLOPs", ""),
+                sides="rlrrrl",
+                rows=tuple(rows),
+                notes=self.statements,
+            ),
+            *([Listing(text=self.to_toml(), language="toml")] if with_file else []),
+        ]
 
 
 def suggest(
@@ -455,6 +479,6 @@ def _half(estimate: Estimate) -> float:
 
 
 def _quantile(freedom: float, probability: float) -> float:
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     return float(stdtrit(freedom, probability))

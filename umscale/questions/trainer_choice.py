@@ -11,21 +11,27 @@ within seeds. What the choice of validation documents adds is computed from the 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from umscale.errors import UserError
 from umscale.labels import cell_parts
 from umscale.laws.uncertainty import LEVEL, Estimate
+from umscale.questions.question import Answer, Asked, Question, with_beside
+from umscale.results.columns import Array
 from umscale.results.documents import NORMAL_95, difference_error
-from umscale.results.table import Array, Table, levels, n_rows, numeric, text, where
+from umscale.results.table import Table, levels, n_rows, numeric, text, where
+from umscale.say.blocks import Block, Grid, Verdict
+from umscale.say.estimates import fixed
+from umscale.say.labels import held, loss_name, when
+from umscale.say.numbers import count
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-QUESTION = "trainer-choice"
+NAME = "trainer-choice"
 _DESIGN = ("top_m", "n_keys", "n_values", "sparse_params", "total_params", "density", "tokens", "seed")
 _ANSWERS = {1: "supported", -1: "contradicted", 0: "inconclusive"}
 
@@ -62,7 +68,7 @@ class Level:
 class ChoiceTable:
     """All levels at one place of the study."""
 
-    question: str = QUESTION
+    question: str = NAME
     axis: str
     stage: str
     compensation: str
@@ -87,7 +93,7 @@ def trainer_choices(
         UserError: the study's cells do not differ in exactly one choice beside density, size and seed.
     """
     if "label" not in table or not n_rows(table):
-        raise UserError(f"{QUESTION} compares a study's finished runs; there are none")
+        raise UserError(f"{NAME} compares a study's finished runs; there are none")
     axis, of_row = _axis(text(table, "label"))
     rows = {**table, "_level": of_row}
     found = []
@@ -153,7 +159,7 @@ def _hangs(one: ChoiceTable, axis: str) -> str:
     return f"The verdict on density over size{mode} {verdict} over all {axis}: {words}."
 
 
-def _axis(labels: Array) -> tuple[str, Array]:
+def _axis(labels: np.ndarray) -> tuple[str, np.ndarray]:
     """Return the name of the choice and its level in every row."""
     parts = [dict(p.partition("=")[::2] for p in cell_parts(label) if "=" in p) for label in labels.tolist()]
     varied = [
@@ -257,7 +263,7 @@ def _at(rows: Table, axis: str, place: Mapping[str, object], documents: "pa.Tabl
 
 def mean_estimate(values: Array) -> Estimate:
     """Return the mean with Student's 95% interval; no interval of a single value."""
-    from scipy.special import stdtrit
+    from umscale.laws.special import stdtrit
 
     mean, n = float(values.mean()), len(values)
     if n < 2:
@@ -305,3 +311,86 @@ def _documents(mine: _Blocks, place: Mapping[str, object], documents: "pa.Table 
     weights = mine.slopes[0] - mine.slopes[1]
     n_tokens = np.array([by_run[mine.run_ids[0][0]][d][1] for d in names], float)
     return NORMAL_95 * difference_error(weights @ nats.mean(0), n_tokens)
+
+
+# -- the answer -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceAnswer(Answer):
+    """All levels at every place of the study, for every loss."""
+
+    found: tuple[ChoiceTable, ...]
+
+    def to_json(self, **context: Any) -> list[dict[str, Any]]:
+        """The tables as they are."""
+        return [asdict(one) for one in self.found]
+
+    def blocks(self) -> list[Block]:
+        """What is recommended, and a table for each loss, compensation, budget and stage."""
+        first = self.found[0].loss
+        said, *others = recommendation([one for one in self.found if one.loss == first])
+        return [
+            Verdict(verdict=said.rstrip("."), tone="open", text=" ".join(others)),
+            *(_grid(one) for one in self.found),
+        ]
+
+
+def answer(table: Table, asked: Asked) -> ChoiceAnswer:
+    """Loss and both effects at every level of a choice; raises as ``trainer_choices`` does."""
+    documents = None if asked.read is None else asked.read("documents")
+    return ChoiceAnswer(
+        found=tuple(
+            one
+            for loss in with_beside(asked.losses)
+            if loss in table
+            for one in trainer_choices(table, loss=loss, stage=asked.stage, documents=documents)
+        )
+    )
+
+
+def _grid(one: ChoiceTable) -> Grid:
+    first = one.levels[0].level
+    slopes = any(level.difference is not None for level in one.levels)
+    head = [one.axis, "seeds", "mean loss", f"minus {first}"]
+    if slopes:
+        head += ["delta_m", "delta_N", "difference", f"minus {first}", "documents"]
+    rows = []
+    for level in one.levels:
+        cells = [level.level, str(len(level.seeds)), fixed(level.loss.value), _plus_minus(level.loss_change)]
+        if slopes:
+            effects = (level.delta_m, level.delta_n, level.difference, level.difference_change)
+            cells += [
+                *map(_plus_minus, effects),
+                "–" if level.documents is None else f"± {level.documents:.4f}",
+            ]
+        rows.append(tuple(cells))
+    notes = (
+        (
+            "`delta_m` and `delta_N` are what a doubling of `top_m` and of `N_s` buys; documents: 95% of the "
+            "difference over choices of validation documents.",
+        )
+        if slopes
+        else ()
+    )
+    return Grid(
+        caption=f"{one.axis} at {count(one.budget)} tokens, {when(one.stage)}, {held(one.compensation)}, "
+        f"{loss_name(one.loss)}: nats per token, ± 95% over seeds, {one.n_cells} cells",
+        head=tuple(head),
+        sides="lr" + "r" * (len(head) - 2),
+        rows=tuple(rows),
+        notes=notes,
+    )
+
+
+def _plus_minus(estimate: Estimate | None) -> str:
+    """Return ``+0.0123 ± 0.0022`` of a symmetric interval."""
+    if estimate is None:
+        return "–"
+    spread = f" ± {(estimate.high - estimate.low) / 2:.4f}" if estimate.has_interval else ""
+    return f"{estimate.value:+.4f}{spread}".replace("-", "−")
+
+
+QUESTION = Question(
+    asks="Does a choice of the trainer decide the loss, or the verdict on density over size?", answer=answer
+)

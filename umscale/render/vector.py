@@ -5,7 +5,7 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
-from umscale.plots.style import house_style
+from umscale.plots.style import house_style, lay_out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +25,7 @@ def svg(figure: "Figure") -> str:
         from matplotlib import rcParams
 
         rcParams["svg.fonttype"] = "path"
+        lay_out(figure)
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue().decode()
     text = text[text.index("<svg") :]
@@ -41,6 +42,7 @@ def png(figure: "Figure", dpi: int = 144) -> bytes:
 
     drawn, stream = io.BytesIO(), io.BytesIO()
     with house_style():
+        lay_out(figure)
         figure.savefig(drawn, format="png", dpi=dpi)
     Image.open(drawn).convert("RGB").quantize(_COLOURS).save(stream, format="png", optimize=True)
     return stream.getvalue()

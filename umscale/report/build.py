@@ -7,12 +7,12 @@ import umscale_studies
 from umscale.design.study import load_study, parse
 from umscale.errors import UserError
 from umscale.files import is_url
-from umscale.render.page import SIGNATURE, Block, Bullets, Fold, Listing, Page, Paragraph, Section
 from umscale.report import design, figures, fits
 from umscale.report.answers import answer, question_words
 from umscale.report.evidence import Evidence, gather
 from umscale.report.limits import limits
 from umscale.results.table import levels
+from umscale.say.blocks import SIGNATURE, Block, Bullets, Fold, Listing, Page, Paragraph, Section
 from umscale.spec import to_toml
 from umscale.store.store import Store
 
@@ -29,7 +29,7 @@ def build(store: Store, source: str) -> Page:
         ("Design", design.design(evidence)),
         ("Cost", design.cost(evidence)),
         ("Figures", [*shown, *_missed(missed)]),
-        ("Laws", fits.laws(evidence)),
+        ("Laws", evidence.answer.basis() if evidence.answer else []),
         ("Probes", design.probes(evidence)),
         ("Noise", fits.noise(evidence)),
         (

@@ -10,11 +10,12 @@ import numpy as np
 
 from umscale.design.conditioning import condition
 from umscale.labels import cell_name, cell_parts
-from umscale.render.page import Block, Bullets, Fold, Grid, Paragraph
-from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
+from umscale.report.evidence import Evidence
 from umscale.results.budgets import budget_rows
 from umscale.results.table import Table, levels, numeric, text
+from umscale.say.blocks import Block, Bullets, Fold, Grid, Paragraph
 from umscale.say.estimates import counted, fixed, listed, significant
+from umscale.say.labels import COMPENSATION_WORDS, STAGE_WORDS
 from umscale.say.numbers import count, duration, percent
 from umscale.store.store import FINAL
 

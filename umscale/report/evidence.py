@@ -1,19 +1,17 @@
 """What a report is made of: everything that `umscale fit`, `plot` and `runs` find in a store, asked for once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from umscale.design.study import parse
 from umscale.errors import UserError
-from umscale.questions.architectures import ArchitectureTable, compare_architectures
-from umscale.questions.laws import LOSSES, Report, Settings, question_laws, report
-from umscale.questions.learning_rates import RatesReport, rates_reports
-from umscale.questions.memory_to_ffn import RatioVerdict, ratio_verdicts
+from umscale.laws.sections import Report, Settings
 from umscale.questions.noise import Noise, run_noise
-from umscale.questions.trainer_choice import ChoiceTable, trainer_choices
+from umscale.questions.question import Answer, Asked, find
 from umscale.results.table import Table, levels
-from umscale.store.store import STAGES, Store
+from umscale.store.schema import STAGES
+from umscale.store.store import Store
 
 if TYPE_CHECKING:
     from umscale.search.results import Found
@@ -21,17 +19,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STAGE_WORDS: Mapping[str, str] = {"stable": "before the decay", "annealed": "after the decay"}
-COMPENSATION_WORDS: Mapping[str, str] = {
-    "none": "nothing compensated",
-    "iso_flops": "forward FLOPs per token held equal",
-    "iso_active": "active parameters held equal",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """A store and what the library finds in it. Of the answers, the one that the study asks for is there."""
+    """A store and what the library finds in it."""
 
     store: Store
     source: str
@@ -48,13 +39,8 @@ class Evidence:
     """The design's rows."""
     probes: Sequence[Mapping[str, Any]]
     """``Store.probes``: how finished runs do on generated tasks."""
-    laws: Report | None
-    """Of a density study: laws with diagnostics, and verdicts."""
-    architectures: Mapping[str, tuple[ArchitectureTable, ...]]
-    """Loss → tables."""
-    ratios: tuple[RatioVerdict, ...]
-    rates: tuple[RatesReport, ...]
-    choices: tuple[ChoiceTable, ...]
+    answer: Answer | None
+    """Of the study's question; laws are with diagnostics."""
     noise: tuple[Noise, ...]
     """Pooled over cells; none where no cell was run twice."""
     search: "tuple[SearchSettings, Found] | None"
@@ -64,6 +50,11 @@ class Evidence:
     """Why the study file says nothing, or the empty string."""
     damaged: tuple[str, ...]
     """Files that could not be read, by table and name."""
+
+    @property
+    def laws(self) -> Report | None:
+        """The laws that the answer rests on."""
+        return self.answer.laws if self.answer else None
 
     @property
     def n_finished(self) -> int:
@@ -104,35 +95,13 @@ def gather(store: Store, source: str) -> Evidence:
         raise UserError(f"{source} holds no runs yet: there is nothing to report; `umscale sweep` makes some")
     probes = reading(lambda: store.probes("finished"))
     question = store.question()
-    laws: Report | None = None
-    architectures: dict[str, tuple[ArchitectureTable, ...]] = {}
-    ratios: tuple[RatioVerdict, ...] = ()
-    rates: tuple[RatesReport, ...] = ()
-    choices: tuple[ChoiceTable, ...] = ()
+    answer: Answer | None = None
     refused = ""
     try:
         if not len(table["run_id"]):
             refused = "no run has finished yet"
-        elif question == "architectures":
-            architectures = {loss: compare_architectures(table, loss=loss) for loss in LOSSES}
-        elif question == "memory-to-ffn":
-            ratios = ratio_verdicts(table)
-        elif question == "noise":
-            run_noise(table)
-        elif question == "trainer-choice":
-            choices = tuple(
-                one
-                for loss in LOSSES
-                for one in trainer_choices(
-                    table, loss=loss, documents=reading(lambda: store.read("documents"))
-                )
-            )
-        elif question == "learning-rates":
-            rates = tuple(one for loss in LOSSES for one in rates_reports(table, loss=loss))
         else:
-            laws = report(table, question_laws(question), settings=Settings(diagnostics=True))
-            if question == "laws":
-                laws = replace(laws, verdicts=())
+            answer = find(question).answer(table, Asked(settings=Settings(diagnostics=True), read=store.read))
     except UserError as error:
         refused = str(error)
     return Evidence(
@@ -145,11 +114,7 @@ def gather(store: Store, source: str) -> Evidence:
         table=table,
         cells=cells,
         probes=probes,
-        laws=laws,
-        architectures=architectures,
-        ratios=ratios,
-        rates=rates,
-        choices=choices,
+        answer=answer,
         noise=_noise(table),
         search=_search(store, tree),
         refused=refused,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from umscale.errors import UserError
 from umscale.plots import search as search_plots
 from umscale.plots.kinds import KINDS, Gallery
-from umscale.render.page import Picture
+from umscale.questions.question import find
 from umscale.render.vector import png, svg
-from umscale.report.evidence import COMPENSATION_WORDS, STAGE_WORDS, Evidence
+from umscale.report.evidence import Evidence
+from umscale.say.blocks import Picture
+from umscale.say.labels import COMPENSATION_WORDS, STAGE_WORDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,28 +20,11 @@ if TYPE_CHECKING:
 MOST_BYTES = 1_200_000
 """Of all figures together; the largest are drawn in pixels until they fit."""
 
-OF_QUESTION: Mapping[str, tuple[str, ...]] = {
-    "density-over-size": ("density", "size", "map"),
-    "architectures": ("architectures",),
-    "memory-to-ffn": ("ratio",),
-    "learning-rates": ("rates",),
-    "noise": (),
-    "trainer-choice": (),
-    "laws": ("predicted",),
-}
-DIAGNOSTIC: Mapping[str, tuple[str, ...]] = {
-    "density-over-size": ("predicted", "residuals", "curves"),
-    "architectures": ("curves",),
-    "memory-to-ffn": ("curves",),
-    "learning-rates": ("curves",),
-    "noise": ("curves",),
-    "trainer-choice": ("curves",),
-    "laws": ("bootstrap", "curves"),
-}
 _TITLES: Mapping[str, str] = {
     "density": "Loss against values per token",
     "size": "Loss against sparse parameters",
     "map": "Where density beats size",
+    "trend": "What a doubling buys, by token budget",
     "ratio": "Loss against the memory's share of computation",
     "rates": "Loss against learning rates",
     "residuals": "Residuals of the law",
@@ -59,6 +44,8 @@ _LOOK: Mapping[str, str] = {
     "size does not.",
     "map": "Look where the border between the two winners runs and how much of the measured grid lies "
     "clearly on one side; what is left undecided is the width of the intervals.",
+    "trend": "Follow the difference to the right: where it meets zero, size buys as much as density. The shaded "
+    "stretch holds every number of tokens at which that cannot be ruled out.",
     "ratio": "Look at the bottom of the parabola and the shaded interval about it: does it hold the paper's "
     "dashed line?",
     "rates": "In each panel, look whether the dashed default lies in the shaded interval of the best rate, "
@@ -101,8 +88,8 @@ def draw(evidence: Evidence) -> tuple[Shown, Shown]:
         }
         behind = kinds(["curves"])
     else:
-        wanted = kinds(OF_QUESTION[evidence.question])
-        behind = kinds(DIAGNOSTIC[evidence.question])
+        wanted = kinds(find(evidence.question).figures)
+        behind = kinds(find(evidence.question).behind)
     missed = _drawn(wanted, drafts)
     n_wanted = len(drafts)
     missed_behind = _drawn(behind, drafts)

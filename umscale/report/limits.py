@@ -46,15 +46,7 @@ def _scale(evidence: Evidence) -> list[str]:
     ]
     if len(set(numeric(table, "budget").tolist())) == 1:
         said.append("There is one token budget: how effects change with training is not measured.")
-    if evidence.question == "density-over-size":
-        said.append(
-            "A verdict holds at the centre of the grid, where the law is read. Elsewhere in it, see the map; "
-            "outside it, nothing is known."
-        )
-        beyond = dict.fromkeys(
-            p for v in (evidence.laws.verdicts if evidence.laws else ()) for p in v.extrapolated
-        )
-        said += [f"A contrast reaches outside what was measured: {words}." for words in beyond]
+    said += evidence.answer.limits() if evidence.answer else []
     return said
 
 

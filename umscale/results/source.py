@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from umscale import formulas as tree
 from umscale.errors import UserError, nearest
-from umscale.laws.forms import COLUMNS
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, n_rows, numeric, text
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ def map_columns(
     """The table with derived columns, and the column of every symbol that has one.
 
     A symbol stands for the column it is given; else, in order, for the column of its own name and its default of
-    ``forms.COLUMNS``. Where no column is called what is given, a formula or a condition of columns and other symbols is
-    (``1/num_experts``, ``6*N*D``, ``router == 'Hash'``) and becomes one, or a number, which every row then has. Raises
-    ``UserError`` for neither, and for symbols that are defined by each other.
+    ``results.columns.COLUMNS``. Where no column is called what is given, a formula or a condition of columns and
+    other symbols is (``1/num_experts``, ``6*N*D``, ``router == 'Hash'``) and becomes one, or a number, which every
+    row then has. Raises ``UserError`` for neither, and for symbols that are defined by each other.
     """
     columns = {s: c for s, c in COLUMNS.items() if c in table} | {s: s for s in COLUMNS if s in table}
     out = {name: np.asarray(column) for name, column in table.items()}
@@ -358,11 +358,11 @@ class _Condition:
 
     def compare(self, left: _Value, holds: Callable[[Any, Any], Any], right: _Value) -> Mask:
         if left.is_text != right.is_text:
-            numbers = left.as_number(), right.as_number()
-            if numbers[0] is None or numbers[1] is None:
+            first, second = left.as_number(), right.as_number()
+            if first is None or second is None:
                 one, other = (left, right) if left.is_text else (right, left)
                 raise UserError(f"{one.words} is text and {other.words} a number: they cannot be compared")
-            left, right = numbers
+            left, right = first, second
         known = ~(left.missing | right.missing)
         return self.spread(np.where(known, holds(left.cells, right.cells), holds is operator.ne))
 

@@ -6,13 +6,29 @@ the results store or from any CSV. Missing cells are NaN or None.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError, nearest
-from umscale.laws.forms import COLUMNS, Array, Law
+from umscale.results.columns import COLUMNS, Array
 from umscale.spec import quantity
+
+
+class ReadsSymbols(Protocol):
+    """Anything evaluated on columns: a law."""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Those that it reads."""
+        ...
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """Those whose values must be positive."""
+        ...
+
 
 Table = Mapping[str, NDArray[np.generic]]
 Codes = NDArray[np.int64]
@@ -137,7 +153,7 @@ def levels(table: Table, name: str) -> tuple[str, ...]:
     return tuple(sorted(set(text(table, name).tolist()) - {""}))
 
 
-def missing_columns(table: Table, law: Law, columns: Mapping[str, str] | None = None) -> str:
+def missing_columns(table: Table, law: ReadsSymbols, columns: Mapping[str, str] | None = None) -> str:
     """Which symbol of a law has no column, in words with the nearest name; the empty string when all have one."""
     for symbol in law.symbols:
         column = {**COLUMNS, **(columns or {})}.get(symbol, symbol)
@@ -148,7 +164,7 @@ def missing_columns(table: Table, law: Law, columns: Mapping[str, str] | None = 
 
 def select_rows(
     table: Table,
-    laws: Sequence[Law],
+    laws: Sequence[ReadsSymbols],
     *,
     loss: str = "loss",
     columns: Mapping[str, str] | None = None,
@@ -159,7 +175,7 @@ def select_rows(
 ) -> Rows:
     """The rows on which every one of ``laws`` can be evaluated.
 
-    ``columns`` maps symbols to column names over the defaults of ``forms.COLUMNS``; ``extra`` are symbols
+    ``columns`` maps symbols to column names over the defaults of ``results.columns.COLUMNS``; ``extra`` are symbols
     carried along when the table has them. Rows of several stages or compensations do not mix: choose with
     ``where`` first. ``weight`` and ``error`` name columns of weights and of standard errors. Rows without a finite
     loss (diverged, killed, infeasible runs) are counted and left out, or refused with ``drop_invalid=False``. Raises

@@ -2,6 +2,8 @@
 
 import math
 
+MANY_RUNS = 500
+"""More runs than this nobody adds to a study as it is."""
 _PLAIN = 1e4  # below it a count is written in full
 
 
@@ -42,3 +44,14 @@ def number(value: float | None, digits: int = 4) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share as a percentage, a dash for a missing one."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}%}"
+
+
+def further_runs(n_runs: int) -> str:
+    """Say how many more runs would settle a question, as nearly as that can be known, or that they would not."""
+    if n_runs > MANY_RUNS:
+        return (
+            f"more than {MANY_RUNS} runs like these would be needed to settle it (80% power): a design with wider axes "
+            "or longer training would need fewer"
+        )
+    about = round(n_runs, 2 - len(str(n_runs))) if n_runs >= 100 else n_runs
+    return f"about {about} more runs like these would settle it (80% power)"

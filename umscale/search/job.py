@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from umscale.design.study import Cell, parse
 from umscale.errors import UserError
+from umscale.execute.job import Kinds
 from umscale.execute.running import STORAGE_VARIABLE, Reporter, train_one
 from umscale.search.bridge import Bridge, quiet
 from umscale.search.settings import parse_settings
 from umscale.spec import RunSpec
 from umscale.store.store import Store
 from umscale.training.optimiser import Schedule
+from umscale.training.record import spec_row
 
 if TYPE_CHECKING:
     import optuna
@@ -85,7 +87,9 @@ class SearchJob:
         runs = {run.run_id: run for run in store.specs("running")}
         with store.claim(run_id) as mine:
             if mine and run_id in runs:
-                store.write_run(runs[run_id], str(self.study["name"]), status="failed", reason=reason)
+                store.write_run(
+                    spec_row(runs[run_id]), str(self.study["name"]), status="failed", reason=reason
+                )
 
     def to_tree(self) -> dict[str, Any]:
         """The job as JSON."""
@@ -236,7 +240,7 @@ def _train(
         tell(TrialState.PRUNED, f"diverged: {outcome.reason}")
     elif watch.pruned:
         reason = f"pruned by {bridge.settings.pruner} at {watch.point}"
-        store.write_run(run, name, status="pruned", reason=reason)
+        store.write_run(spec_row(run), name, status="pruned", reason=reason)
         report("end", run=run.run_id, status="pruned", reason=reason)
         tell(TrialState.PRUNED, reason)
     elif report.stopping:  # its checkpoint is kept: the trial that repeats it goes on from there
@@ -302,3 +306,7 @@ class TrialWatch:
     @property
     def _single(self) -> bool:
         return len(self.bridge.settings.objectives) == 1
+
+
+JOBS: Kinds = {SearchJob.kind: SearchJob.from_tree}
+"""What a worker of a search reads."""

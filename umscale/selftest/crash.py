@@ -28,7 +28,7 @@ from typing import Any
 from umscale.processes import start_time
 from umscale.selftest.instrument import CLOCK_VARIABLE, FILE_VARIABLE, STEPS_VARIABLE
 from umscale.selftest.nursery import Child, alive, open_nursery, spawn
-from umscale.selftest.steps import read_logs, repetitions
+from umscale.selftest.steps import read_logs, repetitions, whole_order
 from umscale.store.leases import Claim
 from umscale.store.store import FINAL, RUN_TABLES, Store
 
@@ -42,6 +42,8 @@ PATIENCE_SECONDS = 180.0
 """A sweep that makes no progress for this long has failed."""
 KILLS_PER_OTHER_FAULT = 3
 CLOCK_JUMP_SECONDS = 100_000.0
+AIM_SECONDS = 0.15
+"""After a step, within which a kill strikes: some steps, or a checkpoint."""
 
 STUDY = f"""
 name = "crash"
@@ -72,7 +74,18 @@ checkpoint_seconds = {CHECKPOINT_SECONDS}
 precision = "float32"
 """
 
-_NOT_RESULTS = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "written_at")
+_NOT_RESULTS = (
+    "train_seconds",
+    "eval_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+    "peak_flops",
+    "written_at",
+)
 """Columns that say how a result came about."""
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -96,6 +109,8 @@ class Totals:
     sweeps: int = 0
     kills: int = 0
     """Processes killed or found dead with SIGKILL by this test."""
+    aimed: int = 0
+    """Kills that struck while steps were being done."""
     finished: int = 0
     """Finished results that were looked at again after a fault."""
     lost: int = 0
@@ -238,7 +253,7 @@ class Scene:
             time.sleep(0.2)
         self.end()
         self.expected = results(self.store)
-        self.order = {stretch.run_id: stretch.steps for stretch in read_logs(self.steps)}
+        self.order = whole_order(read_logs(self.steps))
 
     def begin(self) -> None:
         """Make a new store."""
@@ -320,6 +335,33 @@ class Scene:
             if time.monotonic() >= deadline or all(sweep.poll() is not None for sweep in self.sweeps):
                 return {}
             time.sleep(0.05)
+
+    def aim(self, seconds: float = 20.0) -> bool:
+        """Wait for a training step and a random time that ends among the next ones; false if none came.
+
+        Left to chance, most kills would hit workers that start, prepare or evaluate, where there is little to lose.
+        """
+        deadline = time.monotonic() + seconds
+        before = self.steps_logged()
+        while self.steps_logged() == before:
+            if time.monotonic() >= deadline or all(sweep.poll() is not None for sweep in self.sweeps):
+                return False
+            time.sleep(0.002)
+        self.pause(AIM_SECONDS)
+        return True
+
+    def steps_logged(self) -> int:
+        """Return a number that grows with every step that any worker does."""
+        sizes = []
+        for path in self.steps.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        return sum(sizes)
+
+    def stepping(self, seconds: float = 0.1) -> bool:
+        """Whether a worker has done a step within the last moments, as near as its log tells."""
+        now = time.time()
+        return any(now - path.stat().st_mtime < seconds for path in self.steps.iterdir())
 
     def pause(self, seconds: float) -> None:
         """Wait for a random time."""
@@ -484,10 +526,12 @@ def _mount(folder: Path) -> bool:
 def kill_worker(scene: Scene) -> bool:
     """Kill a worker that trains."""
     scene.claims()
-    scene.pause(1.2)
+    if not scene.aim():
+        return False
     claims = scene.claims(0)
     if not claims:
         return False
+    scene.totals.aimed += scene.stepping()
     scene.kill(scene.random.choice(list(claims.values())).pid)
     return True
 
@@ -512,9 +556,9 @@ def kill_parent(scene: Scene) -> bool:
 
 def kill_all(scene: Scene) -> bool:
     """Kill everything at once."""
-    if not scene.claims():
+    if not scene.claims() or not scene.aim():
         return False
-    scene.pause(1.2)
+    scene.totals.aimed += scene.stepping()
     if all(sweep.poll() is not None for sweep in scene.sweeps):
         return False
     scene.kill_everything()

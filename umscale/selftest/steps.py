@@ -58,6 +58,16 @@ def read_logs(folder: Path) -> list[Stretch]:
     return sorted(found, key=lambda stretch: stretch.began)
 
 
+def whole_order(stretches: list[Stretch]) -> dict[str, list[tuple[str, int]]]:
+    """Return each run's steps in order, once each; on a busy machine even an undisturbed run may change hands."""
+    order: dict[str, list[tuple[str, int]]] = {}
+    for stretch in stretches:
+        known = order.setdefault(stretch.run_id, [])
+        seen = set(known)
+        known += [step for step in stretch.steps if step not in seen]
+    return order
+
+
 def repetitions(stretches: list[Stretch], order: dict[str, list[tuple[str, int]]]) -> list[Repetition]:
     """Return what was done twice, one entry for each stretch that had to be followed by another.
 

@@ -109,10 +109,15 @@ class Claims:
             if self._others(name, ""):
                 return None
             token = secrets.token_hex(8)
-            self._write(name, token)
-            if not self._others(name, token):
+            mine = False
+            try:
+                self._write(name, token)
+                mine = not self._others(name, token)
+            finally:  # two came at once and both withdraw, or the folder could not be listed
+                if not mine:
+                    self._remove(name, token)
+            if mine:
                 return Lease(self, name, token)
-            self._remove(name, token)  # two came at once: both withdraw
         return None
 
     def release(self, lease: Lease) -> None:

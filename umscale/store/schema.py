@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STORE_VERSION = 2
+PACKED_VERSION = 3
+"""Of a store with packed tables; one that has none stays readable by what reads version 2."""
+STAGES = ("stable", "annealed")
+"""Ends of a branch that are measured: before the decay of the learning rate and after it."""
 
 # Column types: s text, i int64, f float64, F list of float64. Sizes in parameters, losses in nats per token.
 SPEC_COLUMNS = {
@@ -77,6 +81,12 @@ _RESULT_COLUMNS = {
     "eval_seconds": "f",
     "tokens_per_second": "f",
     "peak_memory_bytes": "i",
+    "input_seconds": "f",
+    "step_seconds": "f",
+    "checkpoint_seconds": "f",
+    "mfu": "f",
+    "peak_flops": "f",
+    "mfu_convention": "s",
     "precision": "s",
     "device": "s",
     "kernels": "s",

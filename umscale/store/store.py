@@ -8,6 +8,7 @@
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
       probes/<run_id>.parquet  a row per (run, budget, stage, generated task), where a study has any
+      <table>/packed.parquet   after ``umscale pack``: all rows of a table, in place of its files
       work/                    claims, jobs, checkpoints and logs of runs in progress; what speeds up reading
       quarantine/              damaged files, moved out of the way
 
@@ -17,7 +18,6 @@ sees whole files only, and a run that is done again replaces its own; each carri
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -26,17 +26,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umscale.accounting import cost
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
 from umscale.labels import label_parts
-from umscale.model.scaling import learning_rates
-from umscale.spec import LONGEST_TOML, RunSpec, read_run, to_dict, with_old_meanings
-from umscale.store.cache import Scanner
+from umscale.spec import LONGEST_TOML, RunSpec, read_run, with_old_meanings
+from umscale.store.cache import PACKED, Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
-    SPEC_COLUMNS,
+    PACKED_VERSION,
+    STAGES,
     STORE_VERSION,
     TABLES,
     Damaged,
@@ -52,13 +51,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from umscale.training.checkpoint import Workspace
 
-__all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema", "spec_row"]
+__all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
 STATUSES = ("running", *FINAL, "pruned")
-STAGES = ("stable", "annealed")
 _OUTPUTS = ("figures", "report")
 """Folders that ``umscale plot`` and ``umscale report`` write where a store of that name would be."""
 RUN_TABLES = ("runs", "documents", "curves", "probes")
@@ -69,6 +66,12 @@ Row = dict[str, Any]
 
 class Store:
     """A results store at ``root``; create it with ``Store.create`` or open one with ``Store.open``.
+
+    Who may write: ``write_run`` for a run that this process has claimed (``claim``), from any number of processes and
+    machines; ``write_design``, ``pin_precision`` and ``repair`` a sweep that begins; ``pack`` while nobody works
+    here. What a reader may see, at any time: whole files only, each as its writer left it; of a run its ``runs`` rows
+    last, so whoever sees that a run is over finds all its tables; a run in progress, its rows up to now. Two reads in
+    turn may see different moments. Nothing that was read is ever cut short by a later write.
 
     Args:
         root: a folder, or a URL of object storage such as ``s3://bucket/prefix?region=eu-west-1``.
@@ -161,10 +164,10 @@ class Store:
             raise UserError(f"{self.name} is no results store; `umscale sweep STUDY` makes one") from None
         except (OSError, ValueError, KeyError, Unusable) as error:
             raise UserError(f"{where} is damaged ({error}); restore it or choose another store") from None
-        if version > STORE_VERSION:
+        if version > PACKED_VERSION:
             raise UserError(
                 f"{self.name} was made by a newer umscale (store version {version}, this one reads up to "
-                f"{STORE_VERSION}); upgrade umscale"
+                f"{PACKED_VERSION}); upgrade umscale"
             )
         return header
 
@@ -259,7 +262,7 @@ class Store:
 
     def write_run(
         self,
-        run: RunSpec,
+        row: Row,
         study: str,
         *,
         status: str,
@@ -272,21 +275,24 @@ class Store:
     ) -> None:
         """Write a run's tables; a run that ended early gets rows without losses where records are missing.
 
+        Args:
+            row: what every record says of the run, ``umscale.training.record.spec_row``; its ``budgets`` are no column.
+
         Raises:
             ClaimLost: this process had claimed the run, and another worker has taken over.
         """
-        if lease := self._leases.get(run.run_id):
+        run_id = row["run_id"]
+        if lease := self._leases.get(run_id):
             lease.check()
-        common = spec_row(run) | {"study": study, "status": status, "reason": reason} | dict(context or {})
+        common = {**row} | {"study": study, "status": status, "reason": reason} | dict(context or {})
         common["written_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         found = {(r["budget"], r["stage"]): r for r in records}
         rows = []
-        for budget in run.train.budgets:
+        for budget in common.pop("budgets"):
             for stage in STAGES:
                 record = found.get((budget, stage))
                 if record is not None or status not in ("running", "finished"):
                     rows.append(common | {"budget": budget, "stage": stage} | (record or {}))
-        run_id = run.run_id
         if documents:
             self.write_rows("documents", run_id, [{"run_id": run_id, **row} for row in documents])
         if curve:
@@ -314,7 +320,13 @@ class Store:
         """Return the annealed record at the largest budget of a finished run, None for any other."""
         try:
             rows = from_parquet(self.files.read(f"runs/{run_id}.parquet"), schema("runs"))[0].to_pylist()
-        except (FileNotFoundError, Damaged, Unusable):
+        except FileNotFoundError:
+            packed = self._scanner.packed("runs")
+            if packed.rows is None or run_id not in packed.sources:
+                return None
+            at = packed.sources[run_id][1]
+            rows = packed.rows.slice(at.start, len(at)).to_pylist()
+        except (Damaged, Unusable):
             return None
         kept = [r for r in rows if r["status"] == "finished" and r["stage"] == "annealed"]
         return max(kept, key=lambda r: int(r["budget"]), default=None)
@@ -349,7 +361,7 @@ class Store:
         if status is not None:
             runs = runs.filter(pc.equal(runs["status"], status))
         scalars = [f.name for f in runs.schema if not pa.types.is_list(f.type)]
-        joined = runs.select(scalars).join(cells, keys="run_id", join_type="left outer")
+        joined = _joined(runs.select(scalars), cells, ("compensation", "label"))
         joined = joined.sort_by(
             [(k, "ascending") for k in ("seed", "run_id", "compensation", "budget", "tokens")]
         )
@@ -403,8 +415,16 @@ class Store:
 
     def _labels(self, keys: list[str]) -> "pa.Table":
         """Return a label for each distinct combination of ``keys`` in all designs."""
-        cells = self.read("cells").group_by(keys).aggregate([("label", "min")])
-        return cells.select([*keys, "label_min"]).rename_columns([*keys, "label"])
+        import pyarrow as pa
+
+        least: dict[tuple[Any, ...], str | None] = {}
+        cells = self.read("cells")
+        columns = (cells[name].to_pylist() for name in (*keys, "label"))
+        for *key, label in zip(*columns, strict=True):
+            known = least.get(tuple(key))
+            least[tuple(key)] = label if known is None or (label is not None and label < known) else known
+        made = [pa.array([key[i] for key in least], pa.string()) for i in range(len(keys))]
+        return pa.table([*made, pa.array(list(least.values()), pa.string())], names=[*keys, "label"])
 
     def curves(self) -> "dict[str, np.ndarray]":
         """Return the training curves of all runs as columns of NumPy arrays, with the cells' labels."""
@@ -412,7 +432,7 @@ class Store:
         damaged = self.damaged
         cells = self._labels(["run_id"])
         self._scanner.damaged += damaged
-        joined = curves.join(cells, keys="run_id", join_type="left outer")
+        joined = _joined(curves, cells, ("label",))
         joined = joined.sort_by([("run_id", "ascending"), ("train_seconds", "ascending")])
         return {name: joined[name].to_numpy(zero_copy_only=False) for name in joined.column_names}
 
@@ -429,6 +449,11 @@ class Store:
         self.files.tidy()
         messages = []
         for table in TABLES:
+            self._scanner.damaged = []
+            self._scanner.packed(table)
+            for path in self._scanner.damaged:
+                to = quarantine(self.files, f"{table}/{PACKED}.parquet")
+                messages.append(f"{path} is damaged; moved to {to}, its runs are trained again")
             for name in self._scanner.unverified(table):
                 path = f"{table}/{name}.parquet"
                 try:
@@ -445,17 +470,49 @@ class Store:
                     )
         return messages
 
+    def pack(self) -> dict[str, int]:
+        """Put each table into one file, in place of one for every run; returns how many files each table had.
+
+        Readers, resumption and names stay as they are, and further writes lie beside the packed file and win over it.
+        A crash on the way leaves files that say the same as the packed one.
+
+        Raises:
+            UserError: somebody works here, a run is not over, or a file is damaged.
+        """
+        if claimed := self.claimed():
+            raise UserError(
+                f"{self.name}: {len(claimed)} runs are being worked on; pack it when they are over"
+            )
+        if running := [run for run, status in self.statuses().items() if status == "running"]:
+            raise UserError(f"{self.name}: {len(running)} runs are not over; sweep them to their end first")
+        packed = {}
+        self._write_header(
+            self._header() | {"version": PACKED_VERSION}
+        )  # older readers must not take it for one run
+        for table in TABLES:
+            self._scanner.damaged = []
+            if not self._scanner.unpacked(table):
+                continue
+            names = self._scanner.pack(table)
+            for name in names:
+                self.files.delete(f"{table}/{name}.parquet")
+            packed[table] = len(names)
+        self.files.delete_folder("work/scan")
+        return packed
+
     def _set_aside(self, run_id: str) -> dict[str, str]:
         """Move a damaged run into quarantine, first what says that it is over: a crash half way must not leave that."""
         return {table: quarantine(self.files, f"{table}/{run_id}.parquet") for table in RUN_TABLES}
 
     # -- work in progress ---------------------------------------------------------------------------------
 
-    def checkpoints(self, run_id: str) -> "Workspace":
-        """Return where a run's checkpoints are kept, and the lease under which this process trains it."""
-        from umscale.training.checkpoint import Workspace
+    def checkpoint_folder(self, run_id: str) -> str:
+        """Return the folder of ``files`` where a run's checkpoints are kept."""
+        return f"work/checkpoints/{run_id}"
 
-        return Workspace(files=self.files, folder=_checkpoints(run_id), lease=self._leases.get(run_id))
+    def lease(self, run_id: str) -> Lease | None:
+        """Return the lease under which this process works on a run; None without one."""
+        return self._leases.get(run_id)
 
     def log_path(self, run_id: str) -> Path:
         """Return the file, on this machine, that holds the traceback of a failed run."""
@@ -463,12 +520,14 @@ class Store:
 
     def clear_work(self, run_id: str) -> None:
         """Remove the checkpoints of a run that is over."""
-        self.files.delete_folder(_checkpoints(run_id))
+        self.files.delete_folder(self.checkpoint_folder(run_id))
 
     def forget(self, run_id: str) -> None:
         """Remove a run's results and checkpoints, so that it is trained again."""
         for table in RUN_TABLES:
             self.files.delete(f"{table}/{run_id}.parquet")
+            if run_id in self._scanner.packed(table).sources:
+                self._scanner.pack(table, without=run_id)
         self.clear_work(run_id)
 
     @contextlib.contextmanager
@@ -507,43 +566,25 @@ class Store:
         return self._claims
 
 
+def _joined(rows: "pa.Table", labels: "pa.Table", names: Sequence[str]) -> "pa.Table":
+    """Return ``rows`` with the columns ``names`` of ``labels`` by ``run_id``: a row for each match, and for none one.
+
+    As ``pyarrow.Table.join`` does, whose engine imports pandas where there is one and so doubles the time to start.
+    """
+    import pyarrow as pa
+
+    at: dict[str, list[int]] = {}
+    for i, run_id in enumerate(labels["run_id"].to_pylist()):
+        at.setdefault(run_id, []).append(i)
+    pairs = [(i, k) for i, run_id in enumerate(rows["run_id"].to_pylist()) for k in at.get(run_id, (None,))]
+    left = rows.take(pa.array([i for i, _ in pairs], pa.int64()))
+    right = labels.take(pa.array([k for _, k in pairs], pa.int64()))
+    for name in names:
+        left = left.append_column(name, right[name])
+    return left
+
+
 def cache_home() -> Path:
     """Return ``umscale`` in ``$XDG_CACHE_HOME`` (default ``~/.cache``)."""
     own = os.environ.get("XDG_CACHE_HOME")
     return (Path(own).absolute() if own else Path.home() / ".cache") / "umscale"
-
-
-def _checkpoints(run_id: str) -> str:
-    return f"work/checkpoints/{run_id}"
-
-
-def spec_row(run: RunSpec) -> Row:
-    """Return the columns of a record that follow from the spec alone."""
-    model, memory = run.model, run.model.memory
-    sizes = dataclasses.asdict(cost(model, run.data.seq_len))
-    lr, value_lr = learning_rates(run)
-    row: Row = {
-        "run_id": run.run_id,
-        "seed": run.seed,
-        "architecture": model.architecture,
-        "d_model": model.d_model,
-        "n_layers": model.n_layers,
-        "n_heads": model.n_heads,
-        "d_ffn": model.ffn.d_ffn,
-        "vocab_size": model.vocab_size,
-        "seq_len": run.data.seq_len,
-        "batch_size": run.train.batch_size,
-        "lr": lr,
-        "value_lr": value_lr,
-        "precision": run.train.precision,
-        "corpus": Path(run.data.corpus).name,
-        "data_hash": run.data.hash,
-        "spec": json.dumps(to_dict(run), separators=(",", ":")),
-    }
-    if memory is not None:
-        names = ("n_keys", "n_values", "top_m", "heads", "d_key", "d_pre_value", "d_value")
-        row |= {name: getattr(memory, name) for name in names}
-    if model.ffn.kind == "moe":
-        row |= {"n_experts": model.ffn.n_experts, "top_k": model.ffn.top_k}
-    row |= {name: value for name, value in sizes.items() if name in SPEC_COLUMNS}
-    return row

@@ -14,7 +14,8 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import torch
 from torch import nn
 
 from umscale.files import Files, Unusable, quarantine
+from umscale.layers.split import is_split, split_like, whole
 from umscale.store.leases import Lease
+from umscale.store.store import Store
 from umscale.training.optimiser import WeightAverage, load_optimizer_tensors, optimizer_tensors
 from umscale.training.process_group import ALONE, World
 from umscale.training.shards import columns, from_columns, groups_of, tensor_groups
@@ -30,6 +33,8 @@ from umscale.trees import parse_object
 
 log = logging.getLogger(__name__)
 
+_WRITER = ThreadPoolExecutor(1, "umscale-checkpoint")
+"""Starts no thread before it is used."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -42,6 +47,13 @@ class Workspace:
     lease: Lease | None = None
     world: World = ALONE
     """Processes that train the run together; only the first touches ``files``."""
+    writing: "list[Future[None]]" = field(default_factory=list)
+    """The checkpoint that is being written in the background, if any."""
+
+    @classmethod
+    def of(cls, store: Store, run_id: str) -> "Workspace":
+        """A run's checkpoints in a store, under the lease by which this process works on it."""
+        return cls(files=store.files, folder=store.checkpoint_folder(run_id), lease=store.lease(run_id))
 
     def path(self, phase: str) -> str:
         """Return the name of a phase's checkpoint."""
@@ -59,20 +71,43 @@ class Workspace:
         optimizer: torch.optim.Optimizer,
         average: WeightAverage,
         state: dict[str, Any],
+        in_background: bool = False,
     ) -> None:
-        """Write the checkpoint of a phase; raises ``ClaimLost`` as ``beat`` does."""
+        """Write the checkpoint of a phase; raises ``ClaimLost`` as ``beat`` does.
+
+        ``in_background`` copies it to the host here and writes it while training goes on: every other method, also the
+        next ``save``, first waits for that, and raises what writing raised. ``flush`` does nothing else.
+        """
+        self.flush()
         if self.lease is not None:
             self.lease.check()
-        first = self.world.first
-        with self.files.writing(self.path(phase)) if first else contextlib.nullcontext() as path:
-            save(path, model, optimizer, average, state, self.world)
+        content = collect(model, optimizer, average, state, self.world)
+        if content is None:
+            return
+        if in_background:
+            held = {name: t.to("cpu", copy=True) for name, t in content.tensors.items()}
+            content = Content(tensors=held, text=content.text)
+            self.writing.append(_WRITER.submit(self._write, phase, content))
+        else:
+            self._write(phase, content)
+
+    def _write(self, phase: str, content: "Content") -> None:
+        with self.files.writing(self.path(phase)) as path:
+            write(path, content)
+
+    def flush(self) -> None:
+        """Wait until what is written in the background is there; raises what writing it raised."""
+        while self.writing:
+            self.writing.pop().result()
 
     def exists(self, phase: str) -> bool:
         """Return whether a phase has a checkpoint."""
+        self.flush()
         return self.world.any(self.world.first and self.files.exists(self.path(phase)))
 
     def delete(self, phase: str) -> None:
         """Remove a phase's checkpoint."""
+        self.flush()
         if self.world.first:
             self.files.delete(self.path(phase))
 
@@ -84,6 +119,7 @@ class Workspace:
         A damaged file is moved into quarantine with a log message: the run starts over from what is intact.
         """
         found: Content | None = None
+        self.flush()
         try:
             if self.world.first:
                 with contextlib.suppress(FileNotFoundError), self.files.reading(self.path(phase)) as path:
@@ -118,21 +154,29 @@ class DamagedCheckpoint(Exception):
 
 
 def save(
-    path: Path | None,
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    state: dict[str, Any],
+) -> None:
+    """Write everything that a run on one process needs to continue bitwise; ``state`` is JSON."""
+    content = collect(model, optimizer, average, state)
+    assert content is not None
+    write(path, content)
+
+
+def collect(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
     state: dict[str, Any],
     world: World = ALONE,
-) -> None:
-    """Write everything that a run needs to continue bitwise; ``state`` is JSON.
+) -> Content | None:
+    """Return everything that a run needs to continue bitwise, on the first process of ``world``; ``state`` is JSON.
 
-    All processes of ``world`` call it, the first with a path. It needs memory on the host for the whole of a table's
-    weights, moments and average, of which the others hold their columns.
+    All call it. What is split is put together in the first's memory on the host; the rest is not copied.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(model, optimizer).items()}
     tensors |= {f"average/{name}": value for name, value in average.average.items()}
@@ -141,9 +185,20 @@ def save(
         if n_groups := groups_of(name, tensor.dim(), groups):
             parts = world.collect(tensor.detach().cpu())
             tensors[name] = from_columns(parts, n_groups) if parts else tensor
-    if path is None:
-        return
-    text = json.dumps(state | {"average_steps": average.steps})
+        elif is_split(tensor):
+            complete = whole(tensor)
+            tensors[name] = complete.cpu() if world.first else tensor
+    if not world.first:
+        return None
+    return Content(tensors=tensors, text=json.dumps(state | {"average_steps": average.steps}))
+
+
+def write(path: Path, content: Content) -> None:
+    """Write a checkpoint, with its checksums; raises ``OSError`` when there is no room."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors, text = dict(content.tensors), content.text
     try:
         save_file(tensors, path, metadata={"state": text, "checksum": _checksum(tensors, text)})
     except SafetensorError as error:  # a full disk, say, which is no fault of the run
@@ -187,11 +242,15 @@ def _share(content: Content | None, model: nn.Module, world: World) -> Content:
     text = world.share_text(content.text if content else "")
     layout = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in found.items()]
     groups = tensor_groups(model, world)
+    split = {name: p for name, p in model.named_parameters() if is_split(p)}
     tensors = {}
     for name, dtype, shape in json.loads(world.share_text(json.dumps(layout))):
         tensor = found[name] if content else torch.empty(shape, dtype=getattr(torch, dtype))
         world.share(tensor)
         n_groups = groups_of(name, tensor.dim(), groups)
+        parameter = split.get(name.partition("/")[2].removesuffix("/exp_avg").removesuffix("/exp_avg_sq"))
+        if parameter is not None:
+            tensor = split_like(tensor, parameter)
         tensors[name] = columns(tensor, n_groups, world) if n_groups else tensor
     return Content(tensors=tensors, text=text)
 

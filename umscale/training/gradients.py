@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from umscale.layers.split import is_split
 from umscale.training.optimiser import distinct_rows
 from umscale.training.process_group import World
 from umscale.training.shards import sharded_parameters
@@ -24,6 +25,8 @@ def average_gradients(model: nn.Module, world: World) -> None:
     dense = []
     for p in model.parameters():
         if p.grad is None:
+            continue
+        if is_split(p):  # FSDP has scattered the mean
             continue
         if p in shards:  # it holds the sum already: this process looked up the tokens of all
             p.grad.div_(world.size)

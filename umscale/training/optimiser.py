@@ -1,12 +1,13 @@
 """AdamW in groups: everything dense, the value tables with a schedule of their own, and token-addressed tables."""
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from umscale.layers.split import is_split, own_part
 from umscale.layers.tables import ValueTables
 from umscale.model.scaling import learning_rates
 from umscale.spec import RunSpec, TrainSpec
@@ -45,7 +46,9 @@ def make_optimizer(
     dense_rows = train.table_gradient != "rows"
     plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
     pool = getattr(model, "tables", None)
-    compact = isinstance(pool, ValueTables) and pool.compact_gradients
+    compact = isinstance(pool, ValueTables) and (
+        pool.compact_gradients or getattr(model, "row_gradients", False)
+    )
     if apart and (compact or not plain):
         return TableAdamW(
             groups,
@@ -66,6 +69,10 @@ def make_optimizer(
         weight_decay=train.weight_decay,
         fused=True,
     )
+
+
+ROW_GRADIENT_BYTES = 2 * 2**30
+"""Of the dense gradients of a process's tables, in fp32: above it they are held as rows, see ``gradient_by_rows``."""
 
 
 def is_token_table(name: str) -> bool:
@@ -169,6 +176,21 @@ class TableAdamW(torch.optim.Optimizer):
         return state
 
 
+def gradient_by_rows(run: RunSpec, n_processes: int, shard_tables: bool) -> bool:
+    """Return whether gradients of tables are held as the rows read: by choice, or as the dense ones are too large.
+
+    They are when a process's exceed ``ROW_GRADIENT_BYTES`` and a batch reads less than half of the rows. The steps are
+    those of dense gradients either way, up to rounding, unless ``table_gradient`` is ``rows``.
+    """
+    memory, layers = run.model.memory, len(run.model.memory_layers)
+    if memory is None or run.train.table_gradient == "rows":
+        return memory is not None
+    n_rows = memory.n_tables(layers) * memory.n_values
+    split = n_processes if shard_tables else 1
+    read = run.tokens_per_step // n_processes * split * memory.heads * memory.top_m * layers
+    return 4 * n_rows * memory.row_width // split > ROW_GRADIENT_BYTES and 2 * read < n_rows
+
+
 def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Let the next step of ``optimizer`` change no dense parameter if ``norm``, on its device, is not finite.
 
@@ -202,8 +224,8 @@ def clip_gradients(
 ) -> Tensor:
     """Scale all gradients so that their common norm is at most ``max_norm``; return the norm before.
 
-    ``shards`` are those of ``parameters`` of which this process holds a part; ``sum_over_shards`` adds up a scalar over
-    the processes that hold the others.
+    ``shards`` are those of ``parameters`` of which this process holds a part, as do tensors that are split;
+    ``sum_over_shards`` adds up a scalar over the processes that hold the others.
 
     Row-sparse gradients count as the dense ones they stand for, and are coalesced in passing. Equals
     ``torch.nn.utils.clip_grad_norm_``, which takes over when all are dense.
@@ -213,6 +235,7 @@ def clip_gradients(
         if p.grad is not None and p.grad.is_sparse:
             p.grad = distinct_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
+    shards = [*shards, *cast("list[nn.Parameter]", [p for p in parameters if is_split(p)])]
     if not shards and not any(grad.is_sparse for grad in grads):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     values = _values(parameters)
@@ -230,7 +253,7 @@ def clip_gradients(
 def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Return the gradients that there are, of row-sparse ones the rows."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return [grad.values() if grad.is_sparse else grad for grad in grads]
+    return [grad.values() if grad.is_sparse else own_part(grad) for grad in grads]
 
 
 class Schedule:
@@ -296,13 +319,20 @@ class WeightAverage:
         weight = 1 - (1 - (step - self.steps) / step) ** (self.gamma + 1)
         self.steps = step
         parameters = dict(model.named_parameters())
-        average = list(self.average.values())
-        torch._foreach_lerp_(average, [parameters[name] for name in self.average], weight)
+        average = [own_part(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(average, [own_part(parameters[name]) for name in self.average], weight)
 
+    @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights and the average, in place; a second call undoes the first."""
         for name, parameter in model.named_parameters():
-            parameter.data, self.average[name] = self.average[name], parameter.data
+            if is_split(parameter):  # FSDP gathers from the memory it knows
+                weights, average = own_part(parameter), own_part(self.average[name])
+                kept = weights.clone()
+                weights.copy_(average)
+                average.copy_(kept)
+            else:
+                parameter.data, self.average[name] = self.average[name], parameter.data
 
 
 def _gamma(width: float) -> float:

@@ -34,6 +34,8 @@ class World:
     size: int = 1
     shard_tables: bool = False
     """Each process holds 1 / ``size`` of the columns of every value table."""
+    shard_dense: bool = False
+    """Each process holds 1 / ``size`` of every other parameter, and gathers it for use."""
 
     @property
     def first(self) -> bool:
@@ -115,6 +117,14 @@ ALONE = World()
 """The world of a run on one process, in which nobody need be told anything."""
 
 
+def is_loss(error: RuntimeError) -> bool:
+    """Return whether an error is that of a collective that another process did not take part in.
+
+    For collectives that are not called through ``World``: those of FSDP.
+    """
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
 @contextlib.contextmanager
 def _answered() -> Iterator[None]:
     """Turn the errors of a collective into ``PeerLost``; gloo has no class of its own for them."""
@@ -125,14 +135,22 @@ def _answered() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(rendezvous: str, *, shard_tables: bool, device: torch.device) -> Iterator[World]:
+def joined(
+    rendezvous: str, *, shard_tables: bool, device: torch.device, shard_dense: bool = False
+) -> Iterator[World]:
     """Join the world that the environment describes as torchrun does (``RANK``, ``WORLD_SIZE``), and leave it.
 
     Args:
         rendezvous: where the processes find each other: ``file://PATH``, or ``env://`` for torchrun's own store.
         device: what this process computes on.
     """
-    world = World(rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]), shard_tables=shard_tables)
+    size = int(os.environ["WORLD_SIZE"])
+    world = World(
+        rank=int(os.environ["RANK"]),
+        size=size,
+        shard_tables=shard_tables,
+        shard_dense=shard_dense and size > 1,
+    )
     if world.size == 1:
         yield world
         return

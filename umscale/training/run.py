@@ -13,6 +13,7 @@ Notable:
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -29,12 +30,13 @@ from umscale.accounting import cost
 from umscale.data.batches import TrainStream, ValidationSet, validation_windows
 from umscale.data.canonical import canonical_ids
 from umscale.data.corpus import Corpus, corpus_tokenizer
+from umscale.data.prefetch import Prefetch
 from umscale.data.probes_mixture import ProbeMixture, check_corpus
 from umscale.data.probes_score import score
 from umscale.data.synthetic_corpus import validation_floor
 from umscale.files import LocalFiles
 from umscale.layers.token_memory import Vocabulary
-from umscale.machine import peak_memory_bytes
+from umscale.machine import peak_flops, peak_memory_bytes
 from umscale.model.decoder import Decoder
 from umscale.model.scaling import table_decay
 from umscale.spec import RunSpec
@@ -47,11 +49,12 @@ from umscale.training.optimiser import (
     Schedule,
     WeightAverage,
     clip_gradients,
+    gradient_by_rows,
     make_optimizer,
     set_rates,
     skip_unless_finite,
 )
-from umscale.training.process_group import ALONE, PeerLost, World
+from umscale.training.process_group import ALONE, PeerLost, World, is_loss
 from umscale.training.shards import connect, sharded_parameters, table_part
 from umscale_kernels import kernels_in_use
 
@@ -62,6 +65,8 @@ log = logging.getLogger(__name__)
 CURVE_POINTS = 200
 LOG_SECONDS = 1.0
 """At least so often losses are fetched from the device, for a display and to notice a divergence."""
+EVALUATED_BYTES = 2**30
+"""Of logits in fp32, on one process."""
 DIVERGED_AFTER_STEPS = 50
 USAGE_BATCHES = (1, 16, 64, 256)
 
@@ -140,6 +145,9 @@ class Run:
         self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
+        self.batches = Prefetch(
+            functools.partial(self.stream.batch, part=world.rank, n_parts=world.size), device
+        )
         self.validation: ValidationSet = validation_windows(
             corpus, spec.data.seq_len, spec.data.validation_tokens, spec.data.validation_documents
         )
@@ -157,6 +165,8 @@ class Run:
         self.steps_done = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
+        self.input_seconds = 0.0
+        self.checkpoint_seconds = 0.0
         self.above_chance = 0
         self.pending: list[float] = []
         self.on_device: list[tuple[Tensor, Tensor]] = []
@@ -169,11 +179,17 @@ class Run:
         if self.world.size > 1:
             connect(model, self.world)
         self.model = model.to(self.device)
+        if self.world.shard_dense:
+            from umscale.training.fsdp import shard_dense
+
+            shard_dense(self.model, self.world)
         self.shards = sharded_parameters(self.model, self.world)
         self.model.separator = self.separator
-        # Between processes, rows would have to be matched up.
+        # Between processes, rows would have to be matched up: there they are only where dense gradients are too large.
         self.model.configure_tables(
-            self.spec.train, compact=self.world.size == 1 and self.device.type == "cpu"
+            self.spec.train,
+            compact=self.world.size == 1 and self.device.type == "cpu",
+            by_rows=gradient_by_rows(self.spec, self.world.size, self.world.shard_tables),
         )
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
         self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
@@ -199,8 +215,9 @@ class Run:
     def launch_step(self) -> None:
         """Do one optimiser step without waiting for the device; ``settle`` returns its loss."""
         set_rates(self.optimizer, self.schedule.rates(self.step, self.branch))
-        part = self.stream.batch(self.step, self.world.rank, self.world.size)
-        window = torch.from_numpy(part).to(self.device)  # [B / processes, S + 1]
+        began = time.perf_counter()
+        window = self.batches(self.step)  # [B / processes, S + 1]
+        self.input_seconds += time.perf_counter() - began
         self.optimizer.zero_grad(set_to_none=True)
         micro_batch_size = self.spec.train.micro_batch_size
         loss = forward_backward(self.model, window, micro_batch_size, self.precision)
@@ -267,9 +284,14 @@ class Run:
                 self.outcome.status = "finished"
             except Diverged as error:
                 self.outcome.status, self.outcome.reason = "diverged", str(error)
+            self.workspace.flush()
             on_record(self.outcome)
         except (ClaimLost, PeerLost) as error:
             raise Interrupted(str(error)) from error
+        except RuntimeError as error:
+            if self.world.shard_dense and is_loss(error):
+                raise Interrupted(" ".join(str(error).split())) from error
+            raise
         return self.outcome
 
     def _execute(
@@ -308,6 +330,7 @@ class Run:
             if should_stop():
                 self._log(on_progress)
                 self._save(self._phase)
+                self.workspace.flush()
                 raise Interrupted
             self.workspace.beat()
             began = time.perf_counter()
@@ -381,20 +404,27 @@ class Run:
             self.average.swap(self.model)
             self.model.refresh()
 
+    @property
+    def _evaluated_at_once(self) -> int:
+        """Windows that all processes together take through the model; their logits are what counts."""
+        batch, micro, size = self.spec.train.batch_size, self.spec.train.micro_batch_size, self.world.size
+        logits = 4 * self.spec.data.seq_len * self.spec.model.vocab_size
+        return min(batch, size * (micro or batch), size * max(1, EVALUATED_BYTES // logits))
+
     def _evaluate(self) -> Evaluation:
-        batch = self.spec.train.batch_size
+        batch = self._evaluated_at_once
         return evaluate(self.model, self.validation, batch, self.precision(), self.workspace.beat, self.world)
 
     def _score_probes(self) -> list[Row]:
         """Return how the raw weights do on the probes; nothing without any."""
         if self.mixture is None or self.probes is None:
             return []
-        batch, windows = self.spec.train.batch_size, self.probes.windows
+        batch, windows = self._evaluated_at_once, self.probes.windows
         nats, right = evaluate_targets(
             self.model, windows, batch, self.precision(), self.workspace.beat, self.world
         )
         n_params = cost(self.spec.model, self.spec.data.seq_len).total_params
-        return score(self.probes, nats, right, self.mixture, self.step * batch, n_params)
+        return score(self.probes, nats, right, self.mixture, self.step * self.spec.train.batch_size, n_params)
 
     def _record(self, index: int, stage: str) -> None:
         """Evaluate raw and averaged weights and append the record of (budget, stage)."""
@@ -427,7 +457,11 @@ class Run:
                 "train_seconds": self.train_seconds,
                 "eval_seconds": self.eval_seconds,
                 "tokens_per_second": self._tokens_per_second,
-                "peak_memory_bytes": self.world.largest(peak_memory_bytes()),
+                "peak_memory_bytes": self.world.largest(peak_memory_bytes(self.device)),
+                "input_seconds": self.input_seconds,
+                "step_seconds": self.train_seconds - self.input_seconds,
+                "checkpoint_seconds": self.checkpoint_seconds,
+                **self._utilisation(),
             },
         ]
         documents = [d for d in self.outcome.documents if (d["budget"], d["stage"]) != (budget, stage)]
@@ -446,6 +480,17 @@ class Run:
         kept = [p for p in self.outcome.probes if (p["budget"], p["stage"]) != (budget, stage)]
         self.outcome.probes = [*kept, *({**key, **row} for row in probes)]
 
+    def _utilisation(self) -> Row:
+        """Return which share of what the processes' devices can do the model's own arithmetic is."""
+        rate, source = peak_flops(self.device, self.spec.train.precision, torch.get_num_threads())
+        flops = 3 * cost(self.spec.model, self.spec.data.seq_len).flops_per_token
+        share = flops * self._tokens_per_second / (self.world.size * rate)
+        return {
+            "mfu": share,
+            "peak_flops": self.world.size * rate,
+            "mfu_convention": f"3 x forward FLOPs a token, mean causal context, nothing recomputed; of {source}",
+        }
+
     def _finished_budgets(self) -> int:
         """Budgets whose annealed record exists."""
         return sum(record["stage"] == "annealed" for record in self.outcome.records)
@@ -460,6 +505,8 @@ class Run:
             "steps_done": self.steps_done,
             "train_seconds": self.train_seconds,
             "eval_seconds": self.eval_seconds,
+            "input_seconds": self.input_seconds,
+            "checkpoint_seconds": self.checkpoint_seconds,
             "above_chance": self.above_chance,
             "pending": self.pending,
             "records": self.outcome.records,
@@ -468,7 +515,10 @@ class Run:
             "probes": self.outcome.probes,
             "kernels": self.outcome.kernels,
         }
-        self.workspace.save(phase, self.model, self.optimizer, self.average, state)
+        began = time.perf_counter()
+        gpu = self.device.type == "cuda"  # on a CPU the copy would cost what writing does
+        self.workspace.save(phase, self.model, self.optimizer, self.average, state, in_background=gpu)
+        self.checkpoint_seconds += time.perf_counter() - began
         self.checkpointed = time.monotonic()
 
     def _load(self, phase: str) -> dict[str, Any] | None:
@@ -490,6 +540,8 @@ class Run:
                 continue
             self.steps_done = state["steps_done"]
             self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
+            self.input_seconds = state.get("input_seconds", 0.0)  # a checkpoint of version 0.2 has neither
+            self.checkpoint_seconds = state.get("checkpoint_seconds", 0.0)
             self.pending = state["pending"]
             self.outcome.records = state["records"]
             self.outcome.documents = state["documents"]

@@ -78,7 +78,7 @@ def _mean(world: World, share: Tensor) -> Tensor:
 
 
 def sharded_parameters(model: nn.Module, world: World) -> list[nn.Parameter]:
-    """Return the parameters of which each process holds a part."""
+    """Return the value tables of which each process holds a part."""
     pool = getattr(model, "tables", None)
     return list(pool.parameters()) if world.shard_tables and isinstance(pool, nn.Module) else []
 

@@ -95,8 +95,9 @@ def _fake(
 def _attention(
     qkv: Tensor, q_gain: Tensor, k_gain: Tensor, turns: Tensor, start: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    operands = (x if x is None else x.contiguous() for x in (qkv, q_gain, k_gain, turns, start))
-    return native.attention(*operands, eps)
+    dense = [x.contiguous() for x in (qkv, q_gain, k_gain, turns)]
+    begins = None if start is None else start.contiguous()
+    return native.attention(dense[0], dense[1], dense[2], dense[3], begins, eps)
 
 
 def _fake_backward(
@@ -123,7 +124,7 @@ def _attention_backward(
     lse: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    operands = (
+    operands: list[Any] = [
         x if x is None else x.contiguous() for x in (d_out, qkv, q_gain, k_gain, turns, start, lse, rstd)
-    )
+    ]
     return native.attention_backward(*operands)

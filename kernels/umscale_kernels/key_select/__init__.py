@@ -41,7 +41,7 @@ def key_select(
     The rest is as in `select`, with one leading axis of heads. Under `torch.autocast` to bfloat16, queries and keys
     are rounded to it.
     """
-    rank, (heads, _, n, _) = cores.shape[-1], keys.shape
+    rank, n = cores.shape[-1], keys.shape[2]
     floats = all(x.dtype == torch.float32 for x in (q, keys, cores)) and q.device.type == "cpu"
     fits = floats and quadrants == 1 and native_select.supports(rank, n, preselect_m, top_m) and q.numel() > 0
     ready = fits and backend in ("auto", "native") and native.available("key_select")

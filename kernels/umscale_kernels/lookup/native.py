@@ -65,9 +65,10 @@ class Lookup(torch.autograd.Function):
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         needed, parts = any(ctx.needs_input_grad[5:7]), ctx.parts
         tables = "none" if not needed else "dense" if parts is None else "rows"
-        saved = ctx.saved_tensors
-        dp, ds, distinct, dP, dV = lookup_backward(d_o.contiguous(), *saved, ctx.gelu, tables)
-        has_pre_values = saved[5] is not None
+        p, s, z, rows, slots, P, V = ctx.saved_tensors
+        read = (p, s, z, rows, slots, P, V)
+        dp, ds, distinct, dP, dV = lookup_backward(d_o.contiguous(), *read, gelu=ctx.gelu, tables=tables)
+        has_pre_values = P is not None
         d_tables = (dP if has_pre_values else None, dV) if tables == "dense" else (None, None)
         if tables == "rows":
             parts[1].append((distinct, dV))

@@ -28,6 +28,7 @@ SPLIT = 256  # lookups of one row that one program sums
 # Elements of the rows that one program of a token pass, of a row pass, loads at once. Compiled for sm_90 a token pass
 # then takes at most 123 registers a thread and 67 KB of shared memory; a row pass, 128 registers at 4 warps.
 _TOKEN_TILE, _ROW_TILE = 8192, 6144
+_STAGES = 3
 
 
 @triton.jit
@@ -185,7 +186,7 @@ def _sum_segment(
     BLOCK_DV: tl.constexpr, ADD: tl.constexpr,
 ) -> None:  # fmt: skip
     """ds and dz of the sorted lookups [begin, end), all of one table row; their sums go to dP[out], dV[out]."""
-    dv, dp = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_DP)
+    dv = tl.arange(0, BLOCK_DV)
     V = tl.load(V_ptr + row.to(tl.int64) * DV + dv, mask=dv < tl.where(begin < end, DV, 0), other=0.0).to(
         tl.float32
     )
@@ -443,10 +444,11 @@ def _tiles(pre_values: Tensor | None, values: Tensor, tile: int, lookups: int) -
 
 
 def _token_tiles(s: Tensor, pre_values: Tensor | None, values: Tensor) -> dict[str, int]:
-    tiles = _tiles(pre_values, values, _TOKEN_TILE, s.shape[1])
+    """Tiles of at most a third of a token's lookups, so that all stages (row ids, rows, sums) have one to work on."""
+    at_once = max(1, s.shape[1] // _STAGES)
+    tiles = _tiles(pre_values, values, _TOKEN_TILE, 1 << (at_once.bit_length() - 1))
     elements = tiles["BLOCK_M"] * (tiles["BLOCK_DP"] + tiles["BLOCK_DV"])
-    # Three stages: row ids, rows, sums.
-    return {**tiles, "STAGES": 3, "num_warps": 8 if elements > 4096 else 4}
+    return {**tiles, "STAGES": _STAGES, "num_warps": 8 if elements > 4096 else 4}
 
 
 def _row_tiles(lookups: int, n_segments: int, pre_values: Tensor | None, values: Tensor) -> dict[str, int]:

@@ -8,11 +8,15 @@ mean of its g², as in FBGEMM's partial row-wise Adam.
 """
 
 import importlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from umscale_kernels.backends import resolve
+
+_PIECE_NUMBERS = 2**24
+"""Of a table whose dense gradient is formed a piece at a time."""
 
 
 def table_adamw(
@@ -36,8 +40,8 @@ def table_adamw(
     `grad` is [N, D], or a coalesced sparse COO tensor over distinct rows. A row-sparse gradient is lazy AdamW: only
     the rows it holds change. Moments and weight decay of all others stand still, and bias correction takes the
     common `step`, so the result equals AdamW on the dense gradient only when every row is touched at every step.
-    With `lazy=False` it stands for the dense gradient, and the result is that of AdamW, bit for bit; on the CPU the
-    dense one is never formed.
+    With `lazy=False` it stands for the dense gradient, and the result is that of AdamW, bit for bit; no more than a
+    piece of the dense one is formed, on the CPU none.
 
     `exp_avg` is [N, D]; `exp_avg_sq` is [N, D] or, for one second moment a row, [N]. `step` counts updates from 1
     and includes this one. `shadow` gets `param` rounded to nearest even on the rows that change. All tensors but
@@ -49,8 +53,13 @@ def table_adamw(
     written = [x for x in (param, exp_avg, exp_avg_sq, shadow) if x is not None]
     supported = param.dtype == torch.float32 and all(x.is_contiguous() for x in written)
     name = resolve("table_adamw", backend, param.device.type, param.dtype, supported, supported)
-    if grad.is_sparse and not lazy and name != "native":
-        grad = grad.to_dense()
+    if grad.is_sparse and not lazy and name != "native" and grad.shape == param.shape:
+        for piece, part in _dense_pieces(grad):
+            table_adamw(
+                param[piece], part, exp_avg[piece], exp_avg_sq[piece], step, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+                weight_decay=weight_decay, shadow=None if shadow is None else shadow[piece], backend=backend,
+            )  # fmt: skip
+        return
     if grad.is_sparse:
         if not grad.is_coalesced() or grad.sparse_dim() != 1:
             raise ValueError("a sparse gradient must be coalesced, with one sparse dimension: the rows")
@@ -79,6 +88,19 @@ def table_adamw(
         param.detach(), values.detach(), rows, exp_avg, exp_avg_sq, shadow, step, lr, beta1, beta2, eps, weight_decay,
         not lazy, name,
     )  # fmt: skip
+
+
+def _dense_pieces(grad: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of rows and the dense gradient there, of `grad` with distinct, ascending rows."""
+    rows, values = grad.indices()[0], grad.values()
+    n_rows, width = grad.shape
+    size = 16 * max(1, _PIECE_NUMBERS // (16 * width))  # vectors end where those of the whole do
+    starts = range(0, n_rows, size)
+    places = torch.searchsorted(rows, torch.tensor([*starts, n_rows], device=rows.device)).tolist()
+    for start, first, end in zip(starts, places[:-1], places[1:], strict=True):
+        piece = slice(start, min(start + size, n_rows))
+        part = values.new_zeros(piece.stop - start, width)
+        yield piece, part.index_copy_(0, rows[first:end] - start, values[first:end])
 
 
 @torch.library.custom_op("umscale::table_adamw", mutates_args=("param", "exp_avg", "exp_avg_sq", "shadow"))

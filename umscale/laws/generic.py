@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from umscale import formulas as tree
 from umscale.laws.engine import Bounds, Solution, Surface, minimise, objective_at
 from umscale.laws.forms import ExpressionLaw, Residual
-from umscale.laws.projection import Projection, view_of
+from umscale.laws.projection import Projection, centres_of, view_of
 from umscale.laws.starts import draw
 from umscale.results.columns import Array
 
@@ -195,7 +195,16 @@ def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     columns = {name: np.broadcast_to(column, loss.shape)[rows] for name, column in problem.columns.items()}
     if problem.row_weights is not None:
         weight = weight * np.sqrt(problem.row_weights[rows])
-    return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
+    moving = [name for name in problem.index if name not in view.linear and name not in view.sizes]
+    return Projection(
+        view=view,
+        columns=columns,
+        target=target,
+        weight=weight,
+        low=low,
+        high=high,
+        centres=centres_of(problem.law.root, problem.index, columns, moving),
+    )
 
 
 def _draws(

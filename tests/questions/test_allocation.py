@@ -26,7 +26,9 @@ from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, Trai
 FIVE = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def two_way(slope: float, curvature: float, seed: int = 0, shares: tuple[float, ...] = FIVE, **noise: float) -> dict:
+def two_way(
+    slope: float, curvature: float, seed: int = 0, shares: tuple[float, ...] = FIVE, **noise: float
+) -> dict:
     return draw(np.random.default_rng(seed), shares=shares, slope=slope, curvature=curvature, **noise)
 
 
@@ -50,7 +52,9 @@ def slots(per_doubling: float, bend: float = 0.0, *, seed: int = 0, sd: float = 
         for octave in range(7):
             loss = 2 + per_doubling * octave + bend * octave**2 + 0.02 * block + rng.normal(0, sd)
             rows.append((octave * 4 + block, block, octave, 512 * 2.0**octave, loss, 1e6))
-    return dict(zip(("run_id", "seed", "n_experts", "ngram_rows", "loss", "tokens"), np.array(rows).T, strict=True))
+    return dict(
+        zip(("run_id", "seed", "n_experts", "ngram_rows", "loss", "tokens"), np.array(rows).T, strict=True)
+    )
 
 
 def test_an_interior_optimum_is_found_with_what_the_ends_cost() -> None:
@@ -104,7 +108,8 @@ def test_verdicts_are_seldom_wrong_and_intervals_cover() -> None:
 
 
 @pytest.mark.parametrize(
-    ("best", "word"), [((0.3, 0.3), "interior optimum"), ((-0.6, 0.5), "an end"), ((0.02, 0.4), "inconclusive")]
+    ("best", "word"),
+    [((0.3, 0.3), "interior optimum"), ((-0.6, 0.5), "an end"), ((0.02, 0.4), "inconclusive")],
 )
 def test_three_parts(best: tuple[float, float], word: str) -> None:
     found = allocation(three_way(best), stage=None)
@@ -165,7 +170,9 @@ def test_every_stage_and_weights_are_answered_in_words() -> None:
     twice["loss_ema"] = twice["loss"] + 0.001
     found = find("allocation").answer(twice, Asked(losses=("loss",)))
     assert isinstance(found, AllocationAnswer)
-    assert {(v.stage, v.loss) for v in found.found} == {(s, x) for s in ("stable", "annealed") for x in ("loss", "loss_ema")}
+    assert {(v.stage, v.loss) for v in found.found} == {
+        (s, x) for s in ("stable", "annealed") for x in ("loss", "loss_ema")
+    }
     said = " ".join(to_text(found.blocks(), 120).split())
     assert "interior optimum before and after the decay" in said
     assert "20% to 25% in n-gram memory" in said

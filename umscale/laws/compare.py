@@ -220,11 +220,12 @@ def nulls_beside(laws: Sequence[Law]) -> tuple[Law, ...]:
     )
 
 
-def compare(fits: Sequence[FitResult], groups: Codes | None = None) -> Comparison:
+def compare(fits: Sequence[FitResult], groups: Codes | None = None, *, unit: str = "nats") -> Comparison:
     """Compare fits of one set of rows (as ``fit_laws`` makes them).
 
-    ``groups`` [rows] numbers those that err together; None takes what the bootstrap resamples. Raises ``UserError``
-    when there is none or they were fitted to different rows.
+    ``groups`` [rows] numbers those that err together; None takes what the bootstrap resamples. ``unit`` is the losses'
+    in a word, empty where it is not known. Raises ``UserError`` when there is none or they were fitted to different
+    rows.
     """
     if not fits:
         raise UserError("nothing to compare: name at least one law")
@@ -240,8 +241,8 @@ def compare(fits: Sequence[FitResult], groups: Codes | None = None) -> Compariso
         # Errors are compared in pairs: one grouping for all laws, the coarsest that any of them is resampled by.
         groups = min((resampled_together(fit) for fit in fits), key=lambda codes: len(np.unique(codes)))
     compared = tuple(_compared(fit, groups, noise) for fit in fits)
-    name, reason = _recommend(compared, groups)
-    return Comparison(laws=compared, recommended=name, reason=reason, uses=_uses(compared, groups))
+    name, reason = _recommend(compared, groups, unit)
+    return Comparison(laws=compared, recommended=name, reason=reason, uses=_uses(compared, groups, unit))
 
 
 def _compared(fit: FitResult, groups: Codes, noise: Array) -> Compared:
@@ -277,7 +278,7 @@ def _criteria(fit: FitResult, k: int) -> tuple[float, float]:
     return float(minus_twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)), float(minus_twice + k * np.log(n))
 
 
-def _recommend(laws: Sequence[Compared], groups: Codes) -> tuple[str, str]:
+def _recommend(laws: Sequence[Compared], groups: Codes, unit: str) -> tuple[str, str]:
     """The simplest law within noise of the least mean hold-out error, over the edges all were tested on; else AICc."""
     usable = [c for c in laws if not c.fit.unidentified and c.fit.is_exact]
     if not usable:
@@ -292,7 +293,7 @@ def _recommend(laws: Sequence[Compared], groups: Codes) -> tuple[str, str]:
         ]
         held = " and ".join(HELD[e].format(held_axis(usable[0].fit.rows, e)[0]) for e in edges)
         best, words = _simplest(usable, means, groups)
-        return best.fit.law.name, f"{words} with {held}, {_in_order(usable, means)}"
+        return best.fit.law.name, f"{words} with {held}, {_in_order(usable, means, unit)}"
     if all(np.isfinite(c.aicc) for c in usable):
         return _least_aicc(usable).fit.law.name, (
             f"fewest parameters within {_TIE:g} of the least AICc; no hold-out was possible"
@@ -302,7 +303,7 @@ def _recommend(laws: Sequence[Compared], groups: Codes) -> tuple[str, str]:
         best, words = _simplest(these, inside, groups)
         return (
             best.fit.law.name,
-            f"{words} with each group of rows left out in turn, {_in_order(these, inside)}",
+            f"{words} with each group of rows left out in turn, {_in_order(these, inside, unit)}",
         )
     best = min(usable, key=lambda c: c.n_parameters)
     return best.fit.law.name, "fewest parameters: neither hold-outs nor AICc can choose on these rows"
@@ -342,7 +343,7 @@ def _behind_inside(law: Compared, other: Compared, groups: Codes, level: float) 
     return law.inside is not None and other.inside is not None and law.inside.behind(other.inside, level)
 
 
-def _uses(laws: Sequence[Compared], groups: Codes) -> tuple[Use, ...]:
+def _uses(laws: Sequence[Compared], groups: Codes, unit: str) -> tuple[Use, ...]:
     """The law for the rows' own range, and the one for each edge at which any could be tested."""
     usable = [c for c in laws if not c.fit.unidentified and c.fit.is_exact] or list(laws)
     found = []
@@ -353,7 +354,7 @@ def _uses(laws: Sequence[Compared], groups: Codes) -> tuple[Use, ...]:
     elif inside:
         errors = [c.inside for c in inside if c.inside is not None]
         best, words = _simplest(inside, errors, groups)
-        reason = f"{words} with each group of rows left out in turn, {_in_order(inside, errors)}"
+        reason = f"{words} with each group of rows left out in turn, {_in_order(inside, errors, unit)}"
         found.append(Use(purpose="within the rows' range", law=best.fit.law.name, reason=reason))
     for edge in EDGES:
         tested = [(c, e) for c in usable if (e := _error(c, edge)) is not None]
@@ -361,7 +362,7 @@ def _uses(laws: Sequence[Compared], groups: Codes) -> tuple[Use, ...]:
             these, at_edge = [c for c, _ in tested], [e for _, e in tested]
             best, words = _simplest(these, at_edge, groups)
             axis = held_axis(best.fit.rows, edge)[0]
-            reason = f"{words} with {HELD[edge].format(axis)}, {_in_order(these, at_edge)}"
+            reason = f"{words} with {HELD[edge].format(axis)}, {_in_order(these, at_edge, unit)}"
             found.append(Use(purpose=BEYOND[edge].format(axis), law=best.fit.law.name, reason=reason))
     return tuple(found)
 
@@ -371,9 +372,13 @@ def _least_aicc(laws: Sequence[Compared]) -> Compared:
     return min((c for c in laws if c.aicc <= least + _TIE), key=lambda c: (c.n_parameters, c.aicc))
 
 
-def _in_order(laws: Sequence[Compared], errors: Sequence[Jackknifed]) -> str:
-    words = ", ".join(f"{1e3 * e.error:.1f} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True))
-    return f"in 0.001 nats: {words}"
+def _in_order(laws: Sequence[Compared], errors: Sequence[Jackknifed], unit: str) -> str:
+    """Errors in thousandths of the unit; as they are where the losses' unit is not known."""
+    size, form = (1e3, ".1f") if unit else (1.0, ".3g")
+    words = ", ".join(
+        f"{size * e.error:{form}} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True)
+    )
+    return f"in 0.001 {unit}: {words}" if unit else f"errors {words}"
 
 
 def _error(compared: Compared, edge: Edge) -> Jackknifed | None:

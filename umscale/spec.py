@@ -695,6 +695,18 @@ class RunSpec:
         return [round(budget / self.tokens_per_step) for budget in self.train.budgets]
 
     @property
+    def branch_steps(self) -> list[int]:
+        """First step of each budget's decay; the trunk runs to the last of them."""
+        kept = 1 - self.train.decay_fraction
+        return [min(max(1, round(end * kept)), end - 1) for end in self.budget_steps]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the trunk and of all its branches."""
+        starts, ends = self.branch_steps, self.budget_steps
+        return starts[-1] + sum(end - start for start, end in zip(starts, ends, strict=True))
+
+    @property
     def spec_version(self) -> int:
         """The first version of the spec that could say this, which is the one that a record was most likely made by."""
         memory = self.model.memory

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umscale.data.sources import (
+    DEFAULT_FIELD,
     MAX_DOCUMENT_BYTES,
     Boundary,
     find_sources,
@@ -29,7 +30,7 @@ TEXT = "".join(f"Line {i} of a plain text, ünïcode included.\n{chr(10) * (i % 
 
 def documents(path: Path, boundary: str = "auto", text_field: str | None = None) -> list[bytes]:
     (source,), _ = find_sources([path], parse_boundary(boundary), text_field)
-    return list(read_documents(source, text_field or "text", lambda n_bytes: None))
+    return list(read_documents(source, text_field or DEFAULT_FIELD, lambda n_bytes: None))
 
 
 def zstd(data: bytes) -> bytes:
@@ -198,7 +199,7 @@ def test_folders_are_read_in_order_without_hidden_and_binary_files(tmp_path: Pat
     assert [s.label for s in sources] == ["b.txt", "a/c.txt", "a/z.txt"]
     assert skipped == ["image.png: binary"]
     with pytest.raises(UserError, match="binary"):
-        find_sources([tmp_path / "image.png"], None, "text")
+        find_sources([tmp_path / "image.png"], None, None)
 
 
 @pytest.mark.parametrize("text", ["", "blank:7", "blank:x", "blank:99999999999999999999"])

@@ -153,7 +153,7 @@ class Run:
         )
         known = corpus.manifest.generated is not None
         self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
-        self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
+        self.curve_every = max(1, spec.total_steps // CURVE_POINTS)
         self._begin()
 
     def _begin(self) -> None:
@@ -389,7 +389,7 @@ class Run:
                 Progress(
                     phase=self._phase,
                     steps_done=self.steps_done - ago,
-                    total_steps=self.schedule.total_steps,
+                    total_steps=self.spec.total_steps,
                     tokens=(self.step - ago) * self.spec.tokens_per_step,
                     loss=loss,
                     tokens_per_second=self._tokens_per_second,

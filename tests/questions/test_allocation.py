@@ -26,7 +26,9 @@ from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, Trai
 FIVE = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def two_way(slope: float, curvature: float, seed: int = 0, shares: tuple[float, ...] = FIVE, **noise: float) -> dict:
+def two_way(
+    slope: float, curvature: float, seed: int = 0, shares: tuple[float, ...] = FIVE, **noise: float
+) -> dict:
     return draw(np.random.default_rng(seed), shares=shares, slope=slope, curvature=curvature, **noise)
 
 
@@ -50,7 +52,9 @@ def slots(per_doubling: float, bend: float = 0.0, *, seed: int = 0, sd: float = 
         for octave in range(7):
             loss = 2 + per_doubling * octave + bend * octave**2 + 0.02 * block + rng.normal(0, sd)
             rows.append((octave * 4 + block, block, octave, 512 * 2.0**octave, loss, 1e6))
-    return dict(zip(("run_id", "seed", "n_experts", "ngram_rows", "loss", "tokens"), np.array(rows).T, strict=True))
+    return dict(
+        zip(("run_id", "seed", "n_experts", "ngram_rows", "loss", "tokens"), np.array(rows).T, strict=True)
+    )
 
 
 def test_an_interior_optimum_is_found_with_what_the_ends_cost() -> None:
@@ -95,16 +99,17 @@ def test_three_shares_and_one_bad_end_are_no_optimum() -> None:
 
 
 def test_verdicts_are_seldom_wrong_and_intervals_cover() -> None:
-    """40 tables each; at most 5% wrong in truth, and six or more have a chance below 2%."""
+    """25 tables each; at most 5% wrong in truth, and five or more have a chance below 1%."""
     for slope, curvature in ((0.0, 0.0), (0.02, 0.0), (-0.04, 0.08)):
-        found = simulate(slope=slope, curvature=curvature, n_tables=40)
-        assert found.false_verdicts.count < 6
-        assert found.coverage.of - found.coverage.count < 6
-    assert found.answers["interior optimum"].count > 25  # power, where there is one
+        found = simulate(slope=slope, curvature=curvature, n_tables=25)
+        assert found.false_verdicts.count < 5
+        assert found.coverage.of - found.coverage.count < 5
+    assert found.answers["interior optimum"].count > 15  # power, where there is one
 
 
 @pytest.mark.parametrize(
-    ("best", "word"), [((0.3, 0.3), "interior optimum"), ((-0.6, 0.5), "an end"), ((0.02, 0.4), "inconclusive")]
+    ("best", "word"),
+    [((0.3, 0.3), "interior optimum"), ((-0.6, 0.5), "an end"), ((0.02, 0.4), "inconclusive")],
 )
 def test_three_parts(best: tuple[float, float], word: str) -> None:
     found = allocation(three_way(best), stage=None)
@@ -112,8 +117,8 @@ def test_three_parts(best: tuple[float, float], word: str) -> None:
     assert found.parts == ("experts", "memory_share", "ngram_share")
     assert len(found.ends) == 3
     if word == "interior optimum":
-        assert found.best["memory_share"].low < 0.3 < found.best["memory_share"].high
-        assert found.best["ngram_share"].low < 0.3 < found.best["ngram_share"].high
+        for name in ("memory_share", "ngram_share"):
+            assert found.best[name].low <= 0.3 <= found.best[name].high
         inside = np.array(found.surface.shares)[np.array(found.surface.inside)]
         assert np.abs(inside[:, 1:] - 0.3).max(axis=1).min() < 0.03
         assert len(inside) < len(found.surface.shares) / 4
@@ -150,7 +155,9 @@ def test_shares_are_those_that_cells_achieved() -> None:
         memory=MemorySpec(n_keys=128, top_m=32, d_key=16, d_pre_value=16, d_value=32),
     )  # fmt: skip
     targets = {"total_params": 4e6, "memory_share": 0.5}
-    model = solve(mixture, targets, "iso_flops", 256, dataclasses.replace(mixture, memory=None)).model
+    model = solve(
+        mixture, targets, "iso_flops", 256, reference=dataclasses.replace(mixture, memory=None)
+    ).model
     run = RunSpec(model=model, data=DataSpec(corpus="enwik8"), train=TrainSpec())
     table = with_shares({"spec": np.array([json.dumps(to_dict(run)), None], dtype=object)})
     assert table["memory_share"][0] == shares_of(model)["memory_share"] == pytest.approx(0.5, abs=0.02)
@@ -165,7 +172,9 @@ def test_every_stage_and_weights_are_answered_in_words() -> None:
     twice["loss_ema"] = twice["loss"] + 0.001
     found = find("allocation").answer(twice, Asked(losses=("loss",)))
     assert isinstance(found, AllocationAnswer)
-    assert {(v.stage, v.loss) for v in found.found} == {(s, x) for s in ("stable", "annealed") for x in ("loss", "loss_ema")}
+    assert {(v.stage, v.loss) for v in found.found} == {
+        (s, x) for s in ("stable", "annealed") for x in ("loss", "loss_ema")
+    }
     said = " ".join(to_text(found.blocks(), 120).split())
     assert "interior optimum before and after the decay" in said
     assert "20% to 25% in n-gram memory" in said

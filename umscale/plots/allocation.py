@@ -26,7 +26,7 @@ def allocation_figure(found: AllocationAnswer) -> "Figure":
     Raises:
         UserError: no stage has a fitted curve.
     """
-    drawn: "list[tuple[Allocation | SlotLaw, Callable[[Axes], None]]]" = [
+    drawn: list[tuple[Allocation | SlotLaw, Callable[[Axes], None]]] = [
         (one, _drawing(one)) for one in found.found if one.surface is not None
     ]
     drawn += [(law, _slots(law)) for law in found.slots]
@@ -40,7 +40,9 @@ def allocation_figure(found: AllocationAnswer) -> "Figure":
             ax.set_title(capital(when(one.stage)))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
-        caption(figure, *(f"{capital(when(one.stage))}: {one.answer}. {sentence(one.reason)}" for one, _ in drawn))
+        caption(
+            figure, *(f"{capital(when(one.stage))}: {one.answer}. {sentence(one.reason)}" for one, _ in drawn)
+        )
     return figure
 
 
@@ -59,7 +61,12 @@ def _curve(ax: "Axes", one: Allocation) -> None:
     cells = np.array(surface.cells)
     ax.plot(cells[:, 1], cells[:, 2], "o", color=INK, mfc="white", label="cells, block and tokens taken out")
     best = one.best[one.parts[1]]
-    ax.axvline(best.value, color=INK, lw=1.0, label=f"least loss {share(best)}" if best.has_interval else "least loss")
+    ax.axvline(
+        best.value,
+        color=INK,
+        lw=1.0,
+        label=f"least loss {share(best)}" if best.has_interval else "least loss",
+    )
     ax.axvspan(best.low, best.high, color=INK, alpha=_REGION, lw=0, label="its 95% interval")
     ax.axvspan(*one.paper_share, fill=False, ec=ACCENT, ls=(0, (4, 2)), label="Engram's optimum")
     for end in one.ends:
@@ -73,7 +80,9 @@ def _curve(ax: "Axes", one: Allocation) -> None:
             fontsize=7.5,
             color=GREY,
         )
-    ax.set_xlabel(f"share of inactive parameters in {PARTS[one.parts[1]]}\n(the rest in {PARTS[one.parts[0]]})")
+    ax.set_xlabel(
+        f"share of inactive parameters in {PARTS[one.parts[1]]}\n(the rest in {PARTS[one.parts[0]]})"
+    )
     ax.set_ylabel(loss_words(one.loss, study=True))
 
 
@@ -119,7 +128,9 @@ def _slots(law: SlotLaw) -> "Callable[[Axes], None]":
         ax.plot(rows, loss, color=INK, label="line in log rows")
         band(ax, rows, low, high, INK)
         sizes, cells = np.array(law.cells).T
-        ax.plot(sizes[:-1], cells[:-1], "o", color=INK, mfc="white", label="cells, block and tokens taken out")
+        ax.plot(
+            sizes[:-1], cells[:-1], "o", color=INK, mfc="white", label="cells, block and tokens taken out"
+        )
         ax.plot(sizes[-1:], cells[-1:], "D", color=ACCENT, mfc="white", label="held out for the test")
         log_ticks(ax, "x", rows)
         ax.set_xlabel("rows of a head's table")

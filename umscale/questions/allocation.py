@@ -199,7 +199,8 @@ def _law(table: Table, names: tuple[str, ...]) -> LocalLaw:
     slopes = {"memory_share": (("a", "X"), ("b", "XX")), "ngram_share": (("f", "Y"), ("g", "YY"))}
     chosen = [one for name in names for one in slopes[name]] + ([("k", "XY")] if len(names) > 1 else [])
     chosen += [("d", "D")] if "tokens" in table else []
-    chosen += [("e", "P")] if "total_params" in table else []
+    totals = np.unique(numeric(table, _SYMBOLS["P"])) if "total_params" in table else ()
+    chosen += [("e", "P")] if len(totals) > 1 else []
     return LocalLaw(
         name="allocation",
         source="this project",
@@ -358,7 +359,9 @@ def _surface(found: _Optimum) -> Surface:
     order = np.argsort(-votes, kind="stable")
     inside = np.zeros(len(points), dtype=bool)
     inside[order[: 1 + int(np.searchsorted(np.cumsum(votes[order]), 0.95 * len(found.drawn)))]] = True
-    own = np.stack([np.log2(fit.rows.values["X" if n == "memory_share" else "Y"]) for n in found.names], axis=1)
+    own = np.stack(
+        [np.log2(fit.rows.values["X" if n == "memory_share" else "Y"]) for n in found.names], axis=1
+    )
     own = np.hstack([1 - own.sum(axis=1, keepdims=True), own])
     level = _losses(fit, fit.vector, found.names, own) + fit.residuals
     rows = [fit.rows.cell == cell for cell in np.unique(fit.rows.cell)]
@@ -516,7 +519,9 @@ def slot_law(
     level = fit.predict(at_means | {"R": fit.rows.values["R"]}) + fit.residuals
     tokens = numeric(part, "tokens") if "tokens" in part else np.array([np.inf])
     few = (
-        (f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: most rows are never read",)
+        (
+            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: most rows are never read",
+        )
         if rows[-1] > tokens.min()
         else ()
     )
@@ -544,11 +549,17 @@ def _slot_answer(
     if not (slope.has_interval and curvature.has_interval and held_out.has_interval):
         return "inconclusive", "too few runs for intervals"
     if curvature.low > 0 or curvature.high < 0:
-        return "curved", f"further rows buy {'less' if curvature.low > 0 else 'more'}: the curvature's interval says so"
+        return (
+            "curved",
+            f"further rows buy {'less' if curvature.low > 0 else 'more'}: the curvature's interval says so",
+        )
     if slope.low <= 0 <= slope.high:
         return "inconclusive", "more rows buy nothing that these runs show"
     if misfit_p < _MISFIT:
-        return "inconclusive", f"cells lie further from the line than their runs from each other (p = {misfit_p:.3f})"
+        return (
+            "inconclusive",
+            f"cells lie further from the line than their runs from each other (p = {misfit_p:.3f})",
+        )
     if not held_out.low <= 0 <= held_out.high:
         return "inconclusive", "the largest table, held out, misses the line, yet no curvature is sure"
     if held_out.low <= gain <= held_out.high:
@@ -585,19 +596,27 @@ class AllocationAnswer(Answer):
                     Verdict(
                         verdict=f"{lead}: {over_stages(said)} ({held(compensation)})",
                         tone="yes" if sure else "open",
-                        text=" ".join((slot_sentence if slots else best_sentence)(v) for v in reversed(stages.values())),
+                        text=" ".join(
+                            (slot_sentence if slots else best_sentence)(v) for v in reversed(stages.values())
+                        ),
                     )
                 )
-                blocks += [_slot_grid(stages)] if slots else [_grid(compensation, stages), *_budget_grids(stages)]
+                blocks += (
+                    [_slot_grid(stages)] if slots else [_grid(compensation, stages), *_budget_grids(stages)]
+                )
             for loss in others:
                 for compensation, stages in by_compensation(found, loss).items():
                     said_of = "; ".join(f"{when(s)} {one.answer}{_shortly(one)}" for s, one in stages.items())
-                    blocks.append(Paragraph(text=f"With {loss_name(loss)} ({held(compensation)}): {said_of}."))
+                    blocks.append(
+                        Paragraph(text=f"With {loss_name(loss)} ({held(compensation)}): {said_of}.")
+                    )
         return blocks
 
     def limits(self) -> list[str]:
         """What shares do not tell."""
-        said = ["Learning rates are those of the study file at every share: a part whose rate is off looks worse than it is."]
+        said = [
+            "Learning rates are those of the study file at every share: a part whose rate is off looks worse than it is."
+        ]
         if self.found:
             said.append(
                 "A parabola has its least point at one share; that the true curve is no parabola shows only where cells "
@@ -684,7 +703,9 @@ def _grid(compensation: str | None, stages: Mapping[str | None, Allocation]) -> 
 def _beside(stages: Mapping[str | None, Allocation]) -> str:
     """How the optimum lies to the papers'."""
     low, high = PAPER_SHARE
-    papers = f"Engram (arXiv 2601.07372) reports {low:.0%} to {high:.0%} in n-gram memory, without an interval"
+    papers = (
+        f"Engram (arXiv 2601.07372) reports {low:.0%} to {high:.0%} in n-gram memory, without an interval"
+    )
     said = []
     for stage, one in stages.items():
         memory = [e for name, e in one.best.items() if name != "experts"]
@@ -701,14 +722,18 @@ def _budget_grids(stages: Mapping[str | None, Allocation]) -> list[Grid]:
         for at in one.by_budget
     ]
     parts = next(iter(stages.values())).parts
-    return [
-        Grid(
-            caption="Each budget by itself: best shares with 95% intervals",
-            head=("", "tokens", "verdict", *(h for p in parts for h in (PARTS[p], "interval"))),
-            sides="lrl" + "rr" * len(parts),
-            rows=tuple(rows),
-        )
-    ] if rows else []
+    return (
+        [
+            Grid(
+                caption="Each budget by itself: best shares with 95% intervals",
+                head=("", "tokens", "verdict", *(h for p in parts for h in (PARTS[p], "interval"))),
+                sides="lrl" + "rr" * len(parts),
+                rows=tuple(rows),
+            )
+        ]
+        if rows
+        else []
+    )
 
 
 def _slot_grid(stages: Mapping[str | None, SlotLaw]) -> Grid:
@@ -757,8 +782,19 @@ def draw(
     for block, offset in enumerate(rng.normal(0, block_sd, seeds)):
         for i, x in enumerate(shares):
             level = 2 + slope * x + curvature * x**2 + cells[i] + offset + rng.normal(0, run_sd)
-            rows += [(i * seeds + block, block, i, x, t, level - 0.1 * np.log2(t / 1e6), 4e6, 1e6) for t in budgets]
-    names = ("run_id", "seed", "n_experts", "memory_share", "tokens", "loss", "total_params", "flops_per_token")
+            rows += [
+                (i * seeds + block, block, i, x, t, level - 0.1 * np.log2(t / 1e6), 4e6, 1e6) for t in budgets
+            ]
+    names = (
+        "run_id",
+        "seed",
+        "n_experts",
+        "memory_share",
+        "tokens",
+        "loss",
+        "total_params",
+        "flops_per_token",
+    )
     return dict(zip(names, np.array(rows).T, strict=True))
 
 
@@ -774,11 +810,12 @@ def simulate(*, slope: float, curvature: float, n_tables: int = 500, seed: int =
     said, wrong, hits = [], 0, []
     for i in range(n_tables):
         table = draw(np.random.default_rng([seed, i]), slope=slope, curvature=curvature, **design)
-        found = allocation(table, stage=None, seed=i)
-        said.append(found.answer)
-        best = found.best["memory_share"]
-        other = found.answer == "an end" and abs(best.value - at) > 0.5
-        wrong += found.answer not in ("inconclusive", right) or other
+        columns = _columns(with_shares(table))
+        found = _optimum(columns, ("memory_share",), "loss", i)
+        said.append(_decide(columns, found, "loss")[0])
+        best = found.best[1]
+        other = said[-1] == "an end" and abs(best.value - at) > 0.5
+        wrong += said[-1] not in ("inconclusive", right) or other
         hits.append(best.low - 1e-9 <= at <= best.high + 1e-9)
     return Rates(
         answers={word: Rate(count=said.count(word), of=n_tables) for word in dict.fromkeys(said)},

@@ -6,9 +6,10 @@ token-addressed memory and the rest in routed experts. At equal FLOPs and equal 
     L = c0 + a·x + b·x² (+ f·y + g·y² + k·x·y) + d·log2(D/D0) + e·log2(P/P0)
 
 on the shares that cells achieved. The optimum is the least point among the shares measured, ends included. Every
-bootstrap draw has one, and where they lie decides: inside all but 2.5% at every end, an *interior optimum*; 97.5% at one
-end, *an end*; else *inconclusive*, as is a surface that the cells contradict, or one that its outermost cells carry. Beside it: arXiv
-2601.07372 found 75-80% of the inactive parameters best with experts, the rest in n-gram tables, without an interval.
+bootstrap draw has one, and where they lie decides: inside, but for 2.5% at each end, it is an *interior optimum*; 97.5%
+at one end, *an end*; else *inconclusive*, as is a surface that the cells contradict or that its outermost cells carry.
+Beside it: arXiv 2601.07372 found 75-80% of the inactive parameters best with experts, the rest in n-gram tables, without
+an interval.
 
 Where no share varies but rows do (``model.ngram.rows``), the question is the *slot law*: is the loss linear in the
 logarithm of rows, with the largest table held out, or curved?
@@ -614,12 +615,10 @@ class AllocationAnswer(Answer):
 
     def limits(self) -> list[str]:
         """What shares do not tell."""
-        said = [
-            "Learning rates are those of the study file at every share: a part whose rate is off looks worse than it is."
-        ]
+        said = ["Rates are the study file's at every share: a part whose rate is off looks worse than it is."]
         if self.found:
             said.append(
-                "A parabola has its least point at one share; that the true curve is no parabola shows only where cells "
+                "A parabola has its least point at one share; that the true curve is none shows only where cells "
                 "contradict it."
             )
         return said
@@ -663,8 +662,8 @@ def best_sentence(one: Allocation) -> str:
 def slot_sentence(law: SlotLaw) -> str:
     """The slot law of one stage."""
     return (
-        f"{capital(when(law.stage))}, a doubling of rows changes the loss by {both(law.per_doubling)} nats per token; the "
-        f"largest table, held out, lies {both(law.held_out)} from the line. {sentence(law.reason)}"
+        f"{capital(when(law.stage))}, a doubling of rows changes the loss by {both(law.per_doubling)} nats per token; "
+        f"the largest table, held out, lies {both(law.held_out)} from the line. {sentence(law.reason)}"
     )
 
 
@@ -767,7 +766,7 @@ class Rates:
 
     answers: Mapping[str, Rate]
     false_verdicts: Rate
-    """Interior where the least point is an end, or the curve flat; an end where it is inside, flat, or the other end."""
+    """Interior where the least point is an end or the curve flat; an end where it is inside, flat or the other end."""
     coverage: Rate
     """Of the optimum's interval; of no table where the curve is flat."""
 
@@ -776,7 +775,7 @@ def draw(
     rng: np.random.Generator, *, shares: Sequence[float], slope: float, curvature: float, seeds: int = 4,
     budgets: Sequence[float] = (1e6, 2e6), run_sd: float = 0.005, block_sd: float = 0.02, cell_sd: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """A table of losses 2 + slope·x + curvature·x² and noise: a seed block's, a cell's, a run's (shared by its budgets)."""
+    """A table of losses 2 + slope·x + curvature·x² and noise: a seed block's, a cell's, and a run's over its budgets."""
     cells = rng.normal(0, cell_sd, len(shares))
     rows = []
     for block, offset in enumerate(rng.normal(0, block_sd, seeds)):

@@ -8,8 +8,8 @@ token-addressed memory and the rest in routed experts. At equal FLOPs and equal 
 on the shares that cells achieved. The optimum is the least point among the shares measured, ends included. Every
 bootstrap draw has one, and where they lie decides: inside, but for 2.5% at each end, it is an *interior optimum*; 97.5%
 at one end, *an end*; else *inconclusive*, as is a surface that the cells contradict or that its outermost cells carry.
-Beside it: arXiv 2601.07372 found 75-80% of the inactive parameters best with experts, the rest in n-gram tables, without
-an interval.
+Beside it: arXiv 2601.07372 found 75-80% of the inactive parameters best with experts, the rest in n-gram tables,
+without an interval.
 
 Where no share varies but rows do (``model.ngram.rows``), the question is the *slot law*: is the loss linear in the
 logarithm of rows, with the largest table held out, or curved?
@@ -521,7 +521,7 @@ def slot_law(
     tokens = numeric(part, "tokens") if "tokens" in part else np.array([np.inf])
     few = (
         (
-            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: most rows are never read",
+            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: most are never read",
         )
         if rows[-1] > tokens.min()
         else ()
@@ -775,7 +775,7 @@ def draw(
     rng: np.random.Generator, *, shares: Sequence[float], slope: float, curvature: float, seeds: int = 4,
     budgets: Sequence[float] = (1e6, 2e6), run_sd: float = 0.005, block_sd: float = 0.02, cell_sd: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """A table of losses 2 + slope·x + curvature·x² and noise: a seed block's, a cell's, and a run's over its budgets."""
+    """A table of losses 2 + slope·x + curvature·x² and noise: a block's, a cell's, and a run's over its budgets."""
     cells = rng.normal(0, cell_sd, len(shares))
     rows = []
     for block, offset in enumerate(rng.normal(0, block_sd, seeds)):

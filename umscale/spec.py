@@ -610,6 +610,8 @@ class TrainSpec:
     micro_batch_size: int | None = None
     """Sequences that a process takes through the model at once; the gradients of a step add up over such parts of its
     batch. None: all of them. Results are equal up to the order of summation, as between numbers of processes."""
+    compile: bool = False
+    """Train under ``torch.compile``, one graph a model: minutes at the start, so for runs that are long."""
     activation_checkpointing: bool = False
     """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
 

@@ -396,9 +396,7 @@ def allocation(
     names = _varying(part)
     if not names:
         raise UserError(f"no share varies: a study of this question has the axis {' or '.join(SHARES)}")
-    for name in ("stage", "compensation"):
-        if len(levels(part, name)) > 1:
-            raise UserError(f"the table mixes {name} {' and '.join(levels(part, name))}: choose one")
+    _require_one_place(part)
     asked: dict[str, Any] = {"parts": ("experts", *names), "stage": stage, "compensation": compensation}
     asked |= {"loss": loss, "paper_share": PAPER_SHARE}
     try:
@@ -438,6 +436,12 @@ def allocation(
         n_cells=len(np.unique(fit.rows.cell)),
         warnings=(*_held_equal(part), *fit.warnings, *found.uncertainty.warnings),
     )
+
+
+def _require_one_place(part: Table) -> None:
+    for name in ("stage", "compensation"):
+        if len(levels(part, name)) > 1:
+            raise UserError(f"the table mixes {name} {' and '.join(levels(part, name))}: choose one")
 
 
 def _by_budget(table: Table, names: tuple[str, ...], loss: str, seed: int) -> tuple[AtBudget, ...]:
@@ -521,7 +525,7 @@ def slot_law(
     tokens = numeric(part, "tokens") if "tokens" in part else np.array([np.inf])
     few = (
         (
-            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: most are never read",
+            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: some are never read",
         )
         if rows[-1] > tokens.min()
         else ()

@@ -99,12 +99,12 @@ def test_three_shares_and_one_bad_end_are_no_optimum() -> None:
 
 
 def test_verdicts_are_seldom_wrong_and_intervals_cover() -> None:
-    """40 tables each; at most 5% wrong in truth, and six or more have a chance below 2%."""
+    """25 tables each; at most 5% wrong in truth, and five or more have a chance below 1%."""
     for slope, curvature in ((0.0, 0.0), (0.02, 0.0), (-0.04, 0.08)):
-        found = simulate(slope=slope, curvature=curvature, n_tables=40)
-        assert found.false_verdicts.count < 6
-        assert found.coverage.of - found.coverage.count < 6
-    assert found.answers["interior optimum"].count > 25  # power, where there is one
+        found = simulate(slope=slope, curvature=curvature, n_tables=25)
+        assert found.false_verdicts.count < 5
+        assert found.coverage.of - found.coverage.count < 5
+    assert found.answers["interior optimum"].count > 15  # power, where there is one
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_three_parts(best: tuple[float, float], word: str) -> None:
     assert found.parts == ("experts", "memory_share", "ngram_share")
     assert len(found.ends) == 3
     if word == "interior optimum":
-        assert found.best["memory_share"].low < 0.3 < found.best["memory_share"].high
-        assert found.best["ngram_share"].low < 0.3 < found.best["ngram_share"].high
+        for name in ("memory_share", "ngram_share"):
+            assert found.best[name].low <= 0.3 <= found.best[name].high
         inside = np.array(found.surface.shares)[np.array(found.surface.inside)]
         assert np.abs(inside[:, 1:] - 0.3).max(axis=1).min() < 0.03
         assert len(inside) < len(found.surface.shares) / 4
@@ -155,7 +155,9 @@ def test_shares_are_those_that_cells_achieved() -> None:
         memory=MemorySpec(n_keys=128, top_m=32, d_key=16, d_pre_value=16, d_value=32),
     )  # fmt: skip
     targets = {"total_params": 4e6, "memory_share": 0.5}
-    model = solve(mixture, targets, "iso_flops", 256, dataclasses.replace(mixture, memory=None)).model
+    model = solve(
+        mixture, targets, "iso_flops", 256, reference=dataclasses.replace(mixture, memory=None)
+    ).model
     run = RunSpec(model=model, data=DataSpec(corpus="enwik8"), train=TrainSpec())
     table = with_shares({"spec": np.array([json.dumps(to_dict(run)), None], dtype=object)})
     assert table["memory_share"][0] == shares_of(model)["memory_share"] == pytest.approx(0.5, abs=0.02)

@@ -26,7 +26,7 @@ def allocation_figure(found: AllocationAnswer) -> "Figure":
     Raises:
         UserError: no stage has a fitted curve.
     """
-    drawn: "list[tuple[Allocation | SlotLaw, Callable[[Axes], None]]]" = [
+    drawn: list[tuple[Allocation | SlotLaw, Callable[[Axes], None]]] = [
         (one, _drawing(one)) for one in found.found if one.surface is not None
     ]
     drawn += [(law, _slots(law)) for law in found.slots]

@@ -6,9 +6,10 @@ token-addressed memory and the rest in routed experts. At equal FLOPs and equal 
     L = c0 + a·x + b·x² (+ f·y + g·y² + k·x·y) + d·log2(D/D0) + e·log2(P/P0)
 
 on the shares that cells achieved. The optimum is the least point among the shares measured, ends included. Every
-bootstrap draw has one, and where they lie decides: inside all but 2.5% at every end, an *interior optimum*; 97.5% at one
-end, *an end*; else *inconclusive*, as is a surface that the cells contradict, or one that its outermost cells carry. Beside it: arXiv
-2601.07372 found 75-80% of the inactive parameters best with experts, the rest in n-gram tables, without an interval.
+bootstrap draw has one, and where they lie decides: inside, but for 2.5% at each end, it is an *interior optimum*; 97.5%
+at one end, *an end*; else *inconclusive*, as is a surface that the cells contradict or that its outermost cells carry.
+Beside it: arXiv 2601.07372 found 75-80% of the inactive parameters best with experts, the rest in n-gram tables,
+without an interval.
 
 Where no share varies but rows do (``model.ngram.rows``), the question is the *slot law*: is the loss linear in the
 logarithm of rows, with the largest table held out, or curved?
@@ -199,7 +200,8 @@ def _law(table: Table, names: tuple[str, ...]) -> LocalLaw:
     slopes = {"memory_share": (("a", "X"), ("b", "XX")), "ngram_share": (("f", "Y"), ("g", "YY"))}
     chosen = [one for name in names for one in slopes[name]] + ([("k", "XY")] if len(names) > 1 else [])
     chosen += [("d", "D")] if "tokens" in table else []
-    chosen += [("e", "P")] if "total_params" in table else []
+    totals = np.unique(numeric(table, _SYMBOLS["P"])) if "total_params" in table else ()
+    chosen += [("e", "P")] if len(totals) > 1 else []
     return LocalLaw(
         name="allocation",
         source="this project",
@@ -394,9 +396,7 @@ def allocation(
     names = _varying(part)
     if not names:
         raise UserError(f"no share varies: a study of this question has the axis {' or '.join(SHARES)}")
-    for name in ("stage", "compensation"):
-        if len(levels(part, name)) > 1:
-            raise UserError(f"the table mixes {name} {' and '.join(levels(part, name))}: choose one")
+    _require_one_place(part)
     asked: dict[str, Any] = {"parts": ("experts", *names), "stage": stage, "compensation": compensation}
     asked |= {"loss": loss, "paper_share": PAPER_SHARE}
     try:
@@ -436,6 +436,12 @@ def allocation(
         n_cells=len(np.unique(fit.rows.cell)),
         warnings=(*_held_equal(part), *fit.warnings, *found.uncertainty.warnings),
     )
+
+
+def _require_one_place(part: Table) -> None:
+    for name in ("stage", "compensation"):
+        if len(levels(part, name)) > 1:
+            raise UserError(f"the table mixes {name} {' and '.join(levels(part, name))}: choose one")
 
 
 def _by_budget(table: Table, names: tuple[str, ...], loss: str, seed: int) -> tuple[AtBudget, ...]:
@@ -519,7 +525,7 @@ def slot_law(
     tokens = numeric(part, "tokens") if "tokens" in part else np.array([np.inf])
     few = (
         (
-            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: most rows are never read",
+            f"tables of {count(rows[-1])} rows a head and {count(tokens.min())} training tokens: some are never read",
         )
         if rows[-1] > tokens.min()
         else ()
@@ -613,12 +619,10 @@ class AllocationAnswer(Answer):
 
     def limits(self) -> list[str]:
         """What shares do not tell."""
-        said = [
-            "Learning rates are those of the study file at every share: a part whose rate is off looks worse than it is."
-        ]
+        said = ["Rates are the study file's at every share: a part whose rate is off looks worse than it is."]
         if self.found:
             said.append(
-                "A parabola has its least point at one share; that the true curve is no parabola shows only where cells "
+                "A parabola has its least point at one share; that the true curve is none shows only where cells "
                 "contradict it."
             )
         return said
@@ -662,8 +666,8 @@ def best_sentence(one: Allocation) -> str:
 def slot_sentence(law: SlotLaw) -> str:
     """The slot law of one stage."""
     return (
-        f"{capital(when(law.stage))}, a doubling of rows changes the loss by {both(law.per_doubling)} nats per token; the "
-        f"largest table, held out, lies {both(law.held_out)} from the line. {sentence(law.reason)}"
+        f"{capital(when(law.stage))}, a doubling of rows changes the loss by {both(law.per_doubling)} nats per token; "
+        f"the largest table, held out, lies {both(law.held_out)} from the line. {sentence(law.reason)}"
     )
 
 
@@ -766,7 +770,7 @@ class Rates:
 
     answers: Mapping[str, Rate]
     false_verdicts: Rate
-    """Interior where the least point is an end, or the curve flat; an end where it is inside, flat, or the other end."""
+    """Interior where the least point is an end or the curve flat; an end where it is inside, flat or the other end."""
     coverage: Rate
     """Of the optimum's interval; of no table where the curve is flat."""
 
@@ -775,7 +779,7 @@ def draw(
     rng: np.random.Generator, *, shares: Sequence[float], slope: float, curvature: float, seeds: int = 4,
     budgets: Sequence[float] = (1e6, 2e6), run_sd: float = 0.005, block_sd: float = 0.02, cell_sd: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """A table of losses 2 + slope·x + curvature·x² and noise: a seed block's, a cell's, a run's (shared by its budgets)."""
+    """A table of losses 2 + slope·x + curvature·x² and noise: a block's, a cell's, and a run's over its budgets."""
     cells = rng.normal(0, cell_sd, len(shares))
     rows = []
     for block, offset in enumerate(rng.normal(0, block_sd, seeds)):
@@ -809,11 +813,12 @@ def simulate(*, slope: float, curvature: float, n_tables: int = 500, seed: int =
     said, wrong, hits = [], 0, []
     for i in range(n_tables):
         table = draw(np.random.default_rng([seed, i]), slope=slope, curvature=curvature, **design)
-        found = allocation(table, stage=None, seed=i)
-        said.append(found.answer)
-        best = found.best["memory_share"]
-        other = found.answer == "an end" and abs(best.value - at) > 0.5
-        wrong += found.answer not in ("inconclusive", right) or other
+        columns = _columns(with_shares(table))
+        found = _optimum(columns, ("memory_share",), "loss", i)
+        said.append(_decide(columns, found, "loss")[0])
+        best = found.best[1]
+        other = said[-1] == "an end" and abs(best.value - at) > 0.5
+        wrong += said[-1] not in ("inconclusive", right) or other
         hits.append(best.low - 1e-9 <= at <= best.high + 1e-9)
     return Rates(
         answers={word: Rate(count=said.count(word), of=n_tables) for word in dict.fromkeys(said)},

@@ -103,7 +103,7 @@ def plan(
     from umscale.files import write_text
     from umscale.laws.saved import read_saved, refit_saved
     from umscale.laws.sections import STUDY_UNITS
-    from umscale.questions.plan import Limits, to_json
+    from umscale.questions.plan import FOR_NULL, Limits, to_json
     from umscale.questions.plan import plan as make_plan
     from umscale.results.source import read_table
     from umscale.spec import quantity
@@ -111,7 +111,7 @@ def plan(
 
     saved = None
     if source.endswith(".json"):
-        saved = read_saved(Path(source), law=law, stage=stage)
+        saved = read_saved(Path(source), law=law, stage=stage, for_null=FOR_NULL)
     store, table = None, {}
     if saved is not None and not saved.is_study:
         table = dict(read_table(saved.source))

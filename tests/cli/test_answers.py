@@ -5,8 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from umscale.design.study import load_study
+from umscale.design.study import load_study, parse
 from umscale_cli.main import app
+from umscale_cli.runs import open_store
 
 RUN = CliRunner()
 
@@ -22,7 +23,13 @@ def test_suggested_runs_are_a_study_that_sweep_reads(tmp_path):
     text = printed("fit", "enwik8_density", "--suggest", "3", "--output", str(target))
     assert text.count("± ") == 1 + 3
     study = load_study(str(target))
-    assert study.reference.model == load_study("enwik8_density").reference.model
+    recorded = parse(open_store("enwik8_density").study_tree(), "study.toml").reference
+    assert study.reference.model == recorded.model, "runs to add mean what those recorded mean"
+    assert (recorded.model.memory.preselect_cap, recorded.train.table_weight_decay) == (0, "coupled")
+    assert (study.reference.train.table_weight_decay, study.reference.train.score_energy) == (
+        "coupled",
+        "nominal",
+    )
 
 
 def test_two_cells_are_compared_within_seeds():

@@ -59,8 +59,12 @@ class SavedFit:
         return {**self.columns, **{k: c for k, c in beside.items() if c is not None}, **self.mapping}
 
 
-def read_saved(path: Path, *, law: str | None = None, stage: str | None = None) -> SavedFit:
+def read_saved(
+    path: Path, *, law: str | None = None, stage: str | None = None, for_null: str | None = None
+) -> SavedFit:
     """Read one fit of a file: the law named, else the one recommended; of the stage named, else the first.
+
+    Where ``null`` is recommended, which tells no configurations apart, the file's law ``for_null`` is taken instead.
 
     Raises ``UserError`` for a file that is no such output, is of another schema, or has no such fit.
     """
@@ -72,7 +76,7 @@ def read_saved(path: Path, *, law: str | None = None, stage: str | None = None) 
     if version != SCHEMA_VERSION:
         raise UserError(f"{path} has schema {version}, this is {SCHEMA_VERSION}: fit again")
     try:
-        return _chosen(path, tree, law, stage)
+        return _chosen(path, tree, law, stage, for_null)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); fit again") from None
 
@@ -116,7 +120,9 @@ def rows_of(saved: SavedFit, table: Table) -> tuple[dict[str, np.ndarray], dict[
     return mapped, columns
 
 
-def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | None) -> SavedFit:
+def _chosen(
+    path: Path, tree: Mapping[str, Any], law: str | None, stage: str | None, for_null: str | None
+) -> SavedFit:
     fits = [f for f in tree["fits"] if stage in (None, f["stage"])]
     if not fits:
         raise UserError(f"{path} holds no fit of stage {stage!r}")
@@ -124,6 +130,8 @@ def _chosen(path: Path, tree: Mapping[str, Any], law: str | None, stage: str | N
         first = fits[0]
         place = {k: first[k] for k in ("stage", "compensation", "loss", "by")}
         law = next(r["law"] for r in tree["recommended"] if all(r[k] == v for k, v in place.items()))
+        if law == "null" and any(f["law"] == for_null for f in fits):
+            law = for_null
     named = [f for f in fits if f["law"] == law]
     if not named:
         raise UserError(

@@ -322,10 +322,12 @@ def _row_names(table: Table, fit: FitResult) -> list[str]:
     return [f"row {number:.0f}" for number in numbers]
 
 
-def to_json(found: Report, verdicts: Sequence[Any] = (), **context: Any) -> dict[str, Any]:
+def to_json(
+    found: Report, verdicts: Sequence[Any] = (), trends: Sequence[Any] = (), **context: Any
+) -> dict[str, Any]:
     """Return the report as plain data; the schema is versioned and described in docs/fit-json.md.
 
-    ``verdicts`` are dataclasses; ``context`` is put beside: where the table came from, say.
+    ``verdicts`` and ``trends`` are dataclasses; ``context`` is put beside: where the table came from, say.
     """
     return {
         "schema": SCHEMA_VERSION,
@@ -350,6 +352,7 @@ def to_json(found: Report, verdicts: Sequence[Any] = (), **context: Any) -> dict
             for s in found.sections
         ],
         "verdicts": [asdict(v) for v in verdicts],
+        "trends": [asdict(trend) for trend in trends],
         "skipped": list(found.skipped),
     }
 

@@ -14,7 +14,7 @@ is taken along that line.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -435,7 +435,7 @@ class DensityAnswer(Answer):
 
     def to_json(self, **context: Any) -> dict[str, Any]:
         """See docs/fit-json.md; ``context`` is put beside."""
-        return to_json(self.laws, self.verdicts, trends=[asdict(one) for one in self.trends], **context)
+        return to_json(self.laws, self.verdicts, self.trends, **context)
 
     def basis(self) -> list[Block]:
         """The laws."""

@@ -33,6 +33,8 @@ VARIABLE = ("d_key", "d_pre_value", "d_value", "d_ffn")
 
 MAX_OCTAVES = 1.0
 """Extrapolation that a recommendation takes without being asked."""
+FOR_NULL = "additive"
+"""The law that ranks where the null law, which cannot, is the one recommended."""
 
 _DEPTHS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of a dense base's layers
 _FACTORS = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)  # of the base model's, for dimensions that vary
@@ -422,7 +424,7 @@ def _fit(table: Table, law: str | FitResult | None, stage: str | None, loss: str
         compared = compare(fits)
         name, reason = compared.recommended, compared.reason
         if name == "null":
-            name, reason = "additive", "the null law predicts best on this study, and it cannot rank anything"
+            name, reason = FOR_NULL, "the null law predicts best on this study, and it cannot rank anything"
         fit = next(f for f in fits if f.law.name == name)
     if not set(fit.law.symbols) - {"D"}:
         raise UserError(

@@ -217,9 +217,8 @@ class Claims:
             path = self._path(name, token, kind)
             try:
                 self.files.delete(path)
-            except (
-                OSError
-            ):  # once more: a claim left behind keeps others off a run until it is taken for dead
+            except (OSError, UserError):
+                # Once more: a claim left behind keeps others off a run until it is taken for dead.
                 self.files.delete(path)
 
     def _path(self, name: str, token: str, kind: str) -> str:

@@ -1,5 +1,6 @@
 """`umscale report`: a page that holds what the library computes, needs nothing else, and survives any store."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import umscale_studies
 from umscale.data.corpus import open_corpus
-from umscale.design.study import expand, parse
+from umscale.design.study import expand, load_study, parse
 from umscale.questions import density_over_size
 from umscale.questions.architectures import compare_architectures
 from umscale.questions.memory_to_ffn import memory_to_ffn
@@ -20,8 +21,9 @@ from umscale.render.html import to_html
 from umscale.render.markdown import to_markdown
 from umscale.report.answers import answer, question_words
 from umscale.report.build import build
-from umscale.report.evidence import gather
+from umscale.report.evidence import Evidence, gather
 from umscale.report.limits import limits
+from umscale.report.reproduce import reproduce, since_then
 from umscale.say.blocks import Page, Verdict
 from umscale.store.schema import STAGES
 from umscale.store.store import Store
@@ -137,10 +139,33 @@ def test_the_sections_come_in_order(density):
         "How to reproduce", "Versions",
     ]  # fmt: skip
     html = to_html(density)
-    assert "umscale sweep enwik8_density\n" in html
+    assert "umscale sweep study.toml\n" in html
+    assert "table_weight_decay = &#34;coupled&#34;" in html
     assert "name = &#34;enwik8_density&#34;" in html
     assert "459e29292b2b" in html
     assert "d22c94d8e528c3c6bce438aaa5cf0abc6f6656e206cb02cbbeb61c80394e30f5" in html
+
+
+def test_a_store_keeps_its_meaning_and_says_what_the_shipped_study_has_otherwise_today():
+    name = "enwik8_density"
+    now = load_study(name).to_dict()
+    store = recorded(name)
+    nothing = store.columns(status=None)
+    evidence = Evidence(
+        store=store, source=name, name=name, question="density-over-size", tree=store.study_tree(), every=nothing,
+        table=nothing, cells=[], probes=[], answer=None, noise=(), search=None, refused="", unread="", damaged=(),
+    )  # fmt: skip
+    assert {"model.memory.preselect_cap", "train.table_weight_decay", "train.score_energy"} <= {
+        *since_then(evidence)
+    }
+    said, commands = reproduce(evidence)[1:3]
+    assert "not the one that comes with umscale as enwik8_density" in said.text
+    assert "`train.table_weight_decay`" in said.text
+    assert commands.text.startswith("umscale sweep study.toml\n")
+    shipped = dataclasses.replace(evidence, tree=now)
+    assert since_then(shipped) == ()
+    assert reproduce(shipped)[1].text.startswith("umscale sweep enwik8_density\n")
+    assert since_then(dataclasses.replace(evidence, name="my own")) is None
 
 
 def test_architectures_are_compared(tmp_path):

@@ -309,9 +309,7 @@ def _recommend(laws: Sequence[Compared], groups: Codes, unit: str) -> tuple[str,
     return best.fit.law.name, "fewest parameters: neither hold-outs nor AICc can choose on these rows"
 
 
-def _simplest(
-    laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Codes
-) -> tuple[Compared, str]:
+def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Codes) -> tuple[Compared, str]:
     """The law with fewest coefficients of those that no other puts behind it, and words that name them.
 
     A law is behind another where its ``errors`` are greater by more than noise; or where the other follows all rows
@@ -332,7 +330,9 @@ def _simplest(
         return laws[chosen], f"simplest of those that noise does not tell apart (tied with {names})"
     if all((k, chosen) in outside for k in range(len(laws)) if k != chosen):
         return laws[chosen], "least error"
-    return laws[chosen], "the others follow all rows worse, by more than noise, and these errors do not contradict that,"
+    return laws[
+        chosen
+    ], "the others follow all rows worse, by more than noise, and these errors do not contradict that,"
 
 
 def _behind_inside(law: Compared, other: Compared, groups: Codes, level: float) -> bool:

@@ -116,7 +116,11 @@ def centres_of(
 
 
 def _power_of_columns(
-    factor: Node, power: float, index: Mapping[str, int], columns: Mapping[str, Array], moving: Collection[str]
+    factor: Node,
+    power: float,
+    index: Mapping[str, int],
+    columns: Mapping[str, Array],
+    moving: Collection[str],
 ) -> tuple[int, float] | None:
     """(column of θ of e, ± the mean of ln x) of a factor x^(±e) without coefficients in x."""
     match factor:

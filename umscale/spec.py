@@ -610,6 +610,8 @@ class TrainSpec:
     micro_batch_size: int | None = None
     """Sequences that a process takes through the model at once; the gradients of a step add up over such parts of its
     batch. None: all of them. Results are equal up to the order of summation, as between numbers of processes."""
+    compile: bool = False
+    """Train under ``torch.compile``, one graph a model: minutes at the start, so for runs that are long."""
     activation_checkpointing: bool = False
     """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
 
@@ -691,6 +693,18 @@ class RunSpec:
     def budget_steps(self) -> list[int]:
         """Steps of each budget, to the nearest whole one."""
         return [round(budget / self.tokens_per_step) for budget in self.train.budgets]
+
+    @property
+    def branch_steps(self) -> list[int]:
+        """First step of each budget's decay; the trunk runs to the last of them."""
+        kept = 1 - self.train.decay_fraction
+        return [min(max(1, round(end * kept)), end - 1) for end in self.budget_steps]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the trunk and of all its branches."""
+        starts, ends = self.branch_steps, self.budget_steps
+        return starts[-1] + sum(end - start for start, end in zip(starts, ends, strict=True))
 
     @property
     def spec_version(self) -> int:

@@ -25,17 +25,65 @@ def train(
     threads: Annotated[int, typer.Option(min=1)] = 1,
     top_m: Annotated[int, typer.Option(min=1)] = 32,
     n_keys: Annotated[int, typer.Option(min=1)] = 128,
+    shape: Annotated[
+        str,
+        typer.Option(
+            metavar="proxy|sweep", help="d_model 128 and 4 layers, or 64 and 2 as in recorded studies."
+        ),
+    ] = "proxy",
+    precision: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Time a compiled nanoGPT-order model too; takes a minute."
+        ),
+    ] = True,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Source tree of another version, whose own step to time too.",
+            show_default=False,
+        ),
+    ] = None,
+    losses: Annotated[
+        str,
+        typer.Option(
+            metavar="CORPUS",
+            help="Train on this corpus by the step of 0.2.0 and by today's instead, and compare losses.",
+            show_default=False,
+        ),
+    ] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="With --losses.")] = 400_000,
+    seeds: Annotated[int, typer.Option(min=1, help="With --losses.")] = 2,
     json_: JsonFlag = False,
 ) -> None:
-    """Tokens per second of a training step, beside plain PyTorch and the backbone without memory."""
-    from umscale.bench.training import bench_train
+    """Tokens per second of a training step, beside version 0.2.0's, plain PyTorch and dense models."""
+    from umscale.bench.training import SHAPES, bench_losses, bench_train
+    from umscale.errors import UserError
 
-    note(f"timing {rounds} interleaved steps of each variant on {threads} thread(s) ...")
-    result = bench_train(rounds=rounds, threads=threads, top_m=top_m, n_keys=n_keys)
-    if json_:
-        print_json(result)
+    if shape not in SHAPES:
+        raise UserError(f"--shape must be one of {', '.join(SHAPES)}, not {shape!r}")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"--precision must be auto, float32 or bfloat16, not {precision!r}")
+    if losses:
+        from umscale.data.corpus import open_corpus
+
+        note(f"training {2 * seeds} models on {tokens:,} tokens each ...")
+        found = bench_losses(open_corpus(losses), tokens, seeds, top_m, n_keys, precision)
+        print_json(found) if json_ else _print_losses(found)
         return
-    table = _table(f"{result['model']}; {result['machine']}, {threads} thread(s), {result['precision']}")
+    note(f"timing {rounds} interleaved steps of each variant on {threads} thread(s) ...")
+    result = bench_train(
+        rounds, threads, top_m, n_keys, shape=shape, precision=precision, compiled=compiled, beside=beside
+    )
+    print_json(result) if json_ else _print_training(result)
+
+
+def _print_training(result: dict[str, Any]) -> None:
+    table = _table(
+        f"{result['model']}; {result['machine']}, {result['threads']} thread(s), {result['precision']}"
+    )
     for name in ("variant", "tokens/s", "ms/step", "spread", "of matmul rate", "vs plain"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for row in result["variants"]:
@@ -49,6 +97,8 @@ def train(
         )
     console: Any = out()
     console.print(table)
+    for name, ratio in result["ratios"].items():
+        console.print(f"{name}: {ratio:.2f}x (median of rounds)", soft_wrap=True)
     console.print(
         f"measured matmul rate {result['matmul_flops'] / 1e9:.0f} GFLOP/s "
         f"(at which the model's {result['flops_per_token'] / 1e6:.2f} MFLOP a trained token allow "
@@ -57,6 +107,19 @@ def train(
     console.print("where a step goes:")
     for part, share in result["profile"].items():
         console.print(f"  {part:<34} {share:.0%}")
+
+
+def _print_losses(found: dict[str, Any]) -> None:
+    names = [name for name in found["rows"][0] if name not in ("seed", "difference")]
+    table = _table(f"mean loss of the last tenth of {found['tokens']:,} tokens, nats; {found['precision']}")
+    for name in ("seed", *names, "difference"):
+        table.add_column(name, justify="right")
+    for row in found["rows"]:
+        losses = (f"{row[name]:.4f}" for name in names)
+        table.add_row(str(row["seed"]), *losses, f"{row['difference']:+.4f}")
+    console: Any = out()
+    console.print(table)
+    console.print(f"largest difference between seeds of one step: {found['between_seeds']:.4f}")
 
 
 @app.command("kernels")

@@ -101,9 +101,8 @@ def _duration(runs: "Sequence[RunSpec]", found: "Estimate | None", n_workers: in
 def _training_flops(run: "RunSpec") -> float:
     """Return the FLOPs of training a run: three times the forward pass for every token of trunk and branches."""
     from umscale.accounting import cost
-    from umscale.training.optimiser import Schedule
 
-    tokens = Schedule(run).total_steps * run.tokens_per_step
+    tokens = run.total_steps * run.tokens_per_step
     return 3 * cost(run.model, run.data.seq_len).flops_per_token * tokens
 
 

@@ -16,8 +16,57 @@ constexpr int L = 8;
 typedef float vf __attribute__((vector_size(4 * L)));
 typedef int32_t vi __attribute__((vector_size(4 * L)));
 
+typedef uint16_t vh __attribute__((vector_size(2 * L)));
+typedef uint32_t vu __attribute__((vector_size(4 * L)));
+
+struct bf16 { uint16_t bits; };
+
 [[maybe_unused]] inline vf load(const float* p) { vf x; std::memcpy(&x, p, sizeof x); return x; }
 [[maybe_unused]] inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
+
+[[maybe_unused]] inline vf load(const bf16* p) {
+  vh x;
+  std::memcpy(&x, p, sizeof x);
+  return (vf)(__builtin_convertvector(x, vu) << 16);
+}
+// Rounds to nearest, ties to even; NaN becomes a quiet one.
+[[maybe_unused]] inline void store(bf16* p, vf x) {
+  const vu bits = (vu)x, nan = (vu)(x != x);
+  const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const vh y = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), vh);
+  std::memcpy(p, &y, sizeof y);
+}
+[[maybe_unused]] inline float at(const float* p) { return *p; }
+[[maybe_unused]] inline float at(const bf16* p) {
+  const uint32_t x = uint32_t(p->bits) << 16;
+  float f;
+  std::memcpy(&f, &x, 4);
+  return f;
+}
+[[maybe_unused]] inline void put(float* p, float x) { *p = x; }
+[[maybe_unused]] inline void put(bf16* p, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  p->bits = x != x ? 0x7fc0u : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// The first n < L elements, zeros behind them, and back.
+template <typename T>
+inline vf load_part(const T* p, int64_t n) {
+  T x[L] = {};
+  std::memcpy(x, p, n * sizeof(T));
+  return load(x);
+}
+template <typename T>
+inline void store_part(T* p, int64_t n, vf y) {
+  T x[L];
+  store(x, y);
+  std::memcpy(p, x, n * sizeof(T));
+}
+
+// Calls run(type) with a value of the element type.
+template <typename Run>
+inline void by_type(int is_bf16, const Run& run) { is_bf16 ? run(bf16{}) : run(float{}); }
 
 // Halves are added until one lane is left: a chain of 4 additions, not of 16.
 [[maybe_unused]] inline float sum_of(vf x) {

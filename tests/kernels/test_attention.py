@@ -51,10 +51,11 @@ def test_matches_float64(backend, shape, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bfloat16_matches_float64(shape, masked):
+@pytest.mark.parametrize("backend", ["aten", pytest.param("native", marks=needs_native)])
+def test_bfloat16_matches_float64(backend, shape, masked):
     start = starts(shape) if masked else None
     wanted = outputs(shape, start, torch.float64, "reference")
-    got = outputs(shape, start, autocast=True)
+    got = outputs(shape, start, backend=backend, autocast=True)
     assert got[0].dtype == torch.bfloat16
     for name, one, want in zip(("out", "qkv", "q", "k"), got, wanted, strict=True):
         assert_close(one, want, torch.bfloat16, floor=1.0 if shape[1] == 1 else 0.0, name=name)
@@ -64,8 +65,6 @@ def test_bfloat16_matches_float64(shape, masked):
 @pytest.mark.parametrize("backend", available_backends("attention"))
 def test_nothing_before_a_document_is_read(backend, autocast):
     """Not merely little: the part before it may even be infinite."""
-    if autocast and backend == "native":
-        pytest.skip("float32 only")
     shape, start = (1, 70, 2, 16), torch.zeros(1, 70, dtype=torch.int64)
     start[:, 41:] = 41
     outs = []

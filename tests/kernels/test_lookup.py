@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 from tests.numerics import assert_close, seeded
 from umscale_kernels import available_backends, lookup, lookup_linked, lookup_traffic_bytes
 from umscale_kernels.backends import interpreted
-from umscale_kernels.lookup import reference
 
 Operands = dict[str, Tensor | None]
 
@@ -708,4 +707,4 @@ def test_reference_in_float64_keeps_its_dtype() -> None:
     operands = {
         name: x.double() if x.is_floating_point() else x for name, x in problem((3, 9, 2, 1, 4, 4)).items()
     }
-    assert reference.lookup(**operands).dtype == torch.float64
+    assert lookup(**operands, backend="reference").dtype == torch.float64

@@ -5,6 +5,7 @@ import pytest
 
 from umscale.errors import UserError
 from umscale.questions.architectures import compare_architectures
+from umscale_cli.runs import open_store
 
 TRUE = {"dense": 2.0, "moe-2of16": 1.9, "ultramem_v2": 1.85}
 
@@ -85,3 +86,18 @@ def test_an_architecture_may_have_a_baseline_of_its_own():
     assert rows["moe-2of16"].baseline == "dense"
     assert rows["ultramem_v2"].difference.value == pytest.approx(-0.05, abs=1e-6)
     assert rows["moe-2of16"].difference.value == pytest.approx(-0.1, abs=1e-6)
+
+
+def test_bytes_of_all_weights_stand_beside_those_of_sparse_rows():
+    """35 times fewer sparse bytes are 1.04 times fewer of all weights at batch 1, and 4.0 times at batch 256."""
+    table = open_store("parity").columns()
+    [found] = [t for t in compare_architectures(table) if t.stage == "annealed"]
+    costs = {row.name: row.costs for row in found.rows}
+    mixture, memory = (
+        next(c for name, c in costs.items() if name.startswith(k)) for k in ("moe-8", "ultramem_v2")
+    )
+    assert mixture["access_bytes_b1"] / memory["access_bytes_b1"] == pytest.approx(35, abs=0.5)
+    assert mixture["weight_bytes_b1"] / memory["weight_bytes_b1"] == pytest.approx(1.04, abs=0.005)
+    assert mixture["weight_bytes_b256"] / memory["weight_bytes_b256"] == pytest.approx(4.0, abs=0.05)
+    dense = costs["dense"]
+    assert dense["weight_bytes_b1"] == 2 * (dense["total_params"] + 257 * 64)

@@ -23,6 +23,7 @@ from umscale.execute.running import Reporter
 from umscale.execute.workload import JOBS, Plan, make_plan
 from umscale.spec import RunSpec
 from umscale.store.store import RUN_TABLES, STAGES, Store
+from umscale.training.record import spec_row
 from umscale.trees import parse_toml
 
 STUDY = """
@@ -53,10 +54,10 @@ class Untrained(Plan):
 
     def train(self, store: Store, run: RunSpec, report: Reporter, device_name: str) -> None:
         run_id = run.run_id
-        work = store.checkpoints(run_id)
+        work = f"{store.checkpoint_folder(run_id)}/trunk.safetensors"
         done = []
         for stage in STAGES:
-            with store.files.writing(work.path("trunk")) as path:
+            with store.files.writing(work) as path:
                 path.write_bytes(f"{run_id} {stage}".encode() * 100)
             key = {"budget": 5000, "stage": stage}
             done.append(key | {"loss": float(run.model.memory.top_m), "loss_ema": 1.0})  # type: ignore[union-attr]
@@ -67,7 +68,7 @@ class Untrained(Plan):
                 "curve": [{"phase": "trunk", "tokens": 5000, "loss": 2.0}],
             }
             status = "finished" if stage == STAGES[-1] else "running"
-            store.write_run(run, self.study, status=status, records=done, **rows)
+            store.write_run(spec_row(run), self.study, status=status, records=done, **rows)
         store.clear_work(run_id)
 
 

@@ -97,7 +97,7 @@ def test_an_ended_run_keeps_its_checkpoint(tmp_path, run_umscale, study_file):
 
 def _ends_with_a_checkpoint(process, root: Path, signum: int) -> None:
     """End the process in the middle of its first run: it says so, and the run's state is on disk."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not list((root / "work" / "claims").glob("*.claim")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -145,7 +145,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(spec, corpus, tmp_path):
 def test_schedule(spec):
     schedule = Schedule(spec)
     assert (schedule.ends, schedule.branches) == ([23, 47], [18, 38])
-    assert schedule.total_steps == 38 + 5 + 9
+    assert spec.total_steps == 38 + 5 + 9
     peak = learning_rates(spec)[0]
     trunk = [schedule.rates(step, None)[0] for step in range(38)]
     assert trunk[0] < trunk[3] < trunk[4] == pytest.approx(peak)

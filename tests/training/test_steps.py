@@ -269,3 +269,38 @@ def test_gradients_too_large_to_be_dense_are_rows_and_the_steps_are_the_same(
         torch.testing.assert_close(
             rows[1][key], weight, rtol=0, atol=(1e-10 if exact else 1e-3) * float(weight.abs().max())
         )
+
+
+@pytest.mark.parametrize("name", ["dense", "ultramem_v2"])
+def test_a_compiled_run_trains_as_an_eager_one(name, tmp_path, monkeypatch):
+    """By the graph that is captured; what inductor makes of it is PyTorch's to test."""
+    compile_with = torch.compile
+    asked = []
+
+    def graph_alone(model, **options):
+        asked.append(options)
+        return compile_with(model, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", graph_alone)
+    torch._dynamo.reset()
+    eager, weights = trained(run_spec(name), tmp_path / "eager")
+    compiled, others = trained(run_spec(name, compile=True), tmp_path / "compiled")
+    assert asked == [{"fullgraph": True}]
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    assert all(torch.allclose(others[key], weight, atol=1e-4) for key, weight in weights.items())
+
+
+def test_documents_of_a_window_are_kept_apart(tmp_path):
+    corpus = open_corpus("kjv")
+    spec = run_spec("ultramem_v2")
+    apart = dataclasses.replace(spec, data=dataclasses.replace(spec.data, document_mask=True))
+    assert apart.run_id != spec.run_id
+    models = [Run(one, corpus, tmp_path / one.run_id, CPU).model.eval() for one in (spec, apart)]
+    tokens = torch.randint(corpus.eot, (2, 16), generator=torch.Generator().manual_seed(0))
+    tokens[:, 7] = corpus.eot
+    other = tokens.clone()
+    other[:, :7] = (other[:, :7] + 1) % corpus.eot
+    for model, same in zip(models, (False, True), strict=True):
+        with torch.no_grad():
+            found, changed = model(tokens)[:, 7:], model(other)[:, 7:]
+        assert torch.equal(found, changed) == same

@@ -4,16 +4,17 @@ All take ``(memory, y, pre_values, values)``, an UltraMemV2 layer with one head 
 and return ``[T, h]``. ``T`` tokens, ``m`` kept values, ``m1`` candidates a side, ``r`` ranks, ``c`` cores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from umscale.layers.norm import NORM_EPS
 from umscale.layers.tucker import TuckerMemory
+from umscale.spec import ModelSpec
 
 OFFICIAL = "order of the released code"
 GATHER = "plain PyTorch, gather + einsum"
@@ -188,3 +189,69 @@ def product_flops(memory: TuckerMemory, tokens: int) -> float:
     spec, h = memory.spec, memory.query.in_features
     macs = memory.query.out_features * (h + spec.keys_per_side) + h * (spec.d_pre_value + spec.d_value)
     return 2.0 * tokens * macs
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A dense model in the order of nanoGPT
+
+
+class PlainBlock(nn.Module):
+    """Pre-norm attention and a GELU MLP of as many parameters as a SwiGLU of ``d_ffn``."""
+
+    def __init__(self, d_model: int, n_heads: int, d_ffn: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.attention_norm = nn.LayerNorm(d_model, bias=False)
+        self.mlp_norm = nn.LayerNorm(d_model, bias=False)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.mixed = nn.Linear(d_model, d_model, bias=False)
+        self.up = nn.Linear(d_model, 3 * d_ffn // 2, bias=False)
+        self.down = nn.Linear(3 * d_ffn // 2, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, S, h = x.shape
+        q, k, v = (
+            t.view(B, S, self.n_heads, -1).transpose(1, 2)
+            for t in self.qkv(self.attention_norm(x)).split(h, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.mixed(mixed.transpose(1, 2).contiguous().view(B, S, h))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+
+
+class PlainDecoder(nn.Module):
+    """Learned positions, ``PlainBlock``s, and an embedding tied to the output: tokens and targets to the mean loss."""
+
+    def __init__(self, spec: ModelSpec, seq_len: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.position = nn.Embedding(seq_len, spec.d_model)
+        self.blocks = nn.ModuleList(
+            PlainBlock(spec.d_model, spec.n_heads, spec.ffn.d_ffn) for _ in range(spec.n_layers)
+        )
+        self.norm = nn.LayerNorm(spec.d_model, bias=False)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.norm(x), self.embedding.weight)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def plain_decoder_step(spec: ModelSpec, tokens: Tensor, precision: str) -> Callable[[], object]:
+    """Return a training step of ``PlainDecoder`` under ``torch.compile`` on ``tokens [B, S + 1]``: AdamW, clipping."""
+    model = PlainDecoder(spec, tokens.shape[1] - 1)
+    compiled = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = compiled(inputs, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step

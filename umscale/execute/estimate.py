@@ -17,7 +17,6 @@ import numpy as np
 
 from umscale.accounting import cost, gathered_params
 from umscale.spec import RunSpec
-from umscale.training.optimiser import Schedule
 
 MEASURED_SHAPES = 6
 MEASURE_SECONDS = 2.0
@@ -100,9 +99,8 @@ def seconds_per_step(runs: Sequence[RunSpec]) -> tuple[list[float], int]:
 
 def run_seconds(run: RunSpec, step_seconds: float) -> float:
     """Return the time of the whole run: trunk, branches and evaluations of raw and averaged weights."""
-    schedule = Schedule(run)
-    evaluated = 2 * 2 * len(schedule.ends) * run.data.validation_tokens  # two stages, raw and averaged
-    steps = schedule.total_steps + FORWARD_SHARE * evaluated / run.tokens_per_step
+    evaluated = 2 * 2 * len(run.budget_steps) * run.data.validation_tokens  # two stages, raw and averaged
+    steps = run.total_steps + FORWARD_SHARE * evaluated / run.tokens_per_step
     return steps * step_seconds
 
 

@@ -383,6 +383,20 @@ _PUBLISHED: tuple[Law, ...] = (
         ),
     ),
     LocalLaw(
+        name="curved",
+        source=f"{_OURS}: interaction, with diminishing returns along each axis",
+        formula="c0 + a·log2(m/m0) + b·log2(N_s/N_s0) + x·log2(m/m0)·log2(N_s/N_s0) + d·log2(D/D0) "
+        "+ a2·log2²(m/m0) + b2·log2²(N_s/N_s0)",
+        slopes=(
+            Slope(coefficient="a", symbols=("m",)),
+            Slope(coefficient="b", symbols=("N_s",)),
+            Slope(coefficient="x", symbols=("m", "N_s")),
+            Slope(coefficient="d", symbols=("D",)),
+            Slope(coefficient="a2", symbols=("m", "m")),
+            Slope(coefficient="b2", symbols=("N_s", "N_s")),
+        ),
+    ),
+    LocalLaw(
         name="trend",
         source=f"{_OURS}: effects of m and N_s that change with tokens",
         formula=f"c0 + a·log2(m/m0) + b·log2(N_s/N_s0) + d·log2(D/D0) {_WITH_TOKENS}",

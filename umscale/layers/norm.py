@@ -16,4 +16,4 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight.to(x.dtype), NORM_EPS)
+        return rms_norm(x, self.weight, NORM_EPS)

@@ -24,6 +24,9 @@ COSTS = (
     "tokens_per_second", "lr", "value_lr",
 )  # fmt: skip
 
+WEIGHT_BATCHES = (1, 256)
+"""Batches for which the bytes of all weights stand beside those of sparse rows."""
+
 _UNEQUAL = 0.01  # p of Bartlett's test below which spreads are taken to differ
 _LEAST_PAIRS = 3  # runs that a spread of its own takes
 
@@ -44,7 +47,7 @@ class Architecture:
     bits_per_byte: float
     """NaN of a generated task's loss."""
     costs: dict[str, float]
-    """Means of ``COSTS``, NaN where not recorded."""
+    """Means of ``COSTS``, NaN where not recorded; and ``weight_bytes_bN``, see ``weight_bytes``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +142,7 @@ def _compare(
                 if name == baseline
                 else _difference(names, seeds, losses, name, other, (noise, freedom) if equal else None),
                 bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits else float("nan"),
-                costs={c: _mean(numeric(table, c)[mine]) if c in table else float("nan") for c in COSTS},
+                costs=_costs(table, mine),
             )
         )
     return ArchitectureTable(
@@ -360,6 +363,26 @@ def _losses_grid(stages: dict[str, ArchitectureTable], loss: str, place: str) ->
     )
 
 
+def _costs(table: Table, mine: np.ndarray) -> dict[str, float]:
+    """Means over the rows ``mine`` of what is recorded, and the bytes of all weights that follow."""
+    found = {
+        c: _mean(numeric(table, c)[mine]) if c in table else float("nan")
+        for c in (*COSTS, "embedding_params")
+    }
+    embedding = found.pop("embedding_params")
+    return found | {f"weight_bytes_b{b}": weight_bytes(found, embedding, b) for b in WEIGHT_BATCHES}
+
+
+def weight_bytes(costs: Mapping[str, float], embedding_params: float, batch: int) -> float:
+    """Bytes of all weights, bf16, that a step of ``batch`` tokens reads, per token: dense once, sparse as measured.
+
+    What sparse rows save is a part of this alone: dense weights are read whatever the memory does.
+    """
+    dense = costs["total_params"] - costs["sparse_params"] + embedding_params
+    sparse = costs[f"access_bytes_b{batch}"]
+    return 2.0 * dense / batch + (0.0 if np.isnan(sparse) else sparse)
+
+
 def _named(table: ArchitectureTable, name: str) -> Architecture | None:
     return next((row for row in table.rows if row.name == name), None)
 
@@ -375,6 +398,7 @@ def _costs_grid(stages: dict[str, ArchitectureTable], place: str) -> Grid:
         "access_bytes_b16",
         "access_bytes_b64",
         "access_bytes_b256",
+        *(f"weight_bytes_b{batch}" for batch in WEIGHT_BATCHES),
     )
     return Grid(
         caption=f"What they cost; {place}",
@@ -389,10 +413,11 @@ def _costs_grid(stages: dict[str, ArchitectureTable], place: str) -> Grid:
             "batch 16",
             "batch 64",
             "batch 256",
+            *(f"of all weights, batch {batch}" for batch in WEIGHT_BATCHES),
             "learning rate",
             "tokens per second",
         ),
-        sides="l" + "r" * 11,
+        sides="l" + "r" * (11 + len(WEIGHT_BATCHES)),
         rows=tuple(
             (
                 row.name,
@@ -404,7 +429,8 @@ def _costs_grid(stages: dict[str, ArchitectureTable], place: str) -> Grid:
             for row in last.rows
         ),
         notes=(
-            "Sparse bytes are bf16 and measured. Active parameters are without embeddings. Tokens per second are "
+            "Sparse bytes are bf16 and measured; of all weights, dense ones are read once a step whatever the memory "
+            "does, embedding and head included. Active parameters are without embeddings. Tokens per second are "
             "those of training, which other work on the machine slows.",
         ),
     )

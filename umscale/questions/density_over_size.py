@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.fit import FitResult, fit_rows
+from umscale.laws.fit import FitResult, fit_rows, lack_of_fit
 from umscale.laws.forms import FIRST_LAWS, LAWS
 from umscale.laws.pairs import (
     PairedContrast,
@@ -35,7 +35,7 @@ from umscale.laws.pairs import (
 from umscale.laws.sections import Report, Settings, study_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
-from umscale.results.columns import COLUMNS
+from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, select_rows, where
 from umscale.say.blocks import Block, Grid
 from umscale.say.blocks import Verdict as Said
@@ -52,6 +52,10 @@ AnswerWord = Literal["supported", "contradicted", "inconclusive"]
 
 SPARE_FOR_INTERACTION = 12
 """Cells beyond its coefficients from which the interaction law decides."""
+SPARE_FOR_CURVATURE = 6
+"""Cells beyond its coefficients from which a law curved along each axis is tried where the plainer is rejected."""
+REJECTED = 0.01
+"""Probability of a law's misfit below which cells reject it."""
 POWER = 0.8
 """With which further runs are counted."""
 
@@ -147,7 +151,9 @@ def density_over_size(
         compensation = present[0]
     context = _Context(stage=stage, compensation=compensation, loss=loss)
     try:
-        fit = fit_effects(table, stage=stage, compensation=compensation, loss=loss, columns=columns)
+        fit = fit_effects(
+            table, stage=stage, compensation=compensation, loss=loss, columns=columns, curvature=True
+        )
     except UserError as error:
         return _undecided(context, str(error))
     thin = why_thin(fit)
@@ -165,23 +171,39 @@ def fit_effects(
     loss: str = "loss",
     columns: Mapping[str, str] | None = None,
     spare_for_interaction: int = SPARE_FOR_INTERACTION,
+    curvature: bool = False,
 ) -> FitResult:
     """Fit the law a verdict is read from: with the interaction of m and N_s where the grid has cells to spare for it.
 
-    ``spare_for_interaction`` counts cells beyond the interaction law's coefficients. Raises ``UserError`` as
+    ``spare_for_interaction`` counts cells beyond the interaction law's coefficients. ``curvature`` lets both effects
+    diminish along their own axis where cells reject the plainer law and the grid can hold it. Raises ``UserError`` as
     ``fit_law`` does.
     """
     part = where(table, stage=stage, compensation=compensation)
     rows = select_rows(part, [LAWS["interaction"]], loss=loss, columns=columns)
-    spare = len(np.unique(rows.cell)) - 4
-    return fit_rows(
-        rows,
-        LAWS["interaction" if spare >= spare_for_interaction else "additive"],
-        columns={**COLUMNS, **(columns or {})},
-        loss=loss,
-        stage=stage or next(iter(levels(part, "stage")), None),
-        compensation=compensation or next(iter(levels(part, "compensation")), None),
-    )
+    n_cells = len(np.unique(rows.cell))
+
+    def fitted(law: str) -> FitResult:
+        return fit_rows(
+            rows,
+            LAWS[law],
+            columns={**COLUMNS, **(columns or {})},
+            loss=loss,
+            stage=stage or next(iter(levels(part, "stage")), None),
+            compensation=compensation or next(iter(levels(part, "compensation")), None),
+        )
+
+    plain = fitted("interaction" if n_cells - 4 >= spare_for_interaction else "additive")
+    n_levels = min(len(np.unique(rows.values[symbol])) for symbol in ("m", "N_s"))
+    if (
+        not curvature
+        or n_levels < 3
+        or n_cells - 6 < SPARE_FOR_CURVATURE
+        or lack_of_fit(plain)[1] >= REJECTED
+    ):
+        return plain
+    curved = fitted("curved")
+    return plain if curved.unidentified or lack_of_fit(curved)[1] < REJECTED else curved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,16 +228,24 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
     fit = uncertainty.fit
     a, b = (fit.law.coefficients.index(name) for name in ("a", "b"))
     triple = float(np.log2(3.0))
+    a2, b2 = (
+        fit.law.coefficients.index(name) if name in fit.law.coefficients else None for name in ("a2", "b2")
+    )
 
     def estimate(weight_a: float, weight_b: float) -> Estimate:
         return uncertainty.estimate(lambda c: weight_a * c[..., a] + weight_b * c[..., b])
+
+    def paper(c: Array) -> Array:
+        """L(m, 2N_s) − L(3m, N_s): steps upward, in which curvature counts."""
+        curved = 0.0 if a2 is None or b2 is None else c[..., b2] - triple**2 * c[..., a2]
+        return np.asarray(c[..., b] - triple * c[..., a] + curved)
 
     difference = estimate(-1.0, 1.0)
     from_law = Contrasts(
         delta_m=estimate(-1.0, 0.0),
         delta_n=estimate(0.0, -1.0),
         difference=difference,
-        paper=estimate(-triple, 1.0),
+        paper=uncertainty.estimate(paper),
         basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}",
     )
     answer: AnswerWord = "inconclusive"
@@ -232,6 +262,15 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         opposed = paired.high < 0 if answer == "supported" else paired.low > 0
         if opposed:
             answer, reason = "inconclusive", "the law and the paired cells point in opposite directions"
+    f, p = lack_of_fit(fit)
+    if answer != "inconclusive" and p < REJECTED:
+        # What a law misses is in none of its intervals: it decides nothing that measured cells do not say themselves.
+        agree = paired is not None and (paired.low > 0 if answer == "supported" else paired.high < 0)
+        misfit = f"cells reject the law (F = {f:.1f})"
+        if agree:
+            reason = f"{misfit}, and paired cells say the same without it: {reason}"
+        else:
+            answer, reason = "inconclusive", f"no law fits: {misfit}, and paired cells do not decide"
     warnings = [*fit.warnings, *uncertainty.warnings]
     if answer != "inconclusive" and max(fit.coefficients["a"], fit.coefficients["b"]) >= 0:
         warnings.append("a doubling raises the loss here: the answer ranks two effects, not two gains")
@@ -317,14 +356,14 @@ def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
 def _extrapolated(fit: FitResult) -> tuple[str, ...]:
     """The points of the contrasts beyond the largest level."""
     said = []
-    for symbol, multiple in (("m", 2), ("N_s", 2), ("m", 3)):
+    for symbol, multiple in (("m", 2**0.5), ("N_s", 2), ("m", 3)):
         largest = fit.domain[symbol][1]
         point = multiple * fit.reference[symbol]
         if point > 1.01 * largest:
             column = fit.columns[symbol]
             said.append(
-                f"{multiple} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
-                f"{count(largest)}"
+                f"{multiple:.3g} times the central {column} is {point / largest:.3g} times the largest {column} "
+                f"measured, {count(largest)}"
             )
     return tuple(said)
 

@@ -14,7 +14,6 @@ from umscale.search.bridge import Bridge, quiet
 from umscale.search.settings import parse_settings
 from umscale.spec import RunSpec
 from umscale.store.store import Store
-from umscale.training.optimiser import Schedule
 from umscale.training.record import spec_row
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ def _train(
     if status in ("diverged", "failed"):
         tell(TrialState.PRUNED, f"{status} before")
         return
-    watch = TrialWatch(bridge=bridge, trial=trial, trunk_steps=Schedule(run).branches[-1], run=run)
+    watch = TrialWatch(bridge=bridge, trial=trial, trunk_steps=run.branch_steps[-1], run=run)
     outcome = train_one(store, name, run, report, device_name, watch)
     if outcome is not None and outcome.status == "finished":
         tell(TrialState.COMPLETE, values=bridge.values(run))

@@ -266,14 +266,8 @@ class Schedule:
         self.warmup = round(train.warmup_tokens / per_step)
         self.ends = spec.budget_steps
         """Last step (exclusive) of each budget's branch."""
-        self.branches = [min(max(1, round(end * (1 - train.decay_fraction))), end - 1) for end in self.ends]
+        self.branches = spec.branch_steps
         """First step of each budget's decay; the trunk runs to the last of them."""
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the trunk and of all its branches."""
-        decays = sum(end - start for start, end in zip(self.branches, self.ends, strict=True))
-        return self.branches[-1] + decays
 
     def rates(self, step: int, branch: int | None) -> tuple[float, float]:
         """Return (dense, value) learning rates of ``step``, on the trunk or on a budget's branch."""

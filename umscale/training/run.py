@@ -153,7 +153,7 @@ class Run:
         )
         known = corpus.manifest.generated is not None
         self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
-        self.curve_every = max(1, self.schedule.total_steps // CURVE_POINTS)
+        self.curve_every = max(1, spec.total_steps // CURVE_POINTS)
         self._begin()
 
     def _begin(self) -> None:
@@ -188,10 +188,14 @@ class Run:
         # Between processes, rows would have to be matched up: there they are only where dense gradients are too large.
         self.model.configure_tables(
             self.spec.train,
-            compact=self.world.size == 1 and self.device.type == "cpu",
+            compact=self.world.size == 1 and self.device.type == "cpu" and not self.spec.train.compile,
             by_rows=gradient_by_rows(self.spec, self.world.size, self.world.shard_tables),
         )
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
+        self.trained = self.model
+        """What a training step calls; evaluation, whose batches have other sizes, takes the model as it is."""
+        if self.spec.train.compile:
+            self.trained = torch.compile(self.model, fullgraph=True)  # type: ignore[assignment]
         self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
 
@@ -220,7 +224,7 @@ class Run:
         self.input_seconds += time.perf_counter() - began
         self.optimizer.zero_grad(set_to_none=True)
         micro_batch_size = self.spec.train.micro_batch_size
-        loss = forward_backward(self.model, window, micro_batch_size, self.precision)
+        loss = forward_backward(self.trained, window, micro_batch_size, self.precision)
         average_gradients(self.model, self.world)
         norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
         skip_unless_finite(self.optimizer, norm)
@@ -385,7 +389,7 @@ class Run:
                 Progress(
                     phase=self._phase,
                     steps_done=self.steps_done - ago,
-                    total_steps=self.schedule.total_steps,
+                    total_steps=self.spec.total_steps,
                     tokens=(self.step - ago) * self.spec.tokens_per_step,
                     loss=loss,
                     tokens_per_second=self._tokens_per_second,

@@ -5,8 +5,8 @@
 Rotary positions (arXiv 2104.09864) turn neighbouring channels as one pair; norms are over all heads' channels.
 
 reference   float32 or better, whole grids of scores
-aten        stock PyTorch: SDPA; in bfloat16 on a CPU products of blocks of queries (`blocks.py`)
-native      C++ on a CPU, float32: everything above in one pass over each sequence and head
+aten        stock PyTorch: SDPA
+native      C++ on a CPU, float32 or bfloat16 in and out, float32 between: one pass over each sequence and head
 """
 
 from typing import Any
@@ -48,8 +48,10 @@ def attention(
         )
     if start is not None and start.shape != (B, S):
         raise ValueError(f"start must be {[B, S]}, not {list(start.shape)}")
-    floats = qkv.dtype == q_gain.dtype == k_gain.dtype == turns.dtype
-    name = resolve("attention", backend, qkv.device.type, qkv.dtype, floats and qkv.numel() > 0, False)
+    floats = all(x.dtype == torch.float32 for x in (q_gain, k_gain, turns)) and qkv.numel() > 0
+    # The native path takes bfloat16 too, and computes in float32.
+    dtype = torch.float32 if qkv.dtype == torch.bfloat16 else qkv.dtype
+    name = resolve("attention", backend, qkv.device.type, dtype, floats, False)
     turns = turns[:S]
     if name == "native":
         out: Tensor = Attention.apply(qkv, q_gain, k_gain, turns, start, eps)
@@ -85,7 +87,8 @@ def _fake(
     qkv: Tensor, q_gain: Tensor, k_gain: Tensor, turns: Tensor, start: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, S, h = qkv.shape[0], qkv.shape[1], q_gain.shape[0]
-    return qkv.new_empty(B, S, h), qkv.new_empty(B, h // (2 * turns.shape[1]), S), qkv.new_empty(B, S, 2)
+    lse, rstd = q_gain.new_empty(B, h // (2 * turns.shape[1]), S), q_gain.new_empty(B, S, 2)
+    return qkv.new_empty(B, S, h), lse, rstd
 
 
 @operation("attention", _fake)
@@ -107,7 +110,7 @@ def _fake_backward(
     lse: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), qkv.new_empty(2, q_gain.shape[0])
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), q_gain.new_empty(2, q_gain.shape[0])
 
 
 @operation("attention_backward", _fake_backward)

@@ -26,7 +26,7 @@ def placed(
     """Normalised, turned queries and keys, and values, in the dtype of `qkv`: [B, H, S, d] each."""
     B, S, _ = qkv.shape
     q, k, v = qkv.chunk(3, -1)
-    q, k = (rms_norm(x, gain.to(x.dtype), eps) for x, gain in ((q, q_gain), (k, k_gain)))
+    q, k = (rms_norm(x, gain, eps) for x, gain in ((q, q_gain), (k, k_gain)))
     d = 2 * turns.shape[1]
     q, k, v = (x.reshape(B, S, -1, d) for x in (q, k, v))
     q, k = rotate(q, turns).to(v.dtype), rotate(k, turns).to(v.dtype)

@@ -5,11 +5,12 @@
 //   dP = do v^T     dS = P (dP - rowsum(P dP))     dq = dS k / sqrt(d)     dk = dS^T q / sqrt(d)     dv = P^T do
 //
 // One (sequence, head) at a time: its q, k, v are laid out once, in scratch that stays in the cache, and its scores
-// exist for QUERIES rows at a time. Products accumulate in float32. Nothing crosses (sequence, head) but the norms'
+// exist for QUERIES rows at a time. x, o and their gradients are float32 or bfloat16, everything between is float32. Nothing crosses (sequence, head) but the norms'
 // gains, whose gradients are summed in fixed blocks: results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "../vector.h"
@@ -67,13 +68,19 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_row, int
     for (int64_t m = 0; m < M; m += MR) tile<1, ADD>(K, A + m * a_row, a_row, a_col, B + n, ldb, C + m * ldc + n, ldc);
 }
 
-// y = turn(x r gain) scale, over the d channels of a head; turn holds a cosine and a sine for each pair.
-inline void place(int64_t d, const float* x, float r, const float* gain, const float* turn, float* y) {
+// y = turn(x r gain), over the d channels of a head; turn holds a cosine and a sine for each pair.
+template <typename T>
+inline void place(int64_t d, const T* x, float r, const float* gain, const float* turn, float* y) {
   for (int64_t j = 0; j < d; j += 2) {
-    const float a = x[j] * r * gain[j], b = x[j + 1] * r * gain[j + 1];
+    const float a = at(x + j) * r * gain[j], b = at(x + j + 1) * r * gain[j + 1];
     y[j] = a * turn[j] - b * turn[j + 1];
     y[j + 1] = a * turn[j + 1] + b * turn[j];
   }
+}
+
+template <typename T>
+inline void widen(int64_t n, const T* x, float* y) {
+  for (int64_t j = 0; j < n; ++j) y[j] = at(x + j);
 }
 
 void transpose(int64_t rows, int64_t cols, const float* x, float* y) {  // [rows, cols] -> [cols, rows]
@@ -97,26 +104,31 @@ struct Head {
   }
 };
 
+template <typename T>
 struct Operands {
-  const float *qkv, *q_gain, *k_gain, *turns, *rstd;
+  const T* qkv;
+  const float *q_gain, *k_gain, *turns, *rstd;
   const int64_t* start;  // [B, S], first position that attends to nothing before itself; null: 0
 };
 
-void lay_out(const Shape& s, const Operands& x, int64_t b, int64_t head, Head& to) {
+template <typename T>
+void lay_out(const Shape& s, const Operands<T>& x, int64_t b, int64_t head, Head& to) {
   const int64_t w = s.wide(), first = head * s.d;
   const float scale = 1.0f / std::sqrt(float(s.d));
   for (int64_t i = 0; i < s.S; ++i) {
     const int64_t token = b * s.S + i;
-    const float *at = x.qkv + token * 3 * s.h() + first, *turn = x.turns + i * s.d;
-    place(s.d, at, x.rstd[2 * token] * scale, x.q_gain + first, turn, &to.q[i * w]);
-    place(s.d, at + s.h(), x.rstd[2 * token + 1], x.k_gain + first, turn, &to.k[i * w]);
-    std::memcpy(&to.v[i * w], at + 2 * s.h(), s.d * sizeof(float));
+    const T* from = x.qkv + token * 3 * s.h() + first;
+    const float* turn = x.turns + i * s.d;
+    place(s.d, from, x.rstd[2 * token] * scale, x.q_gain + first, turn, &to.q[i * w]);
+    place(s.d, from + s.h(), x.rstd[2 * token + 1], x.k_gain + first, turn, &to.k[i * w]);
+    widen(s.d, from + 2 * s.h(), &to.v[i * w]);
   }
   transpose(s.padded(), w, to.k.data(), to.k_t.data());
 }
 
 // First key that any of the queries [i0, i0 + QUERIES) attends to, rounded down to a block.
-int64_t first_key(const Shape& s, const Operands& x, int64_t b, int64_t i0) {
+template <typename T>
+int64_t first_key(const Shape& s, const Operands<T>& x, int64_t b, int64_t i0) {
   if (!x.start) return 0;
   int64_t lowest = i0;
   for (int64_t i = i0; i < std::min(s.S, i0 + QUERIES); ++i) lowest = std::min(lowest, x.start[b * s.S + i]);
@@ -124,7 +136,8 @@ int64_t first_key(const Shape& s, const Operands& x, int64_t b, int64_t i0) {
 }
 
 // Masked scores of the queries from i0 on and the keys [j0, i0 + QUERIES), row stride `padded`.
-void score(const Shape& s, const Operands& x, int64_t b, int64_t i0, int64_t j0, Head& of) {
+template <typename T>
+void score(const Shape& s, const Operands<T>& x, int64_t b, int64_t i0, int64_t j0, Head& of) {
   const int64_t ld = s.padded(), w = s.wide(), keys = i0 + QUERIES - j0;
   float* scores = of.scores.data();
   product<false>(QUERIES, keys, w, &of.q[i0 * w], w, 1, &of.k_t[j0], ld, scores, ld);
@@ -142,7 +155,9 @@ inline vf exp_or_zero(vf x) {
   return x < low ? zero : exp_of(x);
 }
 
-void forward_head(const Shape& s, const Operands& x, int64_t b, int64_t head, Head& of, float* out, float* lse) {
+template <typename T>
+void forward_head(const Shape& s, const Operands<T>& x, int64_t b, int64_t head, Head& of, T* out,
+                  float* lse) {
   const int64_t ld = s.padded(), w = s.wide();
   lay_out(s, x, b, head, of);
   for (int64_t i0 = 0; i0 < s.S; i0 += QUERIES) {
@@ -169,20 +184,22 @@ void forward_head(const Shape& s, const Operands& x, int64_t b, int64_t head, He
     }
     product<false>(QUERIES, w, keys, of.scores.data(), ld, 1, &of.v[j0 * w], w, of.o.data(), w);
     for (int64_t r = 0; r < std::min(QUERIES, s.S - i0); ++r) {
-      float* to = out + (b * s.S + i0 + r) * s.h() + head * s.d;
-      for (int64_t c = 0; c < s.d; ++c) to[c] = of.o[r * w + c] * inverse[r];
+      T* to = out + (b * s.S + i0 + r) * s.h() + head * s.d;
+      for (int64_t c = 0; c < s.d; ++c) put(to + c, of.o[r * w + c] * inverse[r]);
     }
   }
 }
 
-// Gradients with respect to the placed queries and keys, turned back, and to the values, into d_qkv.
-void backward_head(const Shape& s, const Operands& x, int64_t b, int64_t head, Head& of, const float* d_out,
-                   const float* lse, float* d_qkv) {
+// Gradients with respect to the placed queries and keys, turned back, into d_placed [B, S, 2 h], and to the values into
+// d_qkv.
+template <typename T>
+void backward_head(const Shape& s, const Operands<T>& x, int64_t b, int64_t head, Head& of, const T* d_out,
+                   const float* lse, float* d_placed, T* d_qkv) {
   const int64_t ld = s.padded(), w = s.wide(), first = head * s.d;
   lay_out(s, x, b, head, of);
   transpose(ld, w, of.v.data(), of.v_t.data());
   for (int64_t i = 0; i < s.S; ++i)
-    std::memcpy(&of.d_o[i * w], d_out + (b * s.S + i) * s.h() + first, s.d * sizeof(float));
+    widen(s.d, d_out + (b * s.S + i) * s.h() + first, &of.d_o[i * w]);
   std::fill(of.d_k.begin(), of.d_k.end(), 0.0f);
   std::fill(of.d_v.begin(), of.d_v.end(), 0.0f);
   float *P = of.scores.data(), *dP = of.d_scores.data();
@@ -208,7 +225,8 @@ void backward_head(const Shape& s, const Operands& x, int64_t b, int64_t head, H
   }
   const float scale = 1.0f / std::sqrt(float(s.d));
   for (int64_t i = 0; i < s.S; ++i) {
-    float* to = d_qkv + (b * s.S + i) * 3 * s.h() + first;
+    float* to = d_placed + (b * s.S + i) * 2 * s.h() + first;
+    T* to_v = d_qkv + ((b * s.S + i) * 3 + 2) * s.h() + first;
     const float *turn = x.turns + i * s.d, *dq = &of.d_q[i * w], *dk = &of.d_k[i * w];
     for (int64_t j = 0; j < s.d; j += 2) {
       const float c = turn[j], sine = turn[j + 1];
@@ -217,26 +235,74 @@ void backward_head(const Shape& s, const Operands& x, int64_t b, int64_t head, H
       to[s.h() + j] = dk[j] * c + dk[j + 1] * sine;
       to[s.h() + j + 1] = dk[j + 1] * c - dk[j] * sine;
     }
-    std::memcpy(to + 2 * s.h(), &of.d_v[i * w], s.d * sizeof(float));
+    for (int64_t j = 0; j < s.d; ++j) put(to_v + j, of.d_v[i * w + j]);
   }
 }
 
-inline float dot3(int64_t n, const float* a, const float* b, const float* c) {
+// sum of a b c
+template <typename T>
+inline float dot(int64_t n, const float* a, const float* b, const T* c) {
   vf lanes{};
   int64_t i = 0;
   for (; i + L <= n; i += L) lanes += load(a + i) * load(b + i) * load(c + i);
   float sum = sum_of(lanes);
-  for (; i < n; ++i) sum += a[i] * b[i] * c[i];
+  for (; i < n; ++i) sum += a[i] * b[i] * at(c + i);
   return sum;
 }
 
-inline float square(int64_t n, const float* a) {
+template <typename T>
+inline float square(int64_t n, const T* a) {
   vf lanes{};
   int64_t i = 0;
   for (; i + L <= n; i += L) lanes += load(a + i) * load(a + i);
   float sum = sum_of(lanes);
-  for (; i < n; ++i) sum += a[i] * a[i];
+  for (; i < n; ++i) sum += at(a + i) * at(a + i);
   return sum;
+}
+
+template <typename T>
+void forward(const Shape& s, const Operands<T>& x, float eps, int threads, T* out, float* lse, float* rstd) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < 2 * s.B * s.S; ++i)
+      rstd[i] = 1.0f / std::sqrt(square(s.h(), x.qkv + (i / 2 * 3 + i % 2) * s.h()) / float(s.h()) + eps);
+    Head of(s, false);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s.B * s.H; ++i) forward_head(s, x, i / s.H, i % s.H, of, out, lse);
+  }
+}
+
+template <typename T>
+void backward(const Shape& s, const Operands<T>& x, const T* d_out, const float* lse, int threads, T* d_qkv,
+              float* d_gain) {
+  const int64_t h = s.h(), tokens = s.B * s.S, blocks = (tokens + TOKENS - 1) / TOKENS;
+  std::vector<float> partial(size_t(blocks) * 2 * h, 0.0f);
+  const std::unique_ptr<float[]> d_placed(new float[size_t(tokens) * 2 * h]);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Head of(s, true);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s.B * s.H; ++i)
+      backward_head(s, x, i / s.H, i % s.H, of, d_out, lse, d_placed.get(), d_qkv);
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t t = block * TOKENS; t < std::min(tokens, (block + 1) * TOKENS); ++t)
+        for (int side = 0; side < 2; ++side) {
+          const T* from = x.qkv + (3 * t + side) * h;
+          T* to = d_qkv + (3 * t + side) * h;
+          const float *gain = side ? x.k_gain : x.q_gain, *g = d_placed.get() + (2 * t + side) * h;
+          float* sums = &partial[(2 * block + side) * h];
+          const float r = x.rstd[2 * t + side], mean = dot(h, g, gain, from) * r * r / float(h);
+          for (int64_t c = 0; c < h; ++c) {
+            sums[c] += g[c] * at(from + c) * r;
+            put(to + c, r * (g[c] * gain[c] - at(from + c) * mean));
+          }
+        }
+  }
+  std::fill(d_gain, d_gain + 2 * h, 0.0f);
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t c = 0; c < 2 * h; ++c) d_gain[c] += partial[block * 2 * h + c];
 }
 
 }  // namespace
@@ -245,52 +311,27 @@ extern "C" {
 
 // qkv [B, S, 3 H d]; gains [H d]; turns [S, d / 2, 2]; start [B, S] or null -> out [B, S, H d], lse [B, H, S],
 // rstd [B, S, 2] of queries and keys.
-int umscale_attention(int64_t B, int64_t S, int64_t H, int64_t d, const float* qkv, const float* q_gain,
+int umscale_attention(int is_bf16, int64_t B, int64_t S, int64_t H, int64_t d, const void* qkv, const float* q_gain,
                       const float* k_gain, const float* turns, const int64_t* start, float eps, int threads,
-                      float* out, float* lse, float* rstd) {
-  const Shape s{B, S, H, d};
-  const Operands x{qkv, q_gain, k_gain, turns, rstd, start};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < 2 * B * S; ++i)
-      rstd[i] = 1.0f / std::sqrt(square(s.h(), qkv + (i / 2 * 3 + i % 2) * s.h()) / float(s.h()) + eps);
-    Head of(s, false);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < B * H; ++i) forward_head(s, x, i / H, i % H, of, out, lse);
-  }
+                      void* out, float* lse, float* rstd) {
+  by_type(is_bf16, [&](auto type) {
+    using T = decltype(type);
+    const Operands<T> x{static_cast<const T*>(qkv), q_gain, k_gain, turns, rstd, start};
+    forward(Shape{B, S, H, d}, x, eps, threads, static_cast<T*>(out), lse, rstd);
+  });
   return 0;
 }
 
 // -> d_qkv [B, S, 3 H d], d_gain [2, H d] of queries and keys.
-int umscale_attention_backward(int64_t B, int64_t S, int64_t H, int64_t d, const float* d_out, const float* qkv,
-                               const float* q_gain, const float* k_gain, const float* turns, const int64_t* start,
-                               const float* lse, const float* rstd, int threads, float* d_qkv, float* d_gain) {
-  const Shape s{B, S, H, d};
-  const Operands x{qkv, q_gain, k_gain, turns, rstd, start};
-  const int64_t h = s.h(), blocks = (B * S + TOKENS - 1) / TOKENS;
-  std::vector<float> partial(size_t(blocks) * 2 * h, 0.0f);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    Head of(s, true);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < B * H; ++i) backward_head(s, x, i / H, i % H, of, d_out, lse, d_qkv);
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t t = block * TOKENS; t < std::min(B * S, (block + 1) * TOKENS); ++t)
-        for (int side = 0; side < 2; ++side) {
-          const float *at = qkv + (3 * t + side) * h, *gain = side ? k_gain : q_gain;
-          float *g = d_qkv + (3 * t + side) * h, *sums = &partial[(2 * block + side) * h];
-          const float r = rstd[2 * t + side], mean = dot3(h, g, gain, at) * r * r / float(h);
-          for (int64_t c = 0; c < h; ++c) {
-            sums[c] += g[c] * at[c] * r;
-            g[c] = r * (g[c] * gain[c] - at[c] * mean);
-          }
-        }
-  }
-  std::fill(d_gain, d_gain + 2 * h, 0.0f);
-  for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t c = 0; c < 2 * h; ++c) d_gain[c] += partial[block * 2 * h + c];
+int umscale_attention_backward(int is_bf16, int64_t B, int64_t S, int64_t H, int64_t d, const void* d_out,
+                               const void* qkv, const float* q_gain, const float* k_gain, const float* turns,
+                               const int64_t* start, const float* lse, const float* rstd, int threads, void* d_qkv,
+                               float* d_gain) {
+  by_type(is_bf16, [&](auto type) {
+    using T = decltype(type);
+    const Operands<T> x{static_cast<const T*>(qkv), q_gain, k_gain, turns, rstd, start};
+    backward(Shape{B, S, H, d}, x, static_cast<const T*>(d_out), lse, threads, static_cast<T*>(d_qkv), d_gain);
+  });
   return 0;
 }
 }

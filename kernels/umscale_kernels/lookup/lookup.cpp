@@ -17,24 +17,6 @@
 
 namespace {
 
-typedef uint16_t vh __attribute__((vector_size(2 * L)));
-typedef uint32_t vu __attribute__((vector_size(4 * L)));
-
-struct bf16 { uint16_t bits; };
-
-inline vf load(const bf16* p) {
-  vh x;
-  std::memcpy(&x, p, sizeof x);
-  return (vf)(__builtin_convertvector(x, vu) << 16);
-}
-inline float at(const float* p) { return *p; }
-inline float at(const bf16* p) {
-  uint32_t x = uint32_t(p->bits) << 16;
-  float f;
-  std::memcpy(&f, &x, 4);
-  return f;
-}
-
 template <typename Row>
 inline float dot(const float* x, const Row* y, int n) {
   vf s0{}, s1{};

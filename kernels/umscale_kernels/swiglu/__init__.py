@@ -1,6 +1,7 @@
 """The gate of SwiGLU (arXiv 2002.05202): [.., 2D] -> [.., D], y = silu(gate) * up, where x = [gate, up].
 
-In C++ on a CPU: one pass forward and one backward, and no copy of the halves. Everything else takes the stock
+In C++ on a CPU: one pass forward and one backward, and no copy of the halves, in float32 or
+bfloat16. Everything else takes the stock
 operations.
 """
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umscale_kernels import native
+from umscale_kernels.operation import operation
 
-_FORWARD = (c_int64, c_int64, c_void_p, c_int, c_void_p)
-_BACKWARD = (c_int64, c_int64, c_void_p, c_void_p, c_int, c_void_p)
+_FORWARD = (c_int, c_int64, c_int64, c_void_p, c_int, c_void_p)
+_BACKWARD = (c_int, c_int64, c_int64, c_void_p, c_void_p, c_int, c_void_p)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -24,7 +26,7 @@ def swiglu(x: Tensor) -> Tensor:
     if not _runs_native(x):
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
-    y: Tensor = _swiglu(x)
+    y: Tensor = SwiGlu.apply(x)
     return y
 
 
@@ -38,48 +40,50 @@ def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _runs_native(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and native.available("swiglu")
-    )
+    taken = x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and taken and x.numel() > 0 and native.available("swiglu")
 
 
-@torch.library.custom_op("umscale::swiglu", mutates_args=())
+class SwiGlu(torch.autograd.Function):
+    """The native path."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        y: Tensor = _swiglu(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        dx: Tensor = _swiglu_backward(dy, *ctx.saved_tensors)
+        return dx
+
+
+def _fake(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@operation("swiglu", _fake)
 def _swiglu(x: Tensor) -> Tensor:
     x = x.contiguous()
     width = x.shape[-1] // 2
     y = x.new_empty(*x.shape[:-1], width)
     function = native.function("swiglu", "umscale_swiglu", *_FORWARD)
-    function(y.numel() // width, width, x.data_ptr(), torch.get_num_threads(), y.data_ptr())
+    sizes = (x.dtype == torch.bfloat16, y.numel() // width, width)
+    function(*sizes, x.data_ptr(), torch.get_num_threads(), y.data_ptr())
     return y
 
 
-@_swiglu.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+def _fake_backward(dy: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("umscale::swiglu_backward", mutates_args=())
+@operation("swiglu_backward", _fake_backward)
 def _swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
     dy, x = dy.contiguous(), x.contiguous()
     width = x.shape[-1] // 2
     dx = torch.empty_like(x)
     function = native.function("swiglu", "umscale_swiglu_backward", *_BACKWARD)
-    function(dy.numel() // width, width, dy.data_ptr(), x.data_ptr(), torch.get_num_threads(), dx.data_ptr())
+    sizes = (x.dtype == torch.bfloat16, dy.numel() // width, width)
+    function(*sizes, dy.data_ptr(), x.data_ptr(), torch.get_num_threads(), dx.data_ptr())
     return dx
-
-
-@_swiglu_backward.register_fake
-def _(dy: Tensor, x: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, dy: Tensor) -> Tensor:
-    dx: Tensor = _swiglu_backward(dy, *ctx.saved_tensors)
-    return dx
-
-
-_swiglu.register_autograd(_backward, setup_context=_setup)

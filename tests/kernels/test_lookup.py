@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 from tests.numerics import assert_close, seeded
 from umscale_kernels import available_backends, lookup, lookup_linked, lookup_traffic_bytes
 from umscale_kernels.backends import interpreted
-from umscale_kernels.lookup import reference
 
 Operands = dict[str, Tensor | None]
 

@@ -176,7 +176,7 @@ class FitOptions:
         str | None,
         typer.Option(
             help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, trainer-choice, token-trend, "
-            "or laws alone; default the study's.",
+            "allocation, or laws alone; default the study's.",
             show_default=False,
         ),
     ] = None

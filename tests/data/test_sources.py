@@ -27,9 +27,9 @@ from umscale.errors import UserError
 TEXT = "".join(f"Line {i} of a plain text, ünïcode included.\n{chr(10) * (i % 7 == 0)}" for i in range(9000))
 
 
-def documents(path: Path, boundary: str = "auto", text_field: str = "text") -> list[bytes]:
+def documents(path: Path, boundary: str = "auto", text_field: str | None = None) -> list[bytes]:
     (source,), _ = find_sources([path], parse_boundary(boundary), text_field)
-    return list(read_documents(source, text_field, lambda n_bytes: None))
+    return list(read_documents(source, text_field or "text", lambda n_bytes: None))
 
 
 def zstd(data: bytes) -> bytes:
@@ -194,9 +194,9 @@ def test_folders_are_read_in_order_without_hidden_and_binary_files(tmp_path: Pat
     for name in ("b.txt", "a/z.txt", "a/c.txt", ".hidden", ".git/config", "image.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\x89PNG\0\0" if name.endswith("png") else name.encode())
-    sources, skipped = find_sources([tmp_path], None, "text")
+    sources, skipped = find_sources([tmp_path], None, None)
     assert [s.label for s in sources] == ["b.txt", "a/c.txt", "a/z.txt"]
-    assert skipped == ["image.png"]
+    assert skipped == ["image.png: binary"]
     with pytest.raises(UserError, match="binary"):
         find_sources([tmp_path / "image.png"], None, "text")
 

@@ -708,4 +708,4 @@ def test_reference_in_float64_keeps_its_dtype() -> None:
     operands = {
         name: x.double() if x.is_floating_point() else x for name, x in problem((3, 9, 2, 1, 4, 4)).items()
     }
-    assert reference.lookup(**operands).dtype == torch.float64
+    assert lookup(**operands, backend="reference").dtype == torch.float64

@@ -133,7 +133,7 @@ def test_routed_refit(routed: dict[str, np.ndarray], router: str) -> None:
     for name, value in REFIT[router].items():
         assert fit.coefficients[name] == pytest.approx(value, abs=1.01 * DIGITS[name]), name
     assert fit.objective_name == "least_squares"
-    assert fit.starts_at_optimum == 1.0
+    assert fit.starts_at_optimum > 0.9  # of starts that lie apart, not of copies of one
     assert fit.unidentified == ()
 
 

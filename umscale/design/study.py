@@ -71,6 +71,7 @@ QUESTIONS = (
     "noise",
     "trainer-choice",
     "token-trend",
+    "allocation",
     "laws",
 )
 KEYS = (

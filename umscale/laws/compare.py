@@ -25,7 +25,7 @@ from umscale.laws.holdout import (
     hold_out,
     mean_error,
 )
-from umscale.laws.uncertainty import resampled_together
+from umscale.laws.uncertainty import chance_of_gain, resampled_together
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Codes, Table, levels, missing_columns, select_rows, where
 
@@ -220,11 +220,12 @@ def nulls_beside(laws: Sequence[Law]) -> tuple[Law, ...]:
     )
 
 
-def compare(fits: Sequence[FitResult], groups: Codes | None = None) -> Comparison:
+def compare(fits: Sequence[FitResult], groups: Codes | None = None, *, unit: str = "nats") -> Comparison:
     """Compare fits of one set of rows (as ``fit_laws`` makes them).
 
-    ``groups`` [rows] numbers those that err together; None takes what the bootstrap resamples. Raises ``UserError``
-    when there is none or they were fitted to different rows.
+    ``groups`` [rows] numbers those that err together; None takes what the bootstrap resamples. ``unit`` is the losses'
+    in a word, empty where it is not known. Raises ``UserError`` when there is none or they were fitted to different
+    rows.
     """
     if not fits:
         raise UserError("nothing to compare: name at least one law")
@@ -240,8 +241,8 @@ def compare(fits: Sequence[FitResult], groups: Codes | None = None) -> Compariso
         # Errors are compared in pairs: one grouping for all laws, the coarsest that any of them is resampled by.
         groups = min((resampled_together(fit) for fit in fits), key=lambda codes: len(np.unique(codes)))
     compared = tuple(_compared(fit, groups, noise) for fit in fits)
-    name, reason = _recommend(compared)
-    return Comparison(laws=compared, recommended=name, reason=reason, uses=_uses(compared))
+    name, reason = _recommend(compared, groups, unit)
+    return Comparison(laws=compared, recommended=name, reason=reason, uses=_uses(compared, groups, unit))
 
 
 def _compared(fit: FitResult, groups: Codes, noise: Array) -> Compared:
@@ -277,7 +278,7 @@ def _criteria(fit: FitResult, k: int) -> tuple[float, float]:
     return float(minus_twice + 2 * k + 2 * k * (k + 1) / (n - k - 1)), float(minus_twice + k * np.log(n))
 
 
-def _recommend(laws: Sequence[Compared]) -> tuple[str, str]:
+def _recommend(laws: Sequence[Compared], groups: Codes, unit: str) -> tuple[str, str]:
     """The simplest law within noise of the least mean hold-out error, over the edges all were tested on; else AICc."""
     usable = [c for c in laws if not c.fit.unidentified and c.fit.is_exact]
     if not usable:
@@ -291,37 +292,58 @@ def _recommend(laws: Sequence[Compared]) -> tuple[str, str]:
             mean_error([e for e in (_error(c, edge) for edge in edges) if e is not None]) for c in usable
         ]
         held = " and ".join(HELD[e].format(held_axis(usable[0].fit.rows, e)[0]) for e in edges)
-        best, words = _simplest(usable, means)
-        return best.fit.law.name, f"{words} with {held}, {_in_order(usable, means)}"
+        best, words = _simplest(usable, means, groups)
+        return best.fit.law.name, f"{words} with {held}, {_in_order(usable, means, unit)}"
     if all(np.isfinite(c.aicc) for c in usable):
         return _least_aicc(usable).fit.law.name, (
             f"fewest parameters within {_TIE:g} of the least AICc; no hold-out was possible"
         )
     if inside := [c.inside for c in usable if c.inside is not None]:
         these = [c for c in usable if c.inside is not None]
-        best, words = _simplest(these, inside)
+        best, words = _simplest(these, inside, groups)
         return (
             best.fit.law.name,
-            f"{words} with each group of rows left out in turn, {_in_order(these, inside)}",
+            f"{words} with each group of rows left out in turn, {_in_order(these, inside, unit)}",
         )
     best = min(usable, key=lambda c: c.n_parameters)
     return best.fit.law.name, "fewest parameters: neither hold-outs nor AICc can choose on these rows"
 
 
-def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed]) -> tuple[Compared, str]:
-    """The law with fewest coefficients of those that noise does not put behind the best, and words that name them."""
-    least = int(np.argmin([e.error for e in errors]))
+def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Codes) -> tuple[Compared, str]:
+    """The law with fewest coefficients of those that no other puts behind it, and words that name them.
+
+    A law is behind another where its ``errors`` are greater by more than noise; or where the other follows all rows
+    better by more than noise and its errors do not contradict that, for few rows lie beyond an edge.
+    """
     level = 1 - (1 - _LEVEL) / max(len(laws) - 1, 1)
-    tied = [k for k, e in enumerate(errors) if k == least or not e.behind(errors[least], level)]
+    pairs = [(k, j) for k in range(len(laws)) for j in range(len(laws)) if j != k]
+    outside = {(k, j) for k, j in pairs if errors[k].behind(errors[j], level)}
+    inside = {
+        (k, j) for k, j in pairs if (j, k) not in outside and _behind_inside(laws[k], laws[j], groups, level)
+    }
+    beaten = {k for k, _ in outside | inside}
+    tied = [k for k in range(len(laws)) if k not in beaten] or [int(np.argmin([e.error for e in errors]))]
     chosen = min(tied, key=lambda k: (laws[k].n_parameters, errors[k].error))
     others = [laws[k].fit.law.name for k in sorted(tied, key=lambda k: errors[k].error) if k != chosen]
-    if not others:
+    if others:
+        names = f"{', '.join(others[:-1])} and {others[-1]}" if len(others) > 1 else others[0]
+        return laws[chosen], f"simplest of those that noise does not tell apart (tied with {names})"
+    if all((k, chosen) in outside for k in range(len(laws)) if k != chosen):
         return laws[chosen], "least error"
-    names = f"{', '.join(others[:-1])} and {others[-1]}" if len(others) > 1 else others[0]
-    return laws[chosen], f"simplest of those that noise does not tell apart (tied with {names})"
+    return laws[
+        chosen
+    ], "the others follow all rows worse, by more than noise, and these errors do not contradict that,"
 
 
-def _uses(laws: Sequence[Compared]) -> tuple[Use, ...]:
+def _behind_inside(law: Compared, other: Compared, groups: Codes, level: float) -> bool:
+    """By how much a law of more coefficients follows the rows better; else by groups of rows left out in turn."""
+    chance = chance_of_gain(law.fit, other.fit, groups)
+    if np.isfinite(chance):
+        return chance < 1 - level
+    return law.inside is not None and other.inside is not None and law.inside.behind(other.inside, level)
+
+
+def _uses(laws: Sequence[Compared], groups: Codes, unit: str) -> tuple[Use, ...]:
     """The law for the rows' own range, and the one for each edge at which any could be tested."""
     usable = [c for c in laws if not c.fit.unidentified and c.fit.is_exact] or list(laws)
     found = []
@@ -331,16 +353,16 @@ def _uses(laws: Sequence[Compared]) -> tuple[Use, ...]:
         found.append(Use(purpose="within the rows' range", law=best.fit.law.name, reason=reason))
     elif inside:
         errors = [c.inside for c in inside if c.inside is not None]
-        best, words = _simplest(inside, errors)
-        reason = f"{words} with each group of rows left out in turn, {_in_order(inside, errors)}"
+        best, words = _simplest(inside, errors, groups)
+        reason = f"{words} with each group of rows left out in turn, {_in_order(inside, errors, unit)}"
         found.append(Use(purpose="within the rows' range", law=best.fit.law.name, reason=reason))
     for edge in EDGES:
         tested = [(c, e) for c in usable if (e := _error(c, edge)) is not None]
         if tested:
             these, at_edge = [c for c, _ in tested], [e for _, e in tested]
-            best, words = _simplest(these, at_edge)
+            best, words = _simplest(these, at_edge, groups)
             axis = held_axis(best.fit.rows, edge)[0]
-            reason = f"{words} with {HELD[edge].format(axis)}, {_in_order(these, at_edge)}"
+            reason = f"{words} with {HELD[edge].format(axis)}, {_in_order(these, at_edge, unit)}"
             found.append(Use(purpose=BEYOND[edge].format(axis), law=best.fit.law.name, reason=reason))
     return tuple(found)
 
@@ -350,9 +372,13 @@ def _least_aicc(laws: Sequence[Compared]) -> Compared:
     return min((c for c in laws if c.aicc <= least + _TIE), key=lambda c: (c.n_parameters, c.aicc))
 
 
-def _in_order(laws: Sequence[Compared], errors: Sequence[Jackknifed]) -> str:
-    words = ", ".join(f"{1e3 * e.error:.1f} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True))
-    return f"in 0.001 nats: {words}"
+def _in_order(laws: Sequence[Compared], errors: Sequence[Jackknifed], unit: str) -> str:
+    """Errors in thousandths of the unit; as they are where the losses' unit is not known."""
+    size, form = (1e3, ".1f") if unit else (1.0, ".3g")
+    words = ", ".join(
+        f"{size * e.error:{form}} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True)
+    )
+    return f"in 0.001 {unit}: {words}" if unit else f"errors {words}"
 
 
 def _error(compared: Compared, edge: Edge) -> Jackknifed | None:

@@ -403,8 +403,8 @@ def _solve(task: _Task, extra: Array | None = None) -> _Solved:
     if reduced.bounds:
         known = np.concatenate([known, _unbounded_optima(task)])
     problem, solution = _search(task, reduced, known)
-    best = int(solution.objective.argmin())
-    least = float(solution.objective[best])
+    best = int(solution.objective.argmin()) if len(solution.objective) else -1
+    least = float(solution.objective[best]) if best >= 0 else np.inf
     if not np.isfinite(least):
         raise UserError(
             f"no starting values give law {law.name!r} a finite positive loss on every row: "

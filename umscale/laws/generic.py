@@ -5,7 +5,8 @@ relative residuals (``projection``), and the distinct basins they end in are pol
 same Newton as power laws, with derivatives from the tree.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from umscale import formulas as tree
 from umscale.laws.engine import Bounds, Solution, Surface, minimise, objective_at
 from umscale.laws.forms import ExpressionLaw, Residual
-from umscale.laws.projection import Projection, view_of
+from umscale.laws.projection import Projection, centres_of, view_of
 from umscale.laws.starts import draw
 from umscale.results.columns import Array
 
@@ -137,28 +138,32 @@ def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = Non
     none = np.zeros((0, len(problem.index))), np.zeros(0)
     drawn, mixed = none, none
     for turn in range(_ROUNDS):
+        kinds = []
         if turn and np.isfinite(drawn[1]).any():
-            mixed = _joined(
-                mixed, _descended(projection, _mixed(problem, projection, loss, _joined(drawn, mixed), rng))
-            )
-        n_starts = _REFINED // 4 if turn else _REFINED
-        drawn = _joined(drawn, _descended(projection, _round(problem, projection, loss, rng, n_starts)))
+            kinds.append(_mixed(problem, projection, loss, _joined(drawn, mixed), rng))
+        kinds.append(_round(problem, projection, loss, rng, _REFINED // 4 if turn else _REFINED))
+        *mixes, fresh = _descended(projection, kinds)
+        mixed, drawn = _joined(mixed, *mixes), _joined(drawn, fresh)
         if not projection.nonlinear or _agreeing(drawn[1], mixed[1]) >= _AGREED:
             break
     ends, values = _joined(drawn, mixed)
     return _polished(problem, projection.view.inside(ends), values, loss, extra, n_drawn=len(drawn[0]))
 
 
-def _joined(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
-    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+def _joined(*ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    return np.concatenate([theta for theta, _ in ends]), np.concatenate([value for _, value in ends])
 
 
-def _descended(projection: Projection, theta: Array) -> tuple[Array, Array]:
-    """Where starts lead, the most promising of them all the way."""
-    theta, value = projection.refine(theta, steps=_STEPS)
-    further = np.argsort(value, kind="stable")[:_FOLLOWED]
+def _descended(projection: Projection, kinds: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """Where starts of each kind lead, the most promising of each all the way; together, as one batch."""
+    theta, value = projection.refine(np.concatenate(kinds), steps=_STEPS)
+    ends = np.cumsum([0, *(len(starts) for starts in kinds)])
+    parts = [slice(first, last) for first, last in itertools.pairwise(ends)]
+    further = np.concatenate(
+        [part.start + np.argsort(value[part], kind="stable")[:_FOLLOWED] for part in parts]
+    )
     theta[further], value[further] = projection.refine(theta[further], steps=_MORE_STEPS)
-    return theta, value
+    return [(theta[part], value[part]) for part in parts]
 
 
 def _agreeing(drawn: Array, others: Array) -> int:
@@ -195,7 +200,16 @@ def _projection(problem: ExpressionProblem, loss: Array) -> Projection:
     columns = {name: np.broadcast_to(column, loss.shape)[rows] for name, column in problem.columns.items()}
     if problem.row_weights is not None:
         weight = weight * np.sqrt(problem.row_weights[rows])
-    return Projection(view=view, columns=columns, target=target, weight=weight, low=low, high=high)
+    moving = [name for name in problem.index if name not in view.linear and name not in view.sizes]
+    return Projection(
+        view=view,
+        columns=columns,
+        target=target,
+        weight=weight,
+        low=low,
+        high=high,
+        centres=centres_of(problem.law.root, problem.index, columns, moving),
+    )
 
 
 def _draws(
@@ -244,7 +258,8 @@ def _mixed(
     good = theta[np.argsort(value, kind="stable")[:_PARENTS]]
     fresh = _draws(problem, projection, loss, rng)
     parents = good[rng.integers(len(good), size=len(fresh))]
-    moved = parents * np.exp(0.3 * rng.standard_normal(parents.shape))
+    with np.errstate(over="ignore"):
+        moved = parents * np.exp(0.3 * rng.standard_normal(parents.shape))
     child = np.where(rng.random(fresh.shape) < rng.uniform(0.1, 0.9, (len(fresh), 1)), moved, fresh)
     child, value = projection.solve(np.clip(child, projection.low, projection.high))
     ordered = np.argsort(value, kind="stable")

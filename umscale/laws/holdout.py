@@ -54,7 +54,8 @@ class Jackknifed:
         """Whether this error is greater than the other's, of the same groups, by more than noise explains."""
         from umscale.laws.special import stdtrit
 
-        spread = float(np.linalg.norm(self.moves - other.moves))
+        with np.errstate(invalid="ignore"):  # both may be infinite
+            spread = float(np.linalg.norm(self.moves - other.moves))
         if self.freedom < 1 or not np.isfinite(spread):
             return False
         return self.error - other.error > float(stdtrit(self.freedom, level)) * spread
@@ -93,6 +94,7 @@ def mean_error(parts: "list[Jackknifed]") -> Jackknifed:
     )
 
 
+@np.errstate(all="ignore")  # laws that run away without some rows say so by infinities
 def group_error(fit: FitResult, groups: Codes) -> Jackknifed:
     """RMSE in nats of each group of rows by the law fitted without it."""
     codes = _few(groups)
@@ -125,6 +127,7 @@ def _jackknifed(gaps: Array, moved: Array, n_tested: int) -> Jackknifed:
     )
 
 
+@np.errstate(all="ignore")  # laws that run away without some rows say so by infinities
 def hold_out(fit: FitResult, edge: Edge, groups: Codes, noise: Array) -> HoldOut:
     """The law fitted without the rows at an edge, and its error there.
 

@@ -5,7 +5,7 @@ alone, and Kaufman's Jacobian is −(1 − ΦΦ⁺) ∂f/∂q at fixed c (Golub 
 steps advance a whole batch of S starts together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,79 @@ def view_of(root: Node, index: Mapping[str, int], held: frozenset[str] = frozens
     if len(in_logarithm) > len(linear):
         return View(root=logs, logarithmic=True, linear=in_logarithm, sizes={}, index=index)
     return View(root=level, logarithmic=False, linear=linear, sizes=sizes, index=index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Centre:
+    """A coefficient c beside powers, c·Π x_i^(±e_i): steps move its product at the middle of the rows, not c itself.
+
+    Where an offset takes up that product's level, as in S + s·N^g, what the rows tell is its slope, c·e: steps keep
+    that instead, or they would have to follow a hyperbola as e nears 0.
+    """
+
+    coefficient: int
+    exponents: tuple[tuple[int, float], ...]
+    """(column of θ, ± the mean of ln x over the rows)."""
+    by_slope: bool
+    offset: int | None
+    """Column of θ of an offset that takes steps of its own: they move its sum with the product."""
+
+    def size(self, theta: Array) -> Array:
+        """The product at the middle of the rows [S]."""
+        size = theta[:, self.coefficient]
+        for j, level in self.exponents:
+            size = size * np.exp(level * theta[:, j])
+        return size
+
+
+def centres_of(
+    root: Node, index: Mapping[str, int], columns: Mapping[str, Array], moving: Collection[str]
+) -> tuple[Centre, ...]:
+    """A centre for each coefficient among ``moving`` that stands beside powers of columns."""
+    found: dict[str, Centre] = {}
+    for part in tree.walk(root):
+        if not (isinstance(part, Apply) and part.operation in ("+", "-")):
+            continue
+        summands = tree.terms(part)
+        offsets = [(sign, term.name) for sign, term in summands if isinstance(term, Coefficient)]
+        for own, term in summands:
+            factors = tree.factors(term)
+            scales = [f.name for power, f in factors if isinstance(f, Coefficient) and power > 0]
+            powers = [
+                one
+                for power, f in factors
+                if (one := _power_of_columns(f, power, index, columns, moving)) is not None
+            ]
+            if len(scales) != 1 or scales[0] not in moving or not powers:
+                continue
+            by_slope = bool(offsets) and len(powers) == 1 and offsets[0][0] == own
+            moves_too = by_slope and offsets[0][1] in moving and len(scales) == len(factors) - 1
+            found[scales[0]] = Centre(
+                coefficient=index[scales[0]],
+                exponents=tuple(powers),
+                by_slope=by_slope,
+                offset=index[offsets[0][1]] if moves_too else None,
+            )
+    return tuple(found.values())
+
+
+def _power_of_columns(
+    factor: Node,
+    power: float,
+    index: Mapping[str, int],
+    columns: Mapping[str, Array],
+    moving: Collection[str],
+) -> tuple[int, float] | None:
+    """(column of θ of e, ± the mean of ln x) of a factor x^(±e) without coefficients in x."""
+    match factor:
+        case Apply("**", (base, exponent)) if not tree.coefficient_names(base):
+            (sign, inner), *more = tree.terms(exponent)
+            if more or not isinstance(inner, Coefficient) or inner.name not in moving:
+                return None
+            with np.errstate(all="ignore"):
+                level = np.log(tree.evaluate(base, columns, np.zeros((1, 0)), {}, order=0).value).mean()
+            return (index[inner.name], power * sign * float(level)) if np.isfinite(level) else None
+    return None
 
 
 def _with_sizes(root: Node, held: frozenset[str]) -> tuple[Node, dict[str, float]]:
@@ -117,6 +190,7 @@ class Projection:
     low: Array
     """Least value of each coefficient of the view [P]."""
     high: Array
+    centres: tuple[Centre, ...] = ()
 
     @property
     def nonlinear(self) -> tuple[str, ...]:
@@ -186,12 +260,7 @@ class Projection:
             if not len(active):
                 break
             at = theta[active]
-            trial = at.copy()
-            trial[:, moving] = np.clip(
-                at[:, moving] + _step(slope[active], residual[active], damping[active]),
-                self.low[moving],
-                self.high[moving],
-            )
+            trial = self._moved(at, _step(slope[active], residual[active], damping[active]))
             t_theta, t_value, t_residual, t_design = self._solved(trial)
             better = t_value < value[active]
             gain = (value[active] - t_value) / np.maximum(value[active], 1e-300)
@@ -205,8 +274,25 @@ class Projection:
             active = active[(idle[active] < 2) & (damping[active] < _STUCK)]
         return theta, value
 
+    def _moved(self, theta: Array, step: Array) -> Array:
+        """θ [S, P] after steps [S, Q] of the nonlinear coefficients, those with a centre moved about it."""
+        moving, trial = self.moving, theta.copy()
+        trial[:, moving] += step
+        for centre in self.centres:
+            k = centre.coefficient
+            size = theta[:, k] * (1 + step[:, moving.index(k)])
+            for j, level in centre.exponents:
+                size = size * np.exp(-level * (trial[:, j] - theta[:, j]))
+                if centre.by_slope:
+                    size = size * theta[:, j] / trial[:, j]
+            trial[:, k] = size
+            if centre.offset is not None:
+                trial[:, centre.offset] += centre.size(theta) - centre.size(trial)
+        trial[:, moving] = np.clip(trial[:, moving], self.low[moving], self.high[moving])
+        return trial
+
     def _slopes(self, theta: Array, residual: Array, design: Array) -> Array:
-        """Kaufman's Jacobian of the fit [S, Q, N], Φ projected out; zero where it is not finite."""
+        """Kaufman's Jacobian of the fit [S, Q, N], Φ projected out, of steps as ``_moved`` takes them."""
         names = self.nonlinear
         jet = tree.evaluate(self.view.root, self.columns, theta, self.view.index, order=1, along=names)
         slope = np.zeros((len(theta), len(names), len(self.target)))
@@ -214,6 +300,18 @@ class Projection:
             for k, name in enumerate(names):
                 if self.view.index[name] in jet.first:
                     slope[:, k] = jet.first[self.view.index[name]] * self.weight
+        moving = self.moving
+        for centre in self.centres:
+            k = moving.index(centre.coefficient)
+            own = slope[:, k] * theta[:, centre.coefficient, None]
+            for j, level in centre.exponents:
+                slope[:, moving.index(j)] -= level * own
+            if centre.offset is not None:
+                own = own - centre.size(theta)[:, None] * slope[:, moving.index(centre.offset)]
+            if centre.by_slope:
+                j = centre.exponents[0][0]
+                slope[:, moving.index(j)] -= own / theta[:, j, None]
+            slope[:, k] = own
         slope = np.where(np.isfinite(slope).all(axis=2, keepdims=True), slope, 0.0)
         if design.shape[1]:
             unit = _orthonormal(design)

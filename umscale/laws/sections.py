@@ -251,7 +251,7 @@ def _section(
     codes, unit = resampling_groups(part, fits[0], settings)
     if not settings.is_study and settings.group is None and "run_id" not in part:
         fits = tuple(_noticed(part, fit) for fit in fits)
-    comparison = compare(fits, codes)
+    comparison = compare(fits, codes, unit=settings.units.get("loss", "").partition(" per ")[0])
     found = Section(
         stage=stage,
         compensation=compensation,

@@ -206,6 +206,33 @@ def profile_interval(
     return Estimate(value=value, low=max(low, least), high=min(high, most))
 
 
+def chance_of_gain(fit: FitResult, richer: FitResult, groups: Codes) -> float:
+    """How likely noise alone lets a law of more coefficients lower the objective by as much as it does; NaN if unknown.
+
+    The tail of F in 2(Q − Q′)·b/(s²·more coefficients), with b and s² of the richer law as in ``profile_interval``: the
+    F test of nested laws for least squares, its like for Huber's objective. ``groups`` [rows] err together: s² is then
+    at least what sums over groups tell, and the degrees of freedom are groups minus coefficients.
+    """
+    from umscale.laws.special import fdtrc
+
+    used, fewer = (one.rank + one.blocks.shape[1] for one in (richer, fit))
+    n_groups = len(np.unique(groups))
+    how = [(one.objective_name, one.delta, one.residual, one.above) for one in (fit, richer)]
+    if how[0] != how[1] or richer.above != 1 or richer.objective_name == "least_absolute":
+        return float("nan")
+    if used <= fewer or n_groups <= used:
+        return float("nan")
+    psi = np.clip(richer.residuals, -richer.delta, richer.delta) * _root_weights(richer)
+    spread = float(psi @ psi) / (fit.n_rows - used)
+    if n_groups < fit.n_rows:
+        sums = np.bincount(np.unique(groups, return_inverse=True)[1].reshape(-1), weights=psi)
+        spread = max(spread, float(sums @ sums) / (n_groups - used) * n_groups / fit.n_rows)
+    if spread <= 0:
+        return 0.0 if fit.objective > richer.objective else 1.0
+    gain = 2 * (fit.objective - richer.objective) * _curvature(richer) / spread
+    return float(fdtrc(used - fewer, n_groups - used, max(gain, 0.0) / (used - fewer)))
+
+
 def _profile_ends(fit: FitResult, name: str, allowed: float, by_ratio: bool) -> tuple[float, float]:
     """The two values at which the profile has risen by ``allowed``; steps follow √rise, which is near linear."""
     value = fit.coefficients[name]

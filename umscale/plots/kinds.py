@@ -14,6 +14,7 @@ from umscale.laws.compare import Compared
 from umscale.laws.forms import FIRST_LAWS, Law
 from umscale.laws.sections import Section, Settings, table_report
 from umscale.laws.uncertainty import Uncertainty
+from umscale.plots.allocation import allocation_figure
 from umscale.plots.architectures import architectures
 from umscale.plots.coefficients import coefficient_pairs
 from umscale.plots.iso_flop import iso_flop
@@ -26,6 +27,7 @@ from umscale.plots.residuals import residuals
 from umscale.plots.scaling import Along, scaling
 from umscale.plots.training import curves
 from umscale.plots.trend import token_trend_figure
+from umscale.questions.allocation import allocations
 from umscale.questions.architectures import compare_architectures
 from umscale.questions.density_map import DensityMap, density_map, study_map
 from umscale.questions.density_over_size import fit_effects, why_thin
@@ -235,6 +237,13 @@ def _trend(gallery: Gallery) -> Figures:
     }
 
 
+def _allocation(gallery: Gallery) -> Figures:
+    return {
+        suffix: allocation_figure(allocations(part, losses=(gallery.loss,), seed=gallery.seed))
+        for suffix, _, part in gallery.parts()
+    }
+
+
 def _residuals(gallery: Gallery) -> Figures:
     return {
         suffix: residuals(section.uncertainty[i], section.diagnostics[i])
@@ -345,6 +354,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             shows="loss against the memory's share of compute, its optimum and the paper's 17%",
             needs="three memory-to-FFN ratios or more",
             draw=_ratio,
+        ),
+        "allocation": Kind(
+            shows="loss over the shares of experts and memories, its optimum and region, or loss against n-gram rows",
+            needs="three shares or more (axes memory_share, ngram_share), or four sizes of n-gram tables",
+            draw=_allocation,
         ),
         "residuals": Kind(
             shows="what the law misses, against the fitted loss and every axis",

@@ -356,13 +356,13 @@ def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
 def _extrapolated(fit: FitResult) -> tuple[str, ...]:
     """The points of the contrasts beyond the largest level."""
     said = []
-    for symbol, multiple in (("m", 2), ("N_s", 2), ("m", 3)):
+    for symbol, multiple in (("m", 2**0.5), ("N_s", 2), ("m", 3)):
         largest = fit.domain[symbol][1]
         point = multiple * fit.reference[symbol]
         if point > 1.01 * largest:
             column = fit.columns[symbol]
             said.append(
-                f"{multiple} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
+                f"{multiple:.3g} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
                 f"{count(largest)}"
             )
     return tuple(said)

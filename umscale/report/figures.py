@@ -26,6 +26,7 @@ _TITLES: Mapping[str, str] = {
     "map": "Where density beats size",
     "trend": "What a doubling buys, by token budget",
     "ratio": "Loss against the memory's share of computation",
+    "allocation": "Loss over the shares of the sparse budget",
     "rates": "Loss against learning rates",
     "residuals": "Residuals of the law",
     "predicted": "Observed against predicted loss",
@@ -48,6 +49,8 @@ _LOOK: Mapping[str, str] = {
     "stretch holds every number of tokens at which that cannot be ruled out.",
     "ratio": "Look at the bottom of the parabola and the shaded interval about it: does it hold the paper's "
     "dashed line?",
+    "allocation": "Look at the least point and the interval or region about it: does it reach an end, and do the cells lie "
+    "on the curve there?",
     "rates": "In each panel, look whether the dashed default lies in the shaded interval of the best rate, "
     "and how flat the bottom is there.",
     "residuals": "Squares that drift up or down along an axis are an effect that the law misses; single "

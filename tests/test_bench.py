@@ -1,11 +1,13 @@
 """The benchmark: baselines compute what the layer computes, and every table is printed and written."""
 
+import dataclasses
 import json
 import math
 import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +25,12 @@ from umscale.bench.baselines import (
     with_embedding_bag,
 )
 from umscale.bench.kernels import PARTS, bench_kernels
+from umscale.bench.release import release_step
 from umscale.bench.report import Target
 from umscale.bench.setting import Setting, lookup_operands, ultramem_v2_layer
 from umscale.bench.timing import clock_of, interleaved, rows
+from umscale.bench.training import RELEASE, bench_losses, bench_train, current_step, shape_of
+from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
 from umscale_cli.bench import kernels
 from umscale_kernels import lookup
@@ -194,3 +199,32 @@ def test_cuda_without_a_gpu_is_one_line_and_exit_code_2(source_paths, tmp_path):
 def test_what_cannot_be_measured_is_said(options, said):
     with pytest.raises(UserError, match=said):
         bench_kernels(rounds=1, **options)
+
+
+def test_the_step_of_0_2_computes_what_todays_does():
+    spec, batch = shape_of("sweep", n_keys=16, top_m=4)
+    spec = dataclasses.replace(spec, d_model=32)
+    tokens = torch.randint(spec.vocab_size, (batch, 33), generator=seeded(0))
+    now, then = current_step(spec, tokens, "float32"), release_step(spec, tokens, "float32")
+    assert [now().item() for _ in range(3)] == pytest.approx([then().item() for _ in range(3)], rel=1e-5)
+
+
+def test_a_training_step_is_timed_beside_others():
+    root = Path(__file__).parents[1]
+    result = bench_train(1, 1, 8, 64, shape="sweep", precision="float32", compiled=False, beside=root)
+    names = {row["name"] for row in result["variants"]}
+    assert {"plain", "aten", RELEASE, "dense", f"dense, {RELEASE}", f"dense, {root.name}"} <= names
+    assert all(row["seconds"] > 0 and row["matmul_share"] > 0 for row in result["variants"])
+    assert f"dense over dense, {RELEASE}" in result["ratios"]
+    assert math.isclose(sum(result["profile"].values()), 1.0)
+    with pytest.raises(UserError, match="not a source tree"):
+        bench_train(1, 1, 8, 64, shape="sweep", precision="float32", compiled=False, beside=root / "tests")
+
+
+def test_losses_are_compared_by_seed():
+    found = bench_losses(open_corpus("kjv"), tokens=20_480, seeds=2, top_m=4, n_keys=64, precision="float32")
+    assert [row["seed"] for row in found["rows"]] == [0, 1]
+    assert all(abs(row["difference"]) < 0.02 for row in found["rows"]), (
+        "ten steps: rounding has not grown yet"
+    )
+    assert found["between_seeds"] > 0

@@ -114,7 +114,7 @@ def test_table_options_learn_and_resume_bitwise(corpus, options, tmp_path):
 
 
 def test_dense_and_row_updates_agree_while_every_row_is_read(corpus, tmp_path):
-    """With a tiny table each step reads every row, and lazy AdamW is AdamW; its decay comes every fourth step, so none."""
+    """With a tiny table each step reads every row, and lazy AdamW is AdamW; it decays at every fourth, so none."""
     memory = MemorySpec(n_keys=3, top_m=9, d_key=8, d_pre_value=8, d_value=8)
     found = []
     for gradient in ("dense", "rows"):

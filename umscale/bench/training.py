@@ -53,7 +53,9 @@ def shape_of(name: str, n_keys: int, top_m: int) -> tuple[ModelSpec, int]:
     backbone, batch = SHAPES[name]
     memory = MemorySpec(n_keys=n_keys, top_m=top_m)
     if name == "sweep":
-        memory = MemorySpec(n_keys=n_keys, top_m=top_m, d_key=16, d_pre_value=16, d_value=32, preselect_m=32)
+        memory = dataclasses.replace(
+            memory, preselect_m=min(32, n_keys), d_key=16, d_pre_value=16, d_value=32
+        )
     return dataclasses.replace(backbone, memory=memory), batch
 
 

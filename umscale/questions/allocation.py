@@ -584,7 +584,7 @@ class AllocationAnswer(Answer):
 
     def to_json(self, **context: Any) -> list[dict[str, Any]]:
         """The answers as they are."""
-        return [asdict(one) for one in (*self.found, *self.slots)]
+        return [*map(asdict, self.found), *map(asdict, self.slots)]
 
     def blocks(self) -> list[Block]:
         """A verdict and tables for each compensation; averaged weights in a sentence beside raw ones."""

@@ -362,8 +362,8 @@ def _extrapolated(fit: FitResult) -> tuple[str, ...]:
         if point > 1.01 * largest:
             column = fit.columns[symbol]
             said.append(
-                f"{multiple:.3g} times the central {column} is {point / largest:.3g} times the largest {column} measured, "
-                f"{count(largest)}"
+                f"{multiple:.3g} times the central {column} is {point / largest:.3g} times the largest {column} "
+                f"measured, {count(largest)}"
             )
     return tuple(said)
 

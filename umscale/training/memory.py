@@ -157,7 +157,7 @@ def measure_block(run: RunSpec, with_memory: bool) -> BlockMemory:
     def forward() -> Tensor:
         bfloat16 = run.train.precision == "bfloat16"
         with torch.autocast("cpu", torch.bfloat16) if bfloat16 else contextlib.nullcontext():
-            y, remembered = block(x, rotary, tables)
+            y, remembered = block(x, rotary, None, tables)
         return y.sum() if remembered is None else y.sum() + remembered.sum()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -24,7 +24,7 @@ from umscale.bench.baselines import (
     readable,
     with_embedding_bag,
 )
-from umscale.bench.kernels import PARTS, bench_kernels
+from umscale.bench.kernels import PARTS, WASTE, bench_kernels
 from umscale.bench.release import release_step
 from umscale.bench.report import Target
 from umscale.bench.setting import Setting, lookup_operands, ultramem_v2_layer
@@ -105,7 +105,7 @@ def test_targets_bound_from_above_or_below():
 
 
 @pytest.mark.skipif(not triton_runs(), reason="needs a GPU, or Triton's interpreter")
-@pytest.mark.parametrize("name", [part for part in PARTS["cuda"] if part != "peers"])
+@pytest.mark.parametrize("name", [part for part in PARTS["cuda"] if part not in ("peers", *WASTE)])
 def test_the_tables_of_a_gpu_at_a_tiny_shape(name):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     setting = Setting(**(TINY | {"tokens": 2, "top_m": 3, "table_rows": (20,)}))

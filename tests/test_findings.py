@@ -29,8 +29,8 @@ def printed(command: str) -> str:
 
 
 def plain(text: str) -> str:
-    """One way to write a sign; no bold."""
-    return text.replace("**", "").replace("−", "-").replace("+", "")
+    """One way to write a sign and to part a value from its interval, which tables give a column each; no bold."""
+    return re.sub(r"\s+", " ", text.replace("**", "").replace("−", "-").replace("+", ""))
 
 
 def sections() -> list[tuple[str, str]]:

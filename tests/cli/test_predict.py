@@ -123,7 +123,8 @@ def test_options_of_the_fit_for_odd_tables(cli: Cli, tmp_path: Path) -> None:
     objective = weighted["fits"][0]["objective"]
     assert (objective["error"], objective["above"]) == ("se", 0.5)
     assert "no column 'foo'" in cli.refusal("fit", str(path), "--law", "E + A*foo**-a")
-    assert "RMSE nats" not in cli("fit", str(path), "--law", law, "--draws", "0")[0]
+    assert "RMSE, nats" not in cli("fit", str(path), "--law", law, "--draws", "0")[0]
     assert (
-        "RMSE nats" in cli("fit", str(path), "--law", law, "--draws", "0", "--unit", "loss=nats per token")[0]
+        "RMSE, nats"
+        in cli("fit", str(path), "--law", law, "--draws", "0", "--unit", "loss=nats per token")[0]
     )

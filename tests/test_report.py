@@ -105,7 +105,7 @@ def test_the_verdict_is_the_librarys(density):
     text = Reader(to_html(density)).text
     found = density_over_size.answer(recorded("enwik8_density").columns(), Asked())
     assert len(density.answers) == 1
-    assert density.answers[0].verdict.startswith("Supported before and after the decay")
+    assert density.answers[0].verdict.startswith("Supported and falls with tokens before and after the decay")
     for verdict in found.verdicts:
         readings = (verdict.from_law, verdict.from_pairs) if verdict.loss == "loss" else (verdict.from_law,)
         for reading in readings:

@@ -458,7 +458,7 @@ class DensityAnswer(Answer):
         for compensation, stages in by_compensation(self.verdicts, first).items():
             trends = {t.stage: t for t in self.trends if (t.compensation, t.loss) == (compensation, first)}
             words = {s: _over_budgets(v, trends.get(s)) for s, v in stages.items()}
-            answers = set(words.values())
+            answers = {word.partition(" and ")[0] for word in words.values()}
             sentences = [_density_sentence(v, trends.get(v.stage)) for v in reversed(stages.values())]
             if {"supported", "contradicted"} <= answers:
                 sentences.append("The answer changes sign at the decay.")

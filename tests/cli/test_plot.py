@@ -65,7 +65,7 @@ def test_a_recorded_study_gives_all_its_figures_and_says_why_not_the_others(cli:
     paths = [Path(path) for path in json.loads(out)]
     names = {path.stem for path in paths}
     assert names == {
-        "density", "size", "map", "predicted", "curves",
+        "density", "size", "map", "trend", "predicted", "curves",
         "residuals-stable", "residuals-annealed", "bootstrap-stable", "bootstrap-annealed",
     }  # fmt: skip
     for path in paths:
@@ -73,7 +73,11 @@ def test_a_recorded_study_gives_all_its_figures_and_says_why_not_the_others(cli:
         assert path.stat().st_size > 10_000
     assert [line.split(":")[0] for line in err.splitlines()] == [
         "ratio",
+        "allocation",
         "iso-flop",
+        "loss-n",
+        "loss-d",
+        "loss-c",
         "architectures",
         "rates",
     ]

@@ -120,7 +120,7 @@ def test_a_sweep_says_what_it_found_and_where(undisturbed):
     root, result = undisturbed
     assert len(table(root)) > 16
     assert Store.open(root).read("runs").num_rows == 4 * 2 * 2
-    for text in ("4 of 4 runs finished", "Density over size", "umscale plot", str(root.name)):
+    for text in ("4 of 4 runs finished", "after the decay", "umscale plot", str(root.name)):
         assert text in result.stdout, result.stdout
     assert list((root / "figures").glob("*.png"))
     assert not list((root / "work" / "checkpoints").glob("*/*")), "checkpoints of finished runs are removed"

@@ -188,7 +188,7 @@ def _print(entries: list[dict[str, Any]], seq_len: int) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for entry in entries:
-        table.add_column(entry["model"], justify="right", no_wrap=True)
+        table.add_column(Path(entry["model"]).name, justify="right", no_wrap=True)
     table.add_column("")
 
     def row(title: str, values: list[str], remark: str = "") -> None:
@@ -272,7 +272,7 @@ def _print_rates(models: list[str], overrides: list[str], json_: bool) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for model in models:
-        table.add_column(model, justify="right", no_wrap=True)
+        table.add_column(Path(model).name, justify="right", no_wrap=True)
     table.add_column("why")
 
     def line(title: str, values: list[Any], why: str) -> None:

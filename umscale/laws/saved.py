@@ -138,6 +138,7 @@ def _chosen(
             f"{path} holds no law {law!r}; it has {', '.join(dict.fromkeys(f['law'] for f in fits))}"
         )
     fit, source = named[0], tree["input"]
+    name = str(fit["law"])
     columns = {str(s): str(c) for s, c in fit["columns"].items()}
     how = fit["constraints"]
     return SavedFit(
@@ -148,9 +149,9 @@ def _chosen(
         group=source.get("group"),
         mapping={str(s): str(c) for s, c in source.get("map", {}).items()},
         by=dict(fit["by"]),
-        law=LAWS[law]
-        if law in LAWS
-        else parse_law(str(fit["formula"]), columns, law, as_power=fit.get("form") != "expression"),
+        law=LAWS[name]
+        if name in LAWS
+        else parse_law(str(fit["formula"]), columns, name, as_power=fit.get("form") != "expression"),
         recipe=Recipe(
             objective=fit["objective"]["name"],
             delta=fit["objective"]["delta"] if fit["objective"]["name"] == "huber" else None,

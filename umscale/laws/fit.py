@@ -284,6 +284,22 @@ class _Solved:
     is_exact: bool = True
 
 
+def fit_anew(rows: Rows, fit: FitResult) -> FitResult:
+    """Fit the law of ``fit`` to other ``rows`` as it was fitted itself: objective, residual, pins, ties and bounds."""
+    return fit_rows(
+        rows,
+        fit.law,
+        columns={**COLUMNS, **fit.columns},
+        objective=fit.objective_name,
+        delta=fit.delta if np.isfinite(fit.delta) else None,
+        residual=fit.residual,
+        pins=fit.constraints.pins,
+        ties=fit.constraints.ties,
+        bounds=fit.constraints.bounds,
+        above=fit.above,
+    )
+
+
 def _threshold(objective: Objective, delta: float | None) -> float:
     if objective == "least_squares":
         return float("inf")

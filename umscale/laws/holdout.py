@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.fit import FitResult, fit_rows
+from umscale.laws.fit import FitResult, fit_anew
 from umscale.laws.forms import evaluate
 from umscale.laws.uncertainty import without_each
-from umscale.results.columns import COLUMNS, Array
+from umscale.results.columns import Array
 from umscale.results.table import Codes, Rows
 
 Edge = Literal["largest", "sparsest", "future"]
@@ -145,18 +145,7 @@ def hold_out(fit: FitResult, edge: Edge, groups: Codes, noise: Array) -> HoldOut
     if np.ptp(np.log(axis[~held])) < np.log(_SAME_LEVEL):
         return _skipped(fit, edge, name, n_test, "one level remains: nothing to extrapolate from")
     try:
-        refit = fit_rows(
-            train,
-            fit.law,
-            columns={**COLUMNS, **fit.columns},
-            objective=fit.objective_name,
-            delta=fit.delta if np.isfinite(fit.delta) else None,
-            residual=fit.residual,
-            pins=fit.constraints.pins,
-            ties=fit.constraints.ties,
-            bounds=fit.constraints.bounds,
-            above=fit.above,
-        )
+        refit = fit_anew(train, fit)
     except UserError as error:
         return _skipped(fit, edge, name, n_test, str(error))
     if refit.dropped or refit.unidentified:

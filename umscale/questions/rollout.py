@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from umscale.errors import UserError
-from umscale.laws.fit import FitResult, fit_rows
+from umscale.laws.fit import FitResult, fit_anew
 from umscale.laws.uncertainty import LEVEL, bootstrap
 from umscale.questions.predict import deviations, predict
 from umscale.results.columns import Array
@@ -114,18 +114,7 @@ def _step(fit: FitResult, axis: Array, cut: float, high: float, draws: int) -> S
         )  # fmt: skip
 
     try:
-        refit = fit_rows(
-            train,
-            fit.law,
-            columns=fit.columns,
-            objective=fit.objective_name,
-            delta=fit.delta if np.isfinite(fit.delta) else None,
-            residual=fit.residual,
-            pins=fit.constraints.pins,
-            ties=fit.constraints.ties,
-            bounds=fit.constraints.bounds,
-            above=fit.above,
-        )
+        refit = fit_anew(train, fit)
     except UserError as error:
         return skipped(str(error))
     if lost := (*refit.dropped, *refit.unidentified):

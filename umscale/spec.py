@@ -614,6 +614,9 @@ class TrainSpec:
     """Train under ``torch.compile``, one graph a model: minutes at the start, so for runs that are long."""
     activation_checkpointing: bool = False
     """Keep only what enters a block and compute the rest again in the backward pass; does not affect results."""
+    keep: Literal["none", "final", "all"] = "none"
+    """Which weights stay in the store: of no record, of the last one, or of every one with the trunk, from which a run
+    of the same spec with larger budgets goes on; does not affect results."""
 
     def __post_init__(self) -> None:
         budgets = self.budgets
@@ -706,6 +709,16 @@ class RunSpec:
         starts, ends = self.branch_steps, self.budget_steps
         return starts[-1] + sum(end - start for start, end in zip(starts, ends, strict=True))
 
+    def keeps(self, budget: int, stage: str) -> bool:
+        """Whether the weights of a record are to be kept."""
+        last = budget == self.train.budgets[-1] and stage == "annealed"
+        return self.train.keep == "all" or (self.train.keep == "final" and last)
+
+    @property
+    def keeps_trunk(self) -> bool:
+        """Whether the trunk is to be kept, for runs of larger budgets."""
+        return self.train.keep == "all"
+
     @property
     def spec_version(self) -> int:
         """The first version of the spec that could say this, which is the one that a record was most likely made by."""
@@ -727,13 +740,26 @@ class RunSpec:
         behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``, and a spec that an
         earlier version could say keeps the id it had there. The fields whose defaults version 3 chose by measurement
         are always part of it. What does not affect the result is no part of the identity: how often a run is
-        checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), and
-        the name of a corpus whose content hash is known.
+        checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), what is
+        kept of it, and the name of a corpus whose content hash is known.
         """
         return _run_id(self)
 
+    @property
+    def trunk_id(self) -> str:
+        """Content address of the trunk: equal for runs that differ in their budgets alone.
 
-_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing")
+        Where the tables' learning rate falls towards the largest budget, that is part of it.
+        """
+        version, tree = _identity_tree(self)
+        train = {k: v for k, v in tree.get("train", {}).items() if k != "budgets"}
+        if self.train.value_lr_final is not None:
+            train["budgets"] = self.train.budgets[-1]
+        data = {k: v for k, v in tree.get("data", {}).items() if k != "max_epochs"}  # a limit on budgets, no more
+        return _address([version, "trunk", tree | {"train": train, "data": data}])
+
+
+_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing", "keep")
 """Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
 
 
@@ -750,6 +776,16 @@ def _identity(part: T) -> T:
 
 @functools.lru_cache(maxsize=1 << 17)  # all cells of the largest study
 def _run_id(run: RunSpec) -> str:
+    return _address(list(_identity_tree(run)))
+
+
+def _address(content: list[Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identity_tree(run: RunSpec) -> tuple[int, dict[str, Any]]:
+    """Return the version of the spec that first could say ``run``, and what of it makes its identity."""
     train, data = _identity(run.train), _identity(run.data)
     version = run.spec_version
     tree = sparse_dict(run) | {"train": sparse_dict(train), "data": sparse_dict(data)}
@@ -767,8 +803,7 @@ def _run_id(run: RunSpec) -> str:
         old = tree.get("train", {})
         kept = {k: v for k, v in old.items() if k not in ("rate_scaling", "lr", "value_lr")} | rates
         tree = {k: v for k, v in tree.items() if k != "train"} | ({"train": kept} if kept else {})
-    text = json.dumps([version, tree], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return version, tree
 
 
 def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:

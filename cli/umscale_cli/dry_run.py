@@ -50,6 +50,7 @@ def show_plan(study: "Study", cells: "list[Cell]", n_workers: int, threads: int,
                 "seconds": found.sweep_seconds(n_workers) if found else None,
                 "training_flops": sum(map(_training_flops, runs.values())),
                 "workers": n_workers,
+                "kept_bytes": _kept_bytes(list(runs.values())),
                 "advice": hints,
                 "conditioning": {
                     "condition": design.condition,
@@ -75,6 +76,8 @@ def show_plan(study: "Study", cells: "list[Cell]", n_workers: int, threads: int,
     for statement in _held_equal(cells) if study.question == "architectures" else design.statements:
         console.print(f"  {statement}", soft_wrap=True)
     _memory(list(runs.values()), n_workers)
+    if kept := _kept_bytes(list(runs.values())):
+        console.print(f"\nWeights kept in the store (train.keep): {size_words(kept)}")
     console.print(
         f"\n{_duration(list(runs.values()), found, n_workers)} Nothing was written.", soft_wrap=True
     )
@@ -104,6 +107,25 @@ def _training_flops(run: "RunSpec") -> float:
 
     tokens = run.total_steps * run.tokens_per_step
     return 3 * cost(run.model, run.data.seq_len).flops_per_token * tokens
+
+
+def _kept_bytes(runs: "Sequence[RunSpec]") -> int:
+    """Return what the runs leave in the store beside their records."""
+    from umscale.accounting import cost
+    from umscale.execute.estimate import kept_bytes
+
+    sizes = (cost(run.model, run.data.seq_len).total_params_with_embedding for run in runs)
+    return sum(kept_bytes(run, n_params) for run, n_params in zip(runs, sizes, strict=True))
+
+
+def size_words(n_bytes: int) -> str:
+    """Return a size in words, in binary units of two or three digits."""
+    value, unit = float(n_bytes), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1000:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}"
 
 
 def _memory(runs: "Sequence[RunSpec]", n_workers: int) -> None:

@@ -17,6 +17,7 @@ from umscale_cli import (
     cost,
     data,
     fit,
+    kept,
     optimal,
     plan,
     plot,
@@ -55,6 +56,9 @@ app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("pack")(runs.pack)
+app.command("generate")(kept.generate)
+app.command("eval")(kept.evaluate)
+app.command("export")(kept.export)
 app.command("predict")(predict.predict)
 app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)

@@ -254,16 +254,15 @@ def _width(name: str, rows: Sequence[Mapping[str, str]]) -> int:
     return max([len(name), *(len(row[name]) for row in rows)])
 
 
-def show(
-    run: Annotated[str, typer.Argument(help="A run id, or the beginning of one.")],
-    study: Annotated[
-        str, typer.Option("--study", help="The store that holds it; default: every store here.")
-    ] = "",
-    json_: JsonFlag = False,
-) -> None:
-    """Explain one run: its spec, cost, results and provenance."""
-    import pyarrow.compute as pc
+def locate(run: str, study: str = "") -> "tuple[Store, str]":
+    """Return the store that holds a run, and its id, given the beginning of that.
 
+    Args:
+        study: where to look; every store in ./umscale-runs if empty.
+
+    Raises:
+        UserError: no run begins so, or several do.
+    """
     from umscale.errors import UserError
     from umscale.store.store import Store
 
@@ -271,19 +270,31 @@ def show(
         stores = [open_store(study)]
     else:
         stores = [Store.open(p.parent) for p in sorted(DEFAULT_ROOT.glob("*/store.json"))]
-    found = []
-    for store in stores:
-        table = store.read("runs")
-        table = table.filter(pc.starts_with(table["run_id"], run))
-        cells = {c["run_id"]: c for c in store.read("cells").to_pylist()}
-        found += [(store, cells.get(row["run_id"], {}), row) for row in table.to_pylist()]
-    ids = {(store.name, row["run_id"]) for store, _, row in found}
-    if not ids:
+    found = [(store, run_id) for store in stores for run_id in store.statuses() if run_id.startswith(run)]
+    if not found:
         raise UserError(f"no run {run!r} here; `umscale runs STUDY` lists them")
-    if len(ids) > 1:
-        raise UserError(f"run {run!r} is ambiguous: {', '.join(sorted(i for _, i in ids))}; give more digits")
-    store, cell, first = found[0]
-    records = [row for _, _, row in found]
+    if len(found) > 1:
+        ids = ", ".join(sorted({run_id for _, run_id in found}))
+        raise UserError(f"run {run!r} is ambiguous: {ids}; give more digits, or say where with --study")
+    return found[0]
+
+
+RunArgument = Annotated[str, typer.Argument(help="A run id, or the beginning of one.")]
+WhereOption = Annotated[
+    str, typer.Option("--study", help="The store that holds it; default: every store here.")
+]
+
+
+def show(
+    run: RunArgument,
+    study: WhereOption = "",
+    json_: JsonFlag = False,
+) -> None:
+    """Explain one run: its spec, cost, results and provenance."""
+    store, run_id = locate(run, study)
+    cell: dict[str, Any] = next((c for c in store.read("cells").to_pylist() if c["run_id"] == run_id), {})
+    records = [row for row in store.read("runs").to_pylist() if row["run_id"] == run_id]
+    first = records[0]
     if json_:
         for record in records:
             for name in ("spec", "versions"):

@@ -170,10 +170,10 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
     if not (retry_failed or force):
         return
     statuses = store.statuses()
-    for run_id in {cell.run_id for cell in cells}:
+    for run_id, run in {cell.run_id: cell.run for cell in cells}.items():
         status = statuses.get(run_id)
         if status is not None and (force or status in ("failed", "diverged")):
-            store.forget(run_id)
+            store.forget(run_id, run.trunk_id if run else None)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -191,6 +191,7 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
     note(
         f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
     )
+    _note_missing_weights(store, plan, set(remaining))
     if not remaining:
         return
     view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining), choice.kind != "local")
@@ -200,6 +201,15 @@ def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) 
     except KeyboardInterrupt:
         note("stopped (the same command continues)")
         raise
+
+
+def _note_missing_weights(store: "Store", plan: "Plan", remaining: set[str]) -> None:
+    """Say for how many finished runs weights are asked for that are not there: they were trained without."""
+    asked = [run_id for run, run_id in zip(plan.runs, plan.run_ids, strict=True) if run.train.keep != "none"]
+    over = [run_id for run_id in asked if run_id not in remaining]
+    bare = sum(not store.files.entries(store.weights_folder(run_id)) for run_id in over)
+    if bare:
+        note(f"{bare} runs that are over were trained without keeping weights; --force trains them again")
 
 
 class View:

@@ -103,7 +103,7 @@ def train(
     check(chosen.run, size, how.shard_tables)
     opened = ready(root, precision)
     if force:
-        opened.forget(chosen.run_id)
+        opened.forget(chosen.run_id, chosen.run.trunk_id)
     opened.write_design(plan_study, cells)
     began, peaks = time.monotonic(), list[int]()
     if (status := opened.status(chosen.run_id)) in FINAL:

@@ -109,6 +109,15 @@ def state_bytes(run: RunSpec) -> int:
     return STATE_BYTES * cost(run.model, run.data.seq_len).total_params_with_embedding
 
 
+def kept_bytes(run: RunSpec, n_params: int) -> int:
+    """Return what a run of a model of ``n_params`` with embeddings leaves in the store beside its records, in bytes.
+
+    Weights of a record take 8 a parameter (raw and averaged, in fp32), a trunk 16: with both moments of the optimiser.
+    """
+    records = sum(run.keeps(budget, stage) for budget in run.train.budgets for stage in ("stable", "annealed"))
+    return n_params * (8 * records + 16 * run.keeps_trunk)
+
+
 def available_bytes() -> int:
     """Return the memory that a process can still get here."""
     try:

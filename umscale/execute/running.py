@@ -14,6 +14,7 @@ from umscale.errors import UserError
 from umscale.spec import RunSpec
 from umscale.store.store import Store
 from umscale.training.checkpoint import Workspace
+from umscale.training.kept import continue_trunk
 from umscale.training.record import spec_row
 
 if TYPE_CHECKING:
@@ -150,7 +151,10 @@ def train_one(
             raise UserError(
                 f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
             )
-        outcome = Run(run, corpus, Workspace.of(store, run_id), device, world).execute(
+        workspace = Workspace.of(store, run_id, run.trunk_id)
+        if (tokens := continue_trunk(workspace, run)) is not None:
+            report.remark([f"{run_id} goes on from a kept trunk at {tokens:,} tokens"])
+        outcome = Run(run, corpus, workspace, device, world).execute(
             on_record, on_progress, should_stop
         )
     except Interrupted:

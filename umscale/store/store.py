@@ -8,6 +8,8 @@
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
       probes/<run_id>.parquet  a row per (run, budget, stage, generated task), where a study has any
+      weights/<run_id>/        weights of records, where the study keeps any (``train.keep``), and their tokenizer
+      trunks/<trunk_id>/       trunks that runs of larger budgets go on from, by step
       <table>/packed.parquet   after ``umscale pack``: all rows of a table, in place of its files
       work/                    claims, jobs, checkpoints and logs of runs in progress; what speeds up reading
       quarantine/              damaged files, moved out of the way
@@ -510,6 +512,14 @@ class Store:
         """Return the folder of ``files`` where a run's checkpoints are kept."""
         return f"work/checkpoints/{run_id}"
 
+    def weights_folder(self, run_id: str) -> str:
+        """Return the folder of ``files`` where the weights of a run's records are kept."""
+        return f"weights/{run_id}"
+
+    def trunk_folder(self, trunk_id: str) -> str:
+        """Return the folder of ``files`` where what runs of one trunk have left of it is kept."""
+        return f"trunks/{trunk_id}"
+
     def lease(self, run_id: str) -> Lease | None:
         """Return the lease under which this process works on a run; None without one."""
         return self._leases.get(run_id)
@@ -522,12 +532,15 @@ class Store:
         """Remove the checkpoints of a run that is over."""
         self.files.delete_folder(self.checkpoint_folder(run_id))
 
-    def forget(self, run_id: str) -> None:
-        """Remove a run's results and checkpoints, so that it is trained again."""
+    def forget(self, run_id: str, trunk_id: str | None = None) -> None:
+        """Remove a run's results, weights and checkpoints, so that it is trained again; from the start with its trunk."""
         for table in RUN_TABLES:
             self.files.delete(f"{table}/{run_id}.parquet")
             if run_id in self._scanner.packed(table).sources:
                 self._scanner.pack(table, without=run_id)
+        self.files.delete_folder(self.weights_folder(run_id))
+        if trunk_id is not None:
+            self.files.delete_folder(self.trunk_folder(trunk_id))
         self.clear_work(run_id)
 
     @contextlib.contextmanager

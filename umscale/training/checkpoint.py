@@ -47,13 +47,23 @@ class Workspace:
     lease: Lease | None = None
     world: World = ALONE
     """Processes that train the run together; only the first touches ``files``."""
+    weights: str = ""
+    """Folder for the weights of records; empty where none may be kept."""
+    trunks: str = ""
+    """Folder for trunks that other runs may go on from; likewise."""
     writing: "list[Future[None]]" = field(default_factory=list)
     """The checkpoint that is being written in the background, if any."""
 
     @classmethod
-    def of(cls, store: Store, run_id: str) -> "Workspace":
-        """A run's checkpoints in a store, under the lease by which this process works on it."""
-        return cls(files=store.files, folder=store.checkpoint_folder(run_id), lease=store.lease(run_id))
+    def of(cls, store: Store, run_id: str, trunk_id: str = "") -> "Workspace":
+        """A run's checkpoints in a store, under the lease by which this process works on it; its trunk if named."""
+        return cls(
+            files=store.files,
+            folder=store.checkpoint_folder(run_id),
+            lease=store.lease(run_id),
+            weights=store.weights_folder(run_id),
+            trunks=store.trunk_folder(trunk_id) if trunk_id else "",
+        )
 
     def path(self, phase: str) -> str:
         """Return the name of a phase's checkpoint."""
@@ -78,9 +88,7 @@ class Workspace:
         ``in_background`` copies it to the host here and writes it while training goes on: every other method, also the
         next ``save``, first waits for that, and raises what writing raised. ``flush`` does nothing else.
         """
-        self.flush()
-        if self.lease is not None:
-            self.lease.check()
+        self.ready()
         content = collect(model, optimizer, average, state, self.world)
         if content is None:
             return
@@ -92,8 +100,18 @@ class Workspace:
             self._write(phase, content)
 
     def _write(self, phase: str, content: "Content") -> None:
-        with self.files.writing(self.path(phase)) as path:
+        self.write(self.path(phase), content)
+
+    def write(self, name: str, content: "Content") -> None:
+        """Write a file of ``files``, here and now."""
+        with self.files.writing(name) as path:
             write(path, content)
+
+    def ready(self) -> None:
+        """Wait as ``flush`` does, and raise ``ClaimLost`` when the run is no longer this worker's."""
+        self.flush()
+        if self.lease is not None:
+            self.lease.check()
 
     def flush(self) -> None:
         """Wait until what is written in the background is there; raises what writing it raised."""
@@ -180,6 +198,16 @@ def collect(
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(model, optimizer).items()}
     tensors |= {f"average/{name}": value for name, value in average.average.items()}
+    whole_tensors = gather(model, tensors, world)
+    if whole_tensors is None:
+        return None
+    return Content(tensors=whole_tensors, text=json.dumps(state | {"average_steps": average.steps}))
+
+
+def gather(
+    model: nn.Module, tensors: dict[str, torch.Tensor], world: World
+) -> dict[str, torch.Tensor] | None:
+    """Return ``tensors``, named as ``collect`` names them, with what is split put together, on the first process."""
     groups = tensor_groups(model, world)
     for name, tensor in tensors.items():
         if n_groups := groups_of(name, tensor.dim(), groups):
@@ -188,9 +216,7 @@ def collect(
         elif is_split(tensor):
             complete = whole(tensor)
             tensors[name] = complete.cpu() if world.first else tensor
-    if not world.first:
-        return None
-    return Content(tensors=tensors, text=json.dumps(state | {"average_steps": average.steps}))
+    return tensors if world.first else None
 
 
 def write(path: Path, content: Content) -> None:

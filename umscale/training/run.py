@@ -44,6 +44,7 @@ from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
 from umscale.training.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
 from umscale.training.gradients import average_gradients
+from umscale.training.kept import keep_record, keep_trunk
 from umscale.training.microbatch import forward_backward
 from umscale.training.optimiser import (
     Schedule,
@@ -135,6 +136,7 @@ class Run:
         workspace = Workspace(files=LocalFiles(workspace)) if isinstance(workspace, Path) else workspace
         self.workspace = dataclasses.replace(workspace, world=world)
         self.schedule = Schedule(spec)
+        self.corpus = corpus
         check_corpus(spec.data, corpus)
         self.vocabulary = None
         if spec.model.ngram is not None:
@@ -309,22 +311,34 @@ class Run:
         for index, start in enumerate(self.schedule.branches):
             if index < self._finished_budgets():
                 continue
+            more = index + 1 < len(self.schedule.branches)
             if resume_branch != index:
                 self._advance(start, on_progress, should_stop)
                 self._record(index, "stable")
                 on_record(self.outcome)
-                if index + 1 < len(self.schedule.branches):
+                if more or self.spec.keeps_trunk:
                     self._save("trunk")
                 self.branch = index
             self._advance(self.schedule.ends[index], on_progress, should_stop)
             self._record(index, "annealed")
             on_record(self.outcome)
-            if index + 1 < len(self.schedule.branches) and not self._return_to_trunk(start):
+            if more and not self._return_to_trunk(start):
                 log.warning(
                     "run %s lost its trunk while it was on a branch; it starts over", self.spec.run_id
                 )
                 return False
+        self._keep_trunk()
         return True
+
+    def _keep_trunk(self) -> None:
+        """Leave the trunk, as it was where the last branch began, for runs of larger budgets, if that is asked for."""
+        start = self.schedule.branches[-1]
+        if not self.spec.keeps_trunk:
+            return
+        if self._phase != "trunk" and not self._return_to_trunk(start):
+            log.warning("run %s lost its trunk while it was on a branch; none is kept", self.spec.run_id)
+            return
+        keep_trunk(self.workspace, start)
 
     def _advance(
         self, end: int, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -483,6 +497,10 @@ class Run:
         self.outcome.documents = documents
         kept = [p for p in self.outcome.probes if (p["budget"], p["stage"]) != (budget, stage)]
         self.outcome.probes = [*kept, *({**key, **row} for row in probes)]
+        if self.spec.keeps(budget, stage):
+            keep_record(
+                self.workspace, self.spec, self.corpus, self.model, self.average, self.outcome.records[-1]
+            )
 
     def _utilisation(self) -> Row:
         """Return which share of what the processes' devices can do the model's own arithmetic is."""

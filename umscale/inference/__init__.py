@@ -1,0 +1,1 @@
+"""Models of finished runs: read again, asked, measured on other text, handed on."""

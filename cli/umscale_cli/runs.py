@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale.plain import plain
+from umscale.escape import plain
 from umscale_cli.completion import stores
 from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
 

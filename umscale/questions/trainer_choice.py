@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from umscale.cell_labels import cell_parts
 from umscale.errors import UserError
-from umscale.labels import cell_parts
 from umscale.laws.uncertainty import LEVEL, Estimate
 from umscale.questions.question import Answer, Asked, Question, with_beside
 from umscale.results.columns import Array

@@ -48,7 +48,7 @@ class TokenTable(nn.Module):
         bags = (addresses + self.offsets).reshape(-1, 1)  # [T A, 1]
         if self.usage is not None:
             self.usage += count_rows(bags, self.usage.numel())
-        rows = self.rows
+        rows: Tensor = self.rows
         if self.on_host:
             there = self.fetched if torch.is_grad_enabled() else None  # evaluation reads other tokens
             there = there or self.fetch(bags.unique().cpu(), bags.device)

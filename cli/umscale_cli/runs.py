@@ -194,7 +194,10 @@ def pack(study: StudyArgument, json_: JsonFlag = False) -> None:
     if json_:
         print_json(packed)
     else:
-        print(", ".join(f"{table}: {n} file{'s' * (n > 1)} in one" for table, n in packed.items()) or "packed already")
+        print(
+            ", ".join(f"{table}: {n} file{'s' * (n > 1)} in one" for table, n in packed.items())
+            or "packed already"
+        )
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:

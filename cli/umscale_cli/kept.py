@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umscale.plain import plain_lines
+from umscale.escape import plain_lines
 from umscale_cli.console import JsonFlag, count, note, out, plain_table, print_json
 from umscale_cli.executors import DeviceOption
 from umscale_cli.runs import WhereOption, locate
@@ -20,7 +20,9 @@ ModelArgument = Annotated[
 ]
 BudgetOption = Annotated[
     str | None,
-    typer.Option(metavar="TOKENS", help="Weights of this budget; default the largest kept.", show_default=False),
+    typer.Option(
+        metavar="TOKENS", help="Weights of this budget; default the largest kept.", show_default=False
+    ),
 ]
 StageOption = Annotated[
     str | None, typer.Option(help="stable or annealed; default the last kept.", show_default=False)
@@ -41,7 +43,9 @@ def _open(
     check_device(device)
     if (Path(run) / "model.safetensors").exists():
         if budget or stage or averaged:
-            raise UserError(f"{run} is an export and holds one record's weights; leave out --budget, --stage, --averaged")
+            raise UserError(
+                f"{run} is an export and holds one record's weights; leave out --budget, --stage, --averaged"
+            )
         return open_exported(Path(run), device)
     if stage not in (None, *STAGES):
         raise UserError(f"--stage {stage!r} must be stable or annealed")
@@ -147,7 +151,14 @@ def evaluate(
             print_json(who | {"probes": rows})
             return
         table = plain_table(
-            "", {"task": "left", "answers": "right", "symbols right": "right", "chance": "right", "nats": "right"}
+            "",
+            {
+                "task": "left",
+                "answers": "right",
+                "symbols right": "right",
+                "chance": "right",
+                "nats": "right",
+            },
         )
         for row in rows:
             shares = (f"{row['accuracy']:.1%}", f"{row['chance']:.1%}")

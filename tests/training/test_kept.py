@@ -102,7 +102,9 @@ def test_a_raised_budget_goes_on_from_the_trunk_bitwise(store, spec, corpus, tra
     continued, start = execute(store, raised, corpus)
     assert start == spec.branch_steps[-1] * spec.tokens_per_step
     names = ("budget", "stage", "tokens", "loss", "loss_ema", "loss_by_position", "value_use")
-    assert [[r[n] for n in names] for r in continued.records] == [[r[n] for n in names] for r in planned.records]
+    assert [[r[n] for n in names] for r in continued.records] == [
+        [r[n] for n in names] for r in planned.records
+    ]
     assert continued.documents == planned.documents
     assert {point["phase"] for point in continued.curve} == {point["phase"] for point in planned.curve}
 

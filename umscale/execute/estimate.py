@@ -114,7 +114,9 @@ def kept_bytes(run: RunSpec, n_params: int) -> int:
 
     Weights of a record take 8 a parameter (raw and averaged, in fp32), a trunk 16: with both moments of the optimiser.
     """
-    records = sum(run.keeps(budget, stage) for budget in run.train.budgets for stage in ("stable", "annealed"))
+    records = sum(
+        run.keeps(budget, stage) for budget in run.train.budgets for stage in ("stable", "annealed")
+    )
     return n_params * (8 * records + 16 * run.keeps_trunk)
 
 

@@ -56,7 +56,9 @@ def evaluate_text(model: KeptModel, corpus: Corpus, n_tokens: int | None = None)
     model.decoder.eval()
     by_document = [
         {"document": name, "n_tokens": int(tokens), "n_bytes": int(size), "nats": float(nats)}
-        for name, tokens, size, nats in zip(windows.ids, windows.n_tokens, windows.n_bytes, found.nats, strict=True)
+        for name, tokens, size, nats in zip(
+            windows.ids, windows.n_tokens, windows.n_bytes, found.nats, strict=True
+        )
     ]
     return TextLoss(
         corpus=corpus.name,

@@ -86,7 +86,9 @@ def open_kept(
         kept = ", ".join(f"{b:,} {s}" for b, s in known)
         raise UserError(f"run {run_id} keeps no weights of that budget and stage; there are: {kept}")
     folder = store.weights_folder(run_id)
-    return _open(store.files, f"{folder}/{weights_name(*fitting[-1])}", f"{folder}/{TOKENIZER}", averaged, device)
+    return _open(
+        store.files, f"{folder}/{weights_name(*fitting[-1])}", f"{folder}/{TOKENIZER}", averaged, device
+    )
 
 
 def open_exported(folder: Path, device: str = "cpu") -> KeptModel:
@@ -116,11 +118,21 @@ def _open(files: Files, name: str, tokenizer: str, averaged: bool, device: str) 
         decoder = Decoder(spec.model, spec.seed, spec.data.seq_len, vocabulary=vocabulary)
         tensors = {k.removeprefix(RAW): v for k, v in content.tensors.items() if k.startswith(RAW)}
         if averaged:
-            tensors |= {k.removeprefix(AVERAGED): v for k, v in content.tensors.items() if k.startswith(AVERAGED)}
+            tensors |= {
+                k.removeprefix(AVERAGED): v for k, v in content.tensors.items() if k.startswith(AVERAGED)
+            }
         decoder.load_state_dict(tensors)
     except FileNotFoundError:
         raise UserError(f"{where}: no such weights") from None
-    except (DamagedCheckpoint, Unusable, UnicodeDecodeError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        DamagedCheckpoint,
+        Unusable,
+        UnicodeDecodeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"{where}: no readable weights ({' '.join(str(error).split())[:300]})") from None
     decoder.separator = words.eot if spec.data.document_mask else None
     decoder.to(resolve_device(device)).eval()

@@ -111,10 +111,22 @@ def _state_for(spec: RunSpec, state: Row) -> Row | None:
     if state["branch"] is not None or (n_done < len(mine) and state["step"] > starts[n_done]):
         return None
     done = mine[:n_done]
-    phases = {f"branch-{measured.index(budget)}": f"branch-{i}" for i, budget in enumerate(done)} | {"trunk": "trunk"}
+    phases = {f"branch-{measured.index(budget)}": f"branch-{i}" for i, budget in enumerate(done)} | {
+        "trunk": "trunk"
+    }
     steps = state["step"] + sum(ends[i] - starts[i] for i in range(n_done))
     share = steps / max(1, state["steps_done"])  # of the time, without branches that this run does not have
     times = {k: state.get(k, 0.0) * share for k in ("train_seconds", "input_seconds")}
     of_mine = {k: [r for r in state[k] if r["budget"] in done] for k in ("records", "documents", "probes")}
-    curve = [point | {"phase": phases[point["phase"]]} for point in state["curve"] if point["phase"] in phases]
-    return {**state, **times, **of_mine, "curve": curve, "steps_done": steps, "run_id": spec.run_id, "pending": []}
+    curve = [
+        point | {"phase": phases[point["phase"]]} for point in state["curve"] if point["phase"] in phases
+    ]
+    return {
+        **state,
+        **times,
+        **of_mine,
+        "curve": curve,
+        "steps_done": steps,
+        "run_id": spec.run_id,
+        "pending": [],
+    }

@@ -154,9 +154,7 @@ def train_one(
         workspace = Workspace.of(store, run_id, run.trunk_id)
         if (tokens := continue_trunk(workspace, run)) is not None:
             report.remark([f"{run_id} goes on from a kept trunk at {tokens:,} tokens"])
-        outcome = Run(run, corpus, workspace, device, world).execute(
-            on_record, on_progress, should_stop
-        )
+        outcome = Run(run, corpus, workspace, device, world).execute(on_record, on_progress, should_stop)
     except Interrupted:
         return None
     except UserError:

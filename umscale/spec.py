@@ -748,7 +748,7 @@ class RunSpec:
         earlier version could say keeps the id it had there. The fields whose defaults version 3 chose by measurement
         are always part of it. What does not affect the result is no part of the identity: how often a run is
         checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), what is
-        kept of it, and the name of a corpus whose content hash is known.
+        left of it, and the name of a corpus whose content hash is known.
         """
         return _run_id(self)
 

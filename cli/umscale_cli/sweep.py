@@ -142,25 +142,17 @@ def sweep(
 
 def planned(study: "Study", root: str) -> "tuple[list[Cell], str]":
     """Return a study's cells, and what precision ``auto`` means in the store at ``root`` if there is one."""
-    from umscale.design.study import expand
-    from umscale.machine import resolve_precision
-    from umscale.store.store import Store
+    from umscale.execute import preparation
 
-    known = Store.open_if_any(root)
-    precision = (known.pinned_precision() if known else None) or resolve_precision(
-        study.reference.train.precision
-    )
-    return expand(study, precision), precision
+    return preparation.planned(study, root)
 
 
 def ready(root: str, precision: str) -> "Store":
-    """Open a store for training, made first where there is none; what is damaged there is set aside."""
-    from umscale.store.store import Store
+    """Open a store for training, made first where there is none; say what is damaged there and set aside."""
+    from umscale.execute import preparation
 
-    opened = Store.create(root)
-    if opened.pinned_precision() is None:
-        opened.pin_precision(precision)
-    for damage in opened.repair():
+    opened, damages = preparation.ready(root, precision)
+    for damage in damages:
         note(damage)
     return opened
 

@@ -134,7 +134,7 @@ A proxy language model trained by umscale {umscale.__version__} on the corpus `{
 ```python
 import umscale
 
-model = umscale.model(".")
+model = umscale.load_model(".")
 print(model.generate("In the beginning", n_tokens=100))
 ```
 

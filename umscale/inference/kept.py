@@ -33,7 +33,7 @@ class KeptModel:
     """In evaluation mode."""
     spec: RunSpec
     record: Mapping[str, Any]
-    """The record that was made of these weights: ``budget``, ``stage``, ``tokens``, ``loss``, ``loss_ema`` and so on."""
+    """The record that was made of these weights: ``budget``, ``stage``, ``tokens``, ``loss`` and so on."""
     corpus: str
     """Name of the corpus it was trained on."""
     tokenizer: Tokenizer
@@ -79,7 +79,7 @@ def open_kept(
     known = kept_records(store, run_id)
     if not known:
         raise UserError(
-            f"no weights of run {run_id} are kept; train it with --set train.keep=final (and --force, if it is finished)"
+            f"no weights of run {run_id} are kept; train it with --set train.keep=final (and --force if it is over)"
         )
     fitting = [key for key in known if budget in (None, key[0]) and stage in (None, key[1])]
     if not fitting:

@@ -533,7 +533,7 @@ class Store:
         self.files.delete_folder(self.checkpoint_folder(run_id))
 
     def forget(self, run_id: str, trunk_id: str | None = None) -> None:
-        """Remove a run's results, weights and checkpoints, so that it is trained again; from the start with its trunk."""
+        """Remove a run's results, weights and checkpoints, so that it is trained again; its trunk too if named."""
         for table in RUN_TABLES:
             self.files.delete(f"{table}/{run_id}.parquet")
             if run_id in self._scanner.packed(table).sources:

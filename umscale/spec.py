@@ -747,8 +747,8 @@ class RunSpec:
         behaviour) leaves old ids as they are; a default that changes raises ``SPEC_VERSION``, and a spec that an
         earlier version could say keeps the id it had there. The fields whose defaults version 3 chose by measurement
         are always part of it. What does not affect the result is no part of the identity: how often a run is
-        checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), what is
-        left of it, and the name of a corpus whose content hash is known.
+        checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), which
+        weights are kept, and the name of a corpus whose content hash is known.
         """
         return _run_id(self)
 

@@ -17,6 +17,7 @@ from umscale_cli import (
     cost,
     data,
     fit,
+    importing,
     kept,
     optimal,
     plan,
@@ -56,6 +57,7 @@ app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("pack")(runs.pack)
+app.command("import")(importing.import_)
 app.command("generate")(kept.generate)
 app.command("eval")(kept.evaluate)
 app.command("export")(kept.export)

@@ -1,6 +1,7 @@
 """``umscale sweep``: train a study's cells, store every result, then fit and draw what they say."""
 
 import contextlib
+import os
 import shlex
 import time
 from collections import deque
@@ -94,6 +95,14 @@ def sweep(
     force: Annotated[
         bool, typer.Option("--force", help="Train every run again, replacing its results.")
     ] = False,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Let a command train each cell, as in 'python train.py {spec} {out}'; docs/own-trainers.md.",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True,
     json_: JsonFlag = False,
 ) -> None:
@@ -119,6 +128,8 @@ def sweep(
         address=address,
         planning=dry_run,
     )
+    if trainer is not None:
+        _check_trainer(trainer, executor)
     root = store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
     if dry_run:
@@ -128,7 +139,7 @@ def sweep(
     _clear(opened, cells, retry_failed, force)
     opened.write_design(plan_study, cells)
     began = time.monotonic()
-    _train(opened, plan_study, cells, choice)
+    _train(opened, plan_study, cells, choice, trainer)
     summary = _summary(opened, cells, time.monotonic() - began)
     if json_:
         print_json(summary)
@@ -172,10 +183,35 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
 # Training, live
 
 
-def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
+def _check_trainer(command: str, executor: str) -> None:
+    """Raise UserError for a --trainer that cannot be used."""
+    from umscale.errors import UserError
+    from umscale.execute.own_trainer import check_command
+
+    check_command(command)
+    if executor != "local":
+        raise UserError(
+            f"--trainer goes with --executor local, not {executor}: it is started on this machine alone"
+        )
+
+
+def _with_trainer(plan: "Plan", store: "Store", command: str) -> "Plan":
+    """Return the plan as one whose runs a command trains, which workers hear of by their environment."""
+    from umscale.execute.own_trainer import TRAINER_VARIABLE, TrainerPlan, check_store
+
+    check_store(store, plan.run_ids)
+    os.environ[TRAINER_VARIABLE] = command
+    return TrainerPlan(study=plan.study, runs=plan.runs)
+
+
+def _train(
+    store: "Store", study: "Study", cells: "list[Cell]", choice: Choice, trainer: str | None = None
+) -> None:
     from umscale.execute.workload import make_plan
 
     plan = make_plan(study.name, cells)
+    if trainer is not None:
+        plan = _with_trainer(plan, store, trainer)
     remaining = plan.unfinished(store)
     done = len(plan.runs) - len(remaining)
     where = "" if choice.kind == "local" else f" on {choice.kind}"

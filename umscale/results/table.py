@@ -159,7 +159,17 @@ def missing_columns(table: Table, law: ReadsSymbols, columns: Mapping[str, str] 
         column = {**COLUMNS, **(columns or {})}.get(symbol, symbol)
         if column not in table:
             return f"the table has no column {column!r} for {symbol}: say --map {symbol}=COLUMN{nearest(column, table)}"
+        if _is_empty(table[column]):
+            return f"column {column!r}, for {symbol}, is empty"
     return ""
+
+
+def _is_empty(column: NDArray[np.generic]) -> bool:
+    """Whether a column holds nothing at all, as one of a store does that its runs have no use for."""
+    cells = np.asarray(column)
+    if cells.dtype == object:
+        return all(cell is None for cell in cells.tolist())
+    return bool(cells.dtype.kind == "f" and len(cells) and np.isnan(cells).all())
 
 
 def select_rows(
@@ -189,7 +199,8 @@ def select_rows(
         if missing:
             raise UserError(missing)
     any_sign = {s for law in laws for s in law.symbols} - {s for law in laws for s in law.positive}
-    symbols += [s for s in extra if s not in symbols and mapping.get(s, s) in table]
+    held = {s for s in extra if mapping.get(s, s) in table and not _is_empty(table[mapping.get(s, s)])}
+    symbols += [s for s in extra if s not in symbols and s in held]
     for name in ("stage", "compensation"):
         if len(levels(table, name)) > 1:
             raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: choose one")

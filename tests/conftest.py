@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if not torch.cuda.is_available():  # Triton reads it when a kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
+os.environ.pop("COLUMNS", None)  # the machine's; tests of widths set their own
+
 # The same examples on every machine, however slow.
 hypothesis.settings.register_profile("umscale", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("umscale")

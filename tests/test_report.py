@@ -19,10 +19,10 @@ from umscale.questions.memory_to_ffn import memory_to_ffn
 from umscale.questions.question import Asked
 from umscale.render.html import to_html
 from umscale.render.markdown import to_markdown
-from umscale.report.answers import answer, question_words
 from umscale.report.build import build
+from umscale.report.diagnostics import diagnostics
 from umscale.report.evidence import Evidence, gather
-from umscale.report.fits import diagnostics
+from umscale.report.lead import answer, question_words
 from umscale.report.limits import limits
 from umscale.report.reproduce import reproduce, since_then
 from umscale.say.blocks import Page, Verdict

@@ -5,7 +5,9 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,14 +112,20 @@ def peak_flops(device: "torch.device", precision: str, threads: int) -> tuple[fl
 
 def peak_memory_bytes(device: "torch.device | None" = None) -> int:
     """Return this process's peak memory in bytes: allocated on ``device`` if that is a GPU, else resident."""
-    import resource
-
     if device is not None and device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device)
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`: a started process inherits there the peak of the one that started it, so that the runs of a
+    # large parent would all report its size.
+    status = Path("/proc/self/status")
+    if status.exists() and (peak := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)):
+        return int(peak[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @functools.cache

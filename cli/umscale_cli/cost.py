@@ -12,7 +12,7 @@ from umscale_cli.splits import DenseOption, TablesOption, check_split
 if TYPE_CHECKING:
     from umscale.hardware import Hardware
     from umscale.spec import ModelSpec, RunSpec
-    from umscale.training.memory import Split
+    from umscale.training.peak_memory import Split
 
 
 def cost(
@@ -153,7 +153,7 @@ def _print_decoding(entries: list[dict[str, Any]], device: "Hardware") -> None:
 def _memory(model: str, overrides: list[str], seq_len: int, split: "Split") -> dict[str, int]:
     """Return the bytes of each part on one process; ``seq_len`` is that of a model without a [data] table."""
     from umscale.spec import DataSpec, RunSpec, TrainSpec, apply_overrides, from_dict, read_toml
-    from umscale.training.memory import predict_memory
+    from umscale.training.peak_memory import predict_memory
     from umscale.training.shards import check
 
     spec, _, _ = load_model(model, [item for item in overrides if item.startswith("model.")])

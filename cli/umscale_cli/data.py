@@ -185,29 +185,38 @@ def list_(json_: JsonFlag = False) -> None:
     if json_:
         print_json({"corpora": [_tree(corpus) for corpus in corpora], "problems": problems})
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    numbers = ("train tokens", "validation", "documents", "vocabulary")
-    floors = ("floor", "without facts") if any(c.floor_nats is not None for c in corpora) else ()
-    for column in ("corpus", *numbers, "tokenizer", *floors, "hash"):
-        right = column in (*numbers, *floors)
-        table.add_column(column, justify="right" if right else "left", no_wrap=True)
-    for corpus in corpora:
-        train, validation = corpus.manifest.train, corpus.manifest.validation
-        table.add_row(
-            corpus.name,
-            count(train.tokens),
-            count(validation.tokens),
-            count(train.documents + validation.documents),
-            count(corpus.vocab_size),
-            _tokenizer(corpus),
-            *(number(value) for value in (corpus.floor_nats, corpus.floor_without_facts_nats) if floors),
-            corpus.hash[:12],
-        )
+    rows = [
+        {
+            "corpus": corpus.name,
+            "train tokens": count(corpus.manifest.train.tokens),
+            "validation": count(corpus.manifest.validation.tokens),
+            "documents": count(corpus.manifest.train.documents + corpus.manifest.validation.documents),
+            "vocabulary": count(corpus.vocab_size),
+            "tokenizer": _tokenizer(corpus),
+            "floor": number(corpus.floor_nats),
+            "without facts": number(corpus.floor_without_facts_nats),
+            "hash": corpus.hash[:12],
+        }
+        for corpus in corpora
+    ]
     if EMBEDDED not in {corpus.name for corpus in corpora}:
-        table.add_row(
-            EMBEDDED, *["–"] * 4, "comes with umscale", *("–" for _ in floors), "prepared on first use"
+        unknown = dict.fromkeys(LISTED, "–")
+        rows.append(
+            unknown | {"corpus": EMBEDDED, "tokenizer": "with umscale", "hash": "prepared on first use"}
         )
-    out().print(table)
+    if all(corpus.floor_nats is None for corpus in corpora):
+        rows = [{k: v for k, v in row.items() if k not in FLOORS} for row in rows]
+    console = out()
+    rows, gone = _fitting(rows, console.width)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in rows[0]:
+        left = column in ("corpus", "tokenizer", "hash")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    if gone:
+        note(f"{', '.join(gone)} left out for want of width; --json has all")
     for problem in problems:
         note(f"warning: {problem}")
 
@@ -230,6 +239,22 @@ def info(
         print_json(_tree(corpus))
         return
     _print_corpus(corpus)
+
+
+FLOORS = ("floor", "without facts")
+LISTED = ("corpus", "train tokens", "validation", "documents", "vocabulary", "tokenizer", *FLOORS, "hash")
+
+
+def _fitting(rows: list[dict[str, str]], width: int) -> tuple[list[dict[str, str]], list[str]]:
+    """Return rows of the columns for which ``width`` has room, and the columns that went; names and sizes stay."""
+    gone: list[str] = []
+    for name in ("vocabulary", "documents", "hash", "tokenizer", "without facts", "validation"):
+        if sum(2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]) <= width:
+            break
+        if name in rows[0]:
+            gone.append(name)
+            rows = [{k: v for k, v in row.items() if k != name} for row in rows]
+    return rows, gone
 
 
 def _print_corpus(corpus: "Corpus") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale.plain import plain
+from umscale.escape import plain
 from umscale_cli.completion import stores
 from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
 
@@ -196,7 +196,10 @@ def pack(study: StudyArgument, json_: JsonFlag = False) -> None:
     if json_:
         print_json(packed)
     else:
-        print(", ".join(f"{table}: {n} files in one" for table, n in packed.items()) or "packed already")
+        print(
+            ", ".join(f"{table}: {n} file{'s' * (n > 1)} in one" for table, n in packed.items())
+            or "packed already"
+        )
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:

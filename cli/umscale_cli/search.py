@@ -100,7 +100,7 @@ def search(
     """
     from umscale.design.study import load_study, parse
     from umscale.errors import UserError
-    from umscale.execute.running import STORAGE_VARIABLE
+    from umscale.execute.claimed_run import STORAGE_VARIABLE
     from umscale.files import write_text
     from umscale.machine import resolve_precision
     from umscale.search.bridge import Bridge

@@ -10,7 +10,7 @@ import pytest
 
 from tests.laws.tables import study_table
 from tests.plots.test_law_figures import scaling_table
-from umscale.plots.kinds import KINDS
+from umscale.figures.kinds import KINDS
 from umscale_cli.main import main
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}

@@ -10,8 +10,8 @@ import pytest
 from tests.execute.conftest import make_study
 from umscale.design.study import expand
 from umscale.errors import UserError
+from umscale.execute.claimed_run import Reporter
 from umscale.execute.job import read_job, write_job
-from umscale.execute.running import Reporter
 from umscale.execute.workload import JOBS, make_plan
 from umscale.store.store import Store
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from umscale.accounting import cost, gathered_params
 from umscale.design.study import Cell
 from umscale.errors import UserError
+from umscale.execute.claimed_run import Reporter, train_one
 from umscale.execute.job import Kinds
-from umscale.execute.running import Reporter, train_one
 from umscale.spec import RunSpec, from_dict, to_dict
 from umscale.store.store import FINAL, Store
 from umscale.training.record import spec_row

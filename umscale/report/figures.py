@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from umscale.errors import UserError
+from umscale.figures.kinds import KINDS, Gallery
 from umscale.plots import search as search_plots
-from umscale.plots.kinds import KINDS, Gallery
 from umscale.questions.question import find
 from umscale.render.vector import png, svg
 from umscale.report.evidence import Evidence

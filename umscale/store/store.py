@@ -26,10 +26,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umscale.cell_labels import label_parts
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
-from umscale.labels import label_parts
 from umscale.spec import LONGEST_TOML, RunSpec, read_run, with_old_meanings
 from umscale.store.cache import PACKED, Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease

@@ -17,7 +17,7 @@ from umscale_cli.runs import open_store, results_folder, warn_damaged
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from umscale.figures.kinds import Gallery
+    from umscale.figures.gallery import Gallery
     from umscale.results.table import Table
     from umscale.store.store import Store
 
@@ -111,7 +111,8 @@ def plot(
 ) -> None:
     """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
     from umscale.errors import UserError
-    from umscale.figures.kinds import KINDS, Gallery
+    from umscale.figures.gallery import Gallery
+    from umscale.figures.kinds import KINDS
     from umscale.laws.sections import Settings
     from umscale.results.source import is_table, read_table, rows_and_columns
 
@@ -205,7 +206,7 @@ def _list(gallery: "Gallery | None", json_: bool) -> None:
 
 def plot_store(store: "Store", names: Sequence[str], folder: Path, formats: Sequence[str]) -> list[Path]:
     """Draw the named figures of a store into ``folder`` and return the paths, one a figure and format."""
-    from umscale.figures.kinds import Gallery
+    from umscale.figures.gallery import Gallery
 
     gallery = Gallery(store.columns(), question=store.question(), training=store.curves)
     drawn = _figures(gallery, names, store.name)

@@ -334,7 +334,7 @@ def test_a_study_done_in_parts_is_read_and_its_rest_predicted(tmp_path):
     assert words in RUN.invoke(app, ["runs", str(tmp_path / "s")]).output
 
     seal = str(tmp_path / "seal.json")
-    asked = ["--law", "additive", "--at", "tokens=400k", "--draws", "20"]
+    asked = ["--law", "trend", "--at", "tokens=400k", "--draws", "20"]
     sealed = RUN.invoke(app, ["predict", str(tmp_path / "s"), *asked, "--seal", seal])
     assert sealed.exit_code == 0, sealed.output
 

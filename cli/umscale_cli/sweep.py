@@ -103,14 +103,26 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Pause each run after its budgets up to TOKENS (2.5M); the same command without it goes on.",
+            show_default="train to the end",
+        ),
+    ] = None,
     report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True,
     json_: JsonFlag = False,
 ) -> None:
     """Train a grid of proxy language models and store every result.
 
-    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep.
+    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep. A long one can be done
+    in parts: with --until TOKENS, runs are paused after the last budget of at most that many, and go on later as if
+    they never had been.
     """
     from umscale.design.study import load_study
+    from umscale.execute.workload import make_plan
+    from umscale.spec import quantity
 
     plan_study = load_study(study, [*(set_ or ()), *([f"tolerance={tolerance!r}"] if tolerance else ())])
     if print_config:
@@ -129,17 +141,21 @@ def sweep(
         planning=dry_run,
     )
     if trainer is not None:
-        _check_trainer(trainer, executor)
+        _check_trainer(trainer, executor, until)
     root = store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
+    end = None if until is None else int(quantity(until, "--until"))
     if dry_run:
-        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_)
+        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_, end)
         return
+    plan = make_plan(plan_study.name, cells, end)
     opened = ready(root, precision)
     _clear(opened, cells, retry_failed, force)
     opened.write_design(plan_study, cells)
     began = time.monotonic()
-    _train(opened, plan_study, cells, choice, trainer)
+    if trainer is not None:
+        plan = _with_trainer(plan, opened, trainer)
+    _train(opened, plan, cells, choice)
     summary = _summary(opened, cells, time.monotonic() - began)
     if json_:
         print_json(summary)
@@ -183,7 +199,7 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
 # Training, live
 
 
-def _check_trainer(command: str, executor: str) -> None:
+def _check_trainer(command: str, executor: str, until: str | None) -> None:
     """Raise UserError for a --trainer that cannot be used."""
     from umscale.errors import UserError
     from umscale.execute.own_trainer import check_command
@@ -193,6 +209,8 @@ def _check_trainer(command: str, executor: str) -> None:
         raise UserError(
             f"--trainer goes with --executor local, not {executor}: it is started on this machine alone"
         )
+    if until is not None:
+        raise UserError("--until pauses runs of umscale's own trainer; leave it out with --trainer")
 
 
 def _with_trainer(plan: "Plan", store: "Store", command: str) -> "Plan":
@@ -204,20 +222,13 @@ def _with_trainer(plan: "Plan", store: "Store", command: str) -> "Plan":
     return TrainerPlan(study=plan.study, runs=plan.runs)
 
 
-def _train(
-    store: "Store", study: "Study", cells: "list[Cell]", choice: Choice, trainer: str | None = None
-) -> None:
-    from umscale.execute.workload import make_plan
-
-    plan = make_plan(study.name, cells)
-    if trainer is not None:
-        plan = _with_trainer(plan, store, trainer)
+def _train(store: "Store", plan: "Plan", cells: "list[Cell]", choice: Choice) -> None:
     remaining = plan.unfinished(store)
     done = len(plan.runs) - len(remaining)
     where = "" if choice.kind == "local" else f" on {choice.kind}"
     n_workers = min(choice.workers, len(remaining))
     note(
-        f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
+        f"{plan.study}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
     )
     _note_missing_weights(store, plan, set(remaining))
     if not remaining:
@@ -249,7 +260,9 @@ class View:
         from umscale.execute.workload import run_weight
 
         self.labels = labels
-        self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}
+        self.weight = {
+            run.run_id: run_weight(run, plan.until) for run in plan.runs if run.run_id in remaining
+        }
         self.progress: dict[str, dict[str, Any]] = {}
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
@@ -299,7 +312,7 @@ class View:
             self.progress.pop(run_id, None)
             self.share[run_id] = 1.0
             self.finished += 1
-            if event["status"] != "finished":
+            if event["status"] not in ("finished", "paused"):
                 self._line(f"{label}: {event['status']}: {event['reason']}")
         elif kind == "queue":
             self.queued = self.queued | {worker} if event["state"] in WAITING else self.queued - {worker}
@@ -383,14 +396,19 @@ def _summary(store: "Store", cells: "list[Cell]", seconds: float) -> dict[str, A
         "store": store.name,
         "runs": len(mine),
         "seconds": seconds,
-        **{status: mine.count(status) for status in ("finished", "diverged", "failed", "infeasible")},
+        **{
+            status: mine.count(status)
+            for status in ("finished", "paused", "diverged", "failed", "infeasible")
+        },
     }
 
 
 def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary: dict[str, Any]) -> None:
     console = out()
     print_runs(store, console)
-    other = ", ".join(f"{summary[s]} {s}" for s in ("diverged", "failed", "infeasible") if summary[s])
+    other = ", ".join(
+        f"{summary[s]} {s}" for s in ("paused", "diverged", "failed", "infeasible") if summary[s]
+    )
     console.print(
         f"\n{summary['finished']} of {summary['runs']} runs finished in {duration(summary['seconds'])}"
         + (f"; {other}" if other else "")

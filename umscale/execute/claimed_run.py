@@ -90,11 +90,13 @@ def train_one(
     device_name: str,
     watch: Watch | None = None,
     world: "World | None" = None,
+    until: int | None = None,
 ) -> "Outcome | None":
     """Train one claimed run and write its results; a failure becomes a row with its reason.
 
     Args:
         world: the processes that train it together, of which this one is the first; None: this one alone.
+        until: tokens after whose budget the run is paused, its checkpoint kept; None: train it to its end.
 
     Returns:
         What the run produced; None when it was interrupted (its checkpoint is kept) or failed.
@@ -154,7 +156,9 @@ def train_one(
         workspace = Workspace.of(store, run_id, run.trunk_id)
         if (tokens := continue_trunk(workspace, run)) is not None:
             report.remark([f"{run_id} goes on from a kept trunk at {tokens:,} tokens"])
-        outcome = Run(run, corpus, workspace, device, world).execute(on_record, on_progress, should_stop)
+        outcome = Run(run, corpus, workspace, device, world).execute(
+            on_record, on_progress, should_stop, until
+        )
     except Interrupted:
         return None
     except UserError:
@@ -168,7 +172,8 @@ def train_one(
         store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
-    store.clear_work(run_id)
+    if outcome.status != "paused":
+        store.clear_work(run_id)
     report("end", run=run_id, status=outcome.status, reason=outcome.reason)
     return outcome
 

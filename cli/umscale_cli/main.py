@@ -31,6 +31,7 @@ from umscale_cli import (
     simulate,
     sweep,
     train,
+    watch,
     worker,
 )
 from umscale_cli.console import EXIT_FAILED, Stdout, close_stdout, note, prepare_streams
@@ -54,6 +55,7 @@ app.command("fit")(fit.fit)
 app.command("laws")(fit.laws)
 app.command("plot")(plot.plot)
 app.command("report")(report.report)
+app.command("watch")(watch.watch)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("pack")(runs.pack)

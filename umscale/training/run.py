@@ -44,6 +44,7 @@ from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
 from umscale.training.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
 from umscale.training.gradients import average_gradients
+from umscale.training.host_tables import HostTables
 from umscale.training.microbatch import forward_backward
 from umscale.training.optimiser import (
     Schedule,
@@ -145,9 +146,8 @@ class Run:
         self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
-        self.batches = Prefetch(
-            functools.partial(self.stream.batch, part=world.rank, n_parts=world.size), device
-        )
+        self.read = functools.partial(self.stream.batch, part=world.rank, n_parts=world.size)
+        self.batches = Prefetch(self.read, device)
         self.validation: ValidationSet = validation_windows(
             corpus, spec.data.seq_len, spec.data.validation_tokens, spec.data.validation_documents
         )
@@ -178,7 +178,13 @@ class Run:
         model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len, part, self.vocabulary)
         if self.world.size > 1:
             connect(model, self.world)
+        on_host = model.ngram is not None and self.spec.train.table_device == "cpu"
+        if model.ngram is not None and on_host:
+            model.ngram.keep_on_host()
         self.model = model.to(self.device)
+        self.host_tables = (
+            HostTables(model.ngram, self.read, self.device) if model.ngram is not None and on_host else None
+        )
         if self.world.shard_dense:
             from umscale.training.fsdp import shard_dense
 
@@ -223,12 +229,18 @@ class Run:
         window = self.batches(self.step)  # [B / processes, S + 1]
         self.input_seconds += time.perf_counter() - began
         self.optimizer.zero_grad(set_to_none=True)
+        if self.host_tables is not None:
+            self.host_tables.fetch(self.step)
         micro_batch_size = self.spec.train.micro_batch_size
         loss = forward_backward(self.trained, window, micro_batch_size, self.precision)
+        if self.host_tables is not None:
+            self.host_tables.return_gradients()
         average_gradients(self.model, self.world)
         norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
         skip_unless_finite(self.optimizer, norm)
         self.optimizer.step()
+        if self.host_tables is not None:
+            self.host_tables.fetch(self.step + 1)
         self.model.refresh(tables=False)
         if (self.step + 1) % (1 if self._short_branch else WeightAverage.EVERY) == 0:
             self.average.update(self.model, self.step + 1)
@@ -527,6 +539,8 @@ class Run:
 
     def _load(self, phase: str) -> dict[str, Any] | None:
         state = self.workspace.load(phase, self.model, self.optimizer, self.average)
+        if self.host_tables is not None:
+            self.host_tables.forget()
         if state is None or state.get("run_id") != self.spec.run_id:
             return None
         self.step, self.branch = state["step"], state["branch"]

@@ -174,27 +174,18 @@ def fit_rows(
     above: float = 1.0,
 ) -> FitResult:
     """``fit_law`` on rows already chosen; ``above`` is the weight of rows that lie above the law."""
-    if not 0 < above <= 1:
-        raise UserError(f"rows above the law weigh more than 0 and at most 1, not {above:g}")
     asked = law
     constraints = constraints or Constraints()
     check(law, constraints)
     law, dropped, left_out = _without_constants(rows, law, constraints, columns)
-    n_free = len((law if isinstance(law, LocalLaw) else reduce_law(law, constraints).law).coefficients)
-    if rows.size < n_free:
-        raise UserError(f"{rows.size} rows cannot determine the {n_free} coefficients of law {asked.name!r}")
-    residual = residual or law.residual
-    objective = objective or law.objective
+    n_free = _require_enough(rows, law, constraints, asked.name)
+    residual, objective = residual or law.residual, objective or law.objective
     delta = _threshold(objective, delta)
     weights = row_weights(rows, residual)
     reference = {s: _middle(v) for s, v in rows.values.items()}
-
-    law, solved, blocks = _solve(
-        _Task(rows, law, constraints, residual, objective, delta, weights, above), reference
-    )
+    task = _Task(rows, law, constraints, residual, objective, delta, weights, above)
+    law, solved, blocks = _solve_by_kind(task, reference)
     error = solved.fitted - rows.loss
-    centred = rows.loss - _block_means(rows.loss, blocks)
-    total = float(centred @ centred)
     return FitResult(
         law=law,
         coefficients=dict(zip(law.coefficients, solved.coefficients.tolist(), strict=True)),
@@ -208,7 +199,7 @@ def fit_rows(
         above=above,
         rmse_nats=float(np.sqrt(np.mean(error**2))),
         rmse_percent=float(100 * np.sqrt(np.mean((error / rows.loss) ** 2))),
-        r_squared=1.0 - float(error @ error) / total if total > 0 else float("nan"),
+        r_squared=_r_squared(error, rows.loss - _block_means(rows.loss, blocks)),
         condition_number=solved.condition_number,
         rank=solved.rank,
         unidentified=solved.unidentified,
@@ -228,6 +219,20 @@ def fit_rows(
         residuals=np.log(rows.loss / solved.fitted) if residual == "log" else -error,
         blocks=blocks,
     )
+
+
+def _require_enough(rows: Rows, law: Law, constraints: Constraints, name: str) -> int:
+    """The number of free coefficients; raises ``UserError`` for fewer rows."""
+    n_free = len((law if isinstance(law, LocalLaw) else reduce_law(law, constraints).law).coefficients)
+    if rows.size < n_free:
+        raise UserError(f"{rows.size} rows cannot determine the {n_free} coefficients of law {name!r}")
+    return n_free
+
+
+def _r_squared(error: Array, centred: Array) -> float:
+    """Share of the variance within blocks that is explained; NaN where there is none."""
+    total = float(centred @ centred)
+    return 1.0 - float(error @ error) / total if total > 0 else float("nan")
 
 
 def _without_constants(
@@ -366,9 +371,11 @@ class _Task:
         )
 
 
-def _solve(task: "_Task", reference: Mapping[str, float]) -> "tuple[Law, _Solved, Array]":
+def _solve_by_kind(task: "_Task", reference: Mapping[str, float]) -> "tuple[Law, _Solved, Array]":
     """The law as solved, its solution, and the intercepts of seed blocks [rows, blocks], which only local laws have."""
     rows, law = task.rows, task.law
+    if not 0 < task.above <= 1:
+        raise UserError(f"rows above the law weigh more than 0 and at most 1, not {task.above:g}")
     if isinstance(law, LocalLaw):
         if (task.residual, task.objective) != ("raw", "least_squares"):
             raise UserError(

@@ -710,8 +710,16 @@ class RunSpec:
     @property
     def total_steps(self) -> int:
         """Steps of the trunk and of all its branches."""
-        starts, ends = self.branch_steps, self.budget_steps
+        return self.steps_of(len(self.train.budgets))
+
+    def steps_of(self, n_budgets: int) -> int:
+        """Steps of the first ``n_budgets`` branches and of the trunk up to the last of them."""
+        starts, ends = self.branch_steps[:n_budgets], self.budget_steps[:n_budgets]
         return starts[-1] + sum(end - start for start, end in zip(starts, ends, strict=True))
+
+    def budgets_until(self, tokens: int | None) -> int:
+        """How many of the budgets are at most ``tokens``; all of them for None."""
+        return sum(tokens is None or budget <= tokens for budget in self.train.budgets)
 
     @property
     def spec_version(self) -> int:

@@ -73,7 +73,7 @@ def runs(
     status: Annotated[
         str | None,
         typer.Option(
-            help="Only runs with this status: running, finished, diverged, infeasible, failed or pruned."
+            help="Only runs with this status: running, paused, finished, diverged, infeasible, failed or pruned."
         ),
     ] = None,
     probes: Annotated[
@@ -161,7 +161,7 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     """Print a row per run and budget."""
     from rich.table import Table
 
-    from umscale.results.budgets import budget_rows, differently_made
+    from umscale.results.budgets import budget_rows, differently_made, paused
 
     columns = store.columns(status=status)
     rows = [_shown(row) for row in budget_rows(columns)]
@@ -176,6 +176,8 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     console.print(table)
     if gone := [name for name in COLUMNS if name not in names]:
         note(f"{', '.join(gone)} left out for want of width; --json has all")
+    if words := paused(columns):
+        note(f"{words}; `umscale sweep` without --until goes on with them")
     if words := differently_made(columns):
         note(f"note: {words}")
 

@@ -81,6 +81,14 @@ class SweepOptions(ExecutorOptions):
     force: Annotated[bool, typer.Option("--force", help="Train every run again, replacing its results.")] = (
         False
     )
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Pause each run after its budgets up to TOKENS (2.5M); the same command without it goes on.",
+            show_default="train to the end",
+        ),
+    ] = None
     report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True
     json_: JsonFlag = False
 
@@ -89,9 +97,13 @@ class SweepOptions(ExecutorOptions):
 def sweep(asked: SweepOptions) -> None:
     """Train a grid of proxy language models and store every result.
 
-    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep.
+    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep. A long one can be done
+    in parts: with --until TOKENS, runs are paused after the last budget of at most that many, and go on later as if
+    they never had been.
     """
     from umscale.design.study import load_study
+    from umscale.execute.workload import make_plan
+    from umscale.spec import quantity
 
     tolerance = [f"tolerance={asked.tolerance!r}"] if asked.tolerance else []
     plan_study = load_study(asked.study, [*(asked.set_ or ()), *tolerance])
@@ -101,14 +113,16 @@ def sweep(asked: SweepOptions) -> None:
     choice = asked.choice(planning=asked.dry_run)
     root = asked.store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
+    end = None if asked.until is None else int(quantity(asked.until, "--until"))
     if asked.dry_run:
-        show_plan(plan_study, cells, choice.workers, asked.threads if asked.measure else 0, asked.json_)
+        show_plan(plan_study, cells, choice.workers, asked.threads if asked.measure else 0, asked.json_, end)
         return
+    plan = make_plan(plan_study.name, cells, end)
     opened = ready(root, precision)
     _clear(opened, cells, asked.retry_failed, asked.force)
     opened.write_design(plan_study, cells)
     began = time.monotonic()
-    _train(opened, plan_study, cells, choice)
+    _train(opened, plan, cells, choice)
     summary = _summary(opened, cells, time.monotonic() - began)
     if asked.json_:
         print_json(summary)
@@ -160,16 +174,13 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
 # Training, live
 
 
-def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
-    from umscale.execute.workload import make_plan
-
-    plan = make_plan(study.name, cells)
+def _train(store: "Store", plan: "Plan", cells: "list[Cell]", choice: Choice) -> None:
     remaining = plan.unfinished(store)
     done = len(plan.runs) - len(remaining)
     where = "" if choice.kind == "local" else f" on {choice.kind}"
     n_workers = min(choice.workers, len(remaining))
     note(
-        f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
+        f"{plan.study}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
     )
     if not remaining:
         return
@@ -191,7 +202,9 @@ class View:
         from umscale.execute.workload import run_weight
 
         self.labels = labels
-        self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}
+        self.weight = {
+            run.run_id: run_weight(run, plan.until) for run in plan.runs if run.run_id in remaining
+        }
         self.progress: dict[str, dict[str, Any]] = {}
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
@@ -241,7 +254,7 @@ class View:
             self.progress.pop(run_id, None)
             self.share[run_id] = 1.0
             self.finished += 1
-            if event["status"] != "finished":
+            if event["status"] not in ("finished", "paused"):
                 self._line(f"{label}: {event['status']}: {event['reason']}")
         elif kind == "queue":
             self.queued = self.queued | {worker} if event["state"] in WAITING else self.queued - {worker}
@@ -325,14 +338,19 @@ def _summary(store: "Store", cells: "list[Cell]", seconds: float) -> dict[str, A
         "store": store.name,
         "runs": len(mine),
         "seconds": seconds,
-        **{status: mine.count(status) for status in ("finished", "diverged", "failed", "infeasible")},
+        **{
+            status: mine.count(status)
+            for status in ("finished", "paused", "diverged", "failed", "infeasible")
+        },
     }
 
 
 def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary: dict[str, Any]) -> None:
     console = out()
     print_runs(store, console)
-    other = ", ".join(f"{summary[s]} {s}" for s in ("diverged", "failed", "infeasible") if summary[s])
+    other = ", ".join(
+        f"{summary[s]} {s}" for s in ("paused", "diverged", "failed", "infeasible") if summary[s]
+    )
     console.print(
         f"\n{summary['finished']} of {summary['runs']} runs finished in {duration(summary['seconds'])}"
         + (f"; {other}" if other else "")

@@ -81,7 +81,7 @@ def worker(asked: WorkerOptions) -> None:
     note(f"nothing is left of job {name}; {view.summary()}")
     if asked.json_:
         print_json({"store": opened.name, "job": name, "here": view.ended})
-    if view.ended.keys() - {"finished", "pruned"}:
+    if view.ended.keys() - {"finished", "paused", "pruned"}:
         raise typer.Exit(EXIT_PARTLY)
 
 

@@ -90,11 +90,13 @@ def train_one(
     device_name: str,
     watch: Watch | None = None,
     world: "World | None" = None,
+    until: int | None = None,
 ) -> "Outcome | None":
     """Train one claimed run and write its results; a failure becomes a row with its reason.
 
     Args:
         world: the processes that train it together, of which this one is the first; None: this one alone.
+        until: tokens after whose budget the run is paused, its checkpoint kept; None: train it to its end.
 
     Returns:
         What the run produced; None when it was interrupted (its checkpoint is kept) or failed.
@@ -117,7 +119,7 @@ def train_one(
     heard = _Heard(store, study, run, report, watch, world, context)
     try:
         outcome = Run(run, _corpus(run), Workspace.of(store, run_id), device, world).execute(
-            heard.record, heard.progress, heard.should_stop
+            heard.record, heard.progress, heard.should_stop, until
         )
     except Interrupted:
         return None
@@ -127,7 +129,8 @@ def train_one(
         reason = _failed(store, study, run, error, context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
-    store.clear_work(run_id)
+    if outcome.status != "paused":
+        store.clear_work(run_id)
     report("end", run=run_id, status=outcome.status, reason=outcome.reason)
     return outcome
 

@@ -7,6 +7,7 @@ Notable:
   a function of the step, and every random draw comes from a stream named in the spec. At most
   ``checkpoint_seconds`` of training are repeated; a checkpoint that is damaged or lost costs what it held.
 - A diverged run ends with that status and keeps the records it made.
+- A run may be told to stop after a budget's branch: it is then paused, and goes on later as if it never had been.
 - Steps are handed to the device without waiting for it: losses are fetched together, at a log point. There a run is
   found to have diverged, at the step at which it did.
 """
@@ -82,7 +83,7 @@ class Progress:
 
     phase: str
     steps_done: int
-    """Of ``total_steps``, which include all branches."""
+    """Of ``total_steps``, which include all branches up to where it is told to stop."""
     total_steps: int
     tokens: int
     """Position in the budget."""
@@ -154,6 +155,8 @@ class Run:
         known = corpus.manifest.generated is not None
         self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
         self.curve_every = max(1, spec.total_steps // CURVE_POINTS)
+        self.n_budgets = len(spec.train.budgets)
+        """Of the first, those to train now."""
         self._begin()
 
     def _begin(self) -> None:
@@ -284,20 +287,23 @@ class Run:
         on_record: Callable[[Outcome], None],
         on_progress: Callable[[Progress], None] = lambda progress: None,
         should_stop: Callable[[], bool] = lambda: False,
+        until: int | None = None,
     ) -> Outcome:
         """Train to the end; ``on_record`` is called after each record and at the end.
 
-        ``should_stop`` must answer alike on all processes of a world.
+        ``should_stop`` must answer alike on all processes of a world. With ``until``, the run is paused after the last
+        budget of at most so many tokens, with a checkpoint of its trunk there.
 
         Raises:
             Interrupted: ``should_stop`` returned true (the checkpoint is written and a later call continues), or
                 another worker has taken the run over, or one of several processes is gone.
         """
+        self.n_budgets = self.spec.budgets_until(until)
         try:
             try:
                 while not self._execute(on_record, on_progress, should_stop):
                     self._begin()
-                self.outcome.status = "finished"
+                self._end()
             except Diverged as error:
                 self.outcome.status, self.outcome.reason = "diverged", str(error)
             self.workspace.flush()
@@ -318,7 +324,7 @@ class Run:
     ) -> bool:
         """Train from where the checkpoints are to the end; false if they proved unusable on the way."""
         resume_branch = self._restore()
-        for index, start in enumerate(self.schedule.branches):
+        for index, start in enumerate(self.schedule.branches[: self.n_budgets]):
             if index < self._finished_budgets():
                 continue
             if resume_branch != index:
@@ -337,6 +343,13 @@ class Run:
                 )
                 return False
         return True
+
+    def _end(self) -> None:
+        """Note that all is done that was asked for."""
+        done, budgets = self._finished_budgets(), self.spec.train.budgets
+        self.outcome.status = "finished" if done == len(budgets) else "paused"
+        if done < len(budgets):
+            self.outcome.reason = f"until {budgets[done - 1]:,} of {budgets[-1]:,} tokens"
 
     def _advance(
         self, end: int, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -401,7 +414,7 @@ class Run:
                 Progress(
                     phase=self._phase,
                     steps_done=self.steps_done - ago,
-                    total_steps=self.spec.total_steps,
+                    total_steps=self.spec.steps_of(self.n_budgets),
                     tokens=(self.step - ago) * self.spec.tokens_per_step,
                     loss=loss,
                     tokens_per_second=self._tokens_per_second,

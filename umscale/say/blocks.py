@@ -155,7 +155,7 @@ class Page:
 
 def noted(statements: Sequence[str]) -> tuple[Block, ...]:
     """Statements that an answer makes of itself, as blocks; none where there are none."""
-    return (Bullets(items=tuple(f"note: {one}" for one in statements)),) if statements else ()
+    return (Bullets(items=tuple(statements)),) if statements else ()
 
 
 def spans(text: str) -> Iterator[tuple[str, bool]]:

@@ -183,7 +183,7 @@ def fit_rows(
     delta = _threshold(objective, delta)
     weights = row_weights(rows, residual)
     reference = {s: _middle(v) for s, v in rows.values.items()}
-    task = _Task(rows, law, constraints, residual, objective, delta, weights, above)
+    task = _Task(rows, law, constraints, residual, objective, delta, weights, above)  # type: ignore[arg-type]  # local too
     law, solved, blocks = _solve_by_kind(task, reference)
     error = solved.fitted - rows.loss
     return FitResult(

@@ -115,6 +115,7 @@ class Optimal:
         """Both ways, the exponents, and what to know of them."""
         place = part_words(self.stage, None, self.loss, self.by)
         found: list[Block] = []
+        notes: tuple[str, ...] = ()
         if law := self.by_law:
             notes = (
                 f"law {law.law}: {law.formula}; {_powers(law.exponents)}",

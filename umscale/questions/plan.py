@@ -253,10 +253,10 @@ def plan(
         outside=outside,
         statements=(
             *_meanings(fit, reads, units or {}, means or {}),
-            *_along_tokens(fit, trend, tokens),
             *_statements(
                 fit, reason, described, outside, compensation or "none", sizing, vary, tokens, family
             ),
+            *_along_tokens(fit, trend, tokens),
         ),
     )
 

@@ -60,6 +60,17 @@ class SimulateOptions:
     record_sd: Annotated[
         float | None, typer.Option(help="Of a single record of a run; default 0.", show_default=False)
     ] = None
+    slope_sd: Annotated[
+        float | None,
+        typer.Option(help="Of slopes between seed blocks, nats per doubling; default 0.", show_default=False),
+    ] = None
+    misfit_sd: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a misfit smooth along top_m, as a rate tuned for one leaves; default 0.",
+            show_default=False,
+        ),
+    ] = None
     tables: Annotated[int, typer.Option(min=1, help="Tables to draw.")] = 500
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed draws the same tables.")] = 0
     stage: Annotated[str | None, typer.Option(help="Of --from: annealed or stable.", show_default=False)] = (
@@ -127,6 +138,8 @@ def _design(asked: SimulateOptions) -> "tuple[Table, Truth]":
         "block_sd": asked.block_sd,
         "cell_sd": asked.cell_sd,
         "record_sd": asked.record_sd,
+        "slope_sd": asked.slope_sd,
+        "misfit_sd": asked.misfit_sd,
     }
     return design, dataclasses.replace(truth, **{k: v for k, v in given.items() if v is not None})
 

@@ -241,12 +241,14 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         return np.asarray(c[..., b] - triple * c[..., a] + curved)
 
     difference = estimate(-1.0, 1.0)
+    f, p = lack_of_fit(fit)
+    misses = f"; what it misses in cells against what runs differ by: F = {f:.1f}, p = {p:.2g}" if f else ""
     from_law = Contrasts(
         delta_m=estimate(-1.0, 0.0),
         delta_n=estimate(0.0, -1.0),
         difference=difference,
         paper=uncertainty.estimate(paper),
-        basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}",
+        basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}{misses}",
     )
     answer, reason = _answer(difference, pairs.difference if pairs else None, uncertainty)
     warnings = [*fit.warnings, *uncertainty.warnings]

@@ -27,7 +27,7 @@ from umscale.say.labels import part_words
 from umscale.say.laws import interval_text
 from umscale.say.numbers import axis_value
 
-TREND_LAWS = ("trend", "trend_curved", "power_product", "power_trend")
+TREND_LAWS = ("trend", "trend_curved", "trend_interaction", "power_product", "power_trend")
 """Laws whose effects of m and N_s change with tokens, fewest coefficients first."""
 
 MOST_POINTS = 1000

@@ -26,10 +26,11 @@ from umscale.laws.fit import FitResult, fit_rows
 from umscale.laws.forms import LocalLaw, local_features
 from umscale.laws.uncertainty import LEVEL, Estimate, bootstrap
 from umscale.questions.density_over_size import POWER, fit_effects, why_thin
+from umscale.questions.token_trend import token_trend
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, numeric, where
 from umscale.say.blocks import Block, Grid, Listing
-from umscale.say.estimates import fixed
+from umscale.say.estimates import both, fixed
 from umscale.say.numbers import count
 
 _PLANE_AXES = ("top_m", "density", "n_keys", "n_values", "sparse_params", "total_params")
@@ -147,23 +148,7 @@ def suggest(
     search = _Search(fit, numeric(part, "seed") if "seed" in part else np.zeros(fit.n_rows), candidates)
     search.error = _half(difference) / _quantile(search.freedom([]), (1 + LEVEL) / 2)
     settled = 0 if difference.low > 0 or difference.high < 0 else None
-    runs: list[SuggestedRun] = []
-    while len(runs) < n or (settled is None and len(runs) < _LOOK_AHEAD):
-        step = search.step(n - len(runs) if len(runs) < n else 2)
-        if not step and not runs:
-            raise UserError(
-                "every cell has run in every seed, and one run in a new seed says nothing: ask for two or more"
-            )
-        if not step:  # one run short of opening a seed
-            n = len(runs)
-            continue
-        runs += step
-        if settled is None and search.half_width(power=True) <= abs(difference.value):
-            settled = len(runs)
-    flops_to_settle = sum(run.flops for run in runs[:settled]) if settled is not None else None
-    if settled is None:
-        settled, flops_to_settle = _beyond(search, runs, abs(difference.value))
-    chosen = tuple(runs[:n])
+    chosen, settled, flops_to_settle = _choose(search, n, abs(difference.value), settled)
     return Suggestion(
         runs=chosen,
         study=_study_tree(study, chosen, compensation, len(np.unique(fit.rows.run))),
@@ -175,8 +160,31 @@ def suggest(
         half_width=_half(difference),
         runs_to_settle=settled,
         flops_to_settle=flops_to_settle,
-        statements=_statements(chosen, settled, flops_to_settle),
+        statements=(*_statements(chosen, settled, flops_to_settle), *_along_tokens(part, fit, stage, loss)),
     )
+
+
+def _choose(
+    search: "_Search", n: int, effect: float, settled: int | None
+) -> tuple[tuple[SuggestedRun, ...], int | None, float | None]:
+    """The best ``n`` runs, and how many of such, with what FLOPs, would settle an ``effect`` that large."""
+    runs: list[SuggestedRun] = []
+    while len(runs) < n or (settled is None and len(runs) < _LOOK_AHEAD):
+        step = search.step(n - len(runs) if len(runs) < n else 2)
+        if not step and not runs:
+            raise UserError(
+                "every cell has run in every seed, and one run in a new seed says nothing: ask for two or more"
+            )
+        if not step:  # one run short of opening a seed
+            n = len(runs)
+            continue
+        runs += step
+        if settled is None and search.half_width(power=True) <= effect:
+            settled = len(runs)
+    flops_to_settle = sum(run.flops for run in runs[:settled]) if settled is not None else None
+    if settled is None:
+        settled, flops_to_settle = _beyond(search, runs, effect)
+    return tuple(runs[:n]), settled, flops_to_settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,6 +480,31 @@ def _statements(
             f"{settled} runs chosen this way ({flops_to_settle:.2g} training FLOPs) would settle it ({POWER:.0%} power)"
         )
     return tuple(said)
+
+
+def _along_tokens(part: Table, fit: FitResult, stage: str | None, loss: str) -> tuple[str, ...]:
+    """At which tokens these runs narrow the difference, and what they cannot say of others."""
+    if "D" not in fit.domain:
+        return ()
+    low, high = fit.domain["D"]
+    at = f"{count(high)} tokens, the only budget"
+    if low < high:
+        at = f"{count(fit.reference['D'])} tokens, the centre of {count(low)} to {count(high)}"
+    said = f"that is the difference at {at}: beyond it nothing is settled"
+    try:
+        trend = token_trend(part, stage=stage, loss=loss)
+    except UserError:
+        return (f"{said}; a second, longer budget shows how it changes",)
+    if not trend.direction or trend.difference is None:
+        return (said,)
+    words = f"it {trend.direction} with tokens, by {both(trend.difference)} nats per doubling within runs"
+    if trend.turn.reached == "beyond":
+        longer = 2 * trend.turn.tokens.value
+        words += (
+            f", and would be zero at about {count(trend.turn.tokens.value)} tokens, {trend.turn.octaves_beyond:.1f} "
+            f"octaves beyond: a budget of {count(longer)} (axes.tokens) says more of that than any of these runs"
+        )
+    return (said, words)
 
 
 def _half(estimate: Estimate) -> float:

@@ -119,7 +119,7 @@ def sweep(
     if not workers:
         job.work(opened, Reporter(io.StringIO()), device)
     else:
-        gpus = visible_gpus() if device != "cpu" else []
+        gpus = visible_gpus(device)
         with LocalExecutor(opened, job, workers, threads, device, gpus) as executor:
             executor.run(lambda worker, event: None)
     return Results(opened)

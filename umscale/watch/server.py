@@ -12,7 +12,7 @@ import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import Any
 
 from umscale.errors import UserError
 from umscale.watch.state import State
@@ -66,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD for the page and its data; nothing else is there."""
 
     server: Server
-    server_version: ClassVar[str] = "umscale"
-    sys_version: ClassVar[str] = ""
+    server_version = "umscale"
+    sys_version = ""
     timeout = 20
 
     def do_GET(self) -> None:

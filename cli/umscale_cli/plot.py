@@ -294,17 +294,18 @@ def _quoted(words: str) -> str:
 def _print(gallery: "Gallery", named: Sequence[str], source: str) -> None:
     """Print the figures as characters."""
     from umscale.errors import UserError
-    from umscale.figures.kinds import KINDS, density_maps
+    from umscale.figures.kinds import KINDS, density_maps, density_slices
     from umscale.plots.series import panels_of
     from umscale_cli.plot_terminal import panel_text, plotext_module
 
     plotext = plotext_module()
 
     def draw(kind: str) -> list[str]:
-        if kind == "map":
-            maps = density_maps(gallery, per_octave=1)
+        if kind in ("map", "slices"):
+            of = density_maps if kind == "map" else density_slices
+            maps = of(gallery, per_octave=1)
             return [
-                "\n".join([f"map{suffix}: {stage}", *one.lines(), ""])
+                "\n".join([f"{kind}{suffix}: {stage}", *one.lines(), ""])
                 for suffix, stages in maps.items()
                 for stage, one in stages.items()
             ]

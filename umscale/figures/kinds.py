@@ -27,7 +27,7 @@ from umscale.plots.training import curves
 from umscale.plots.trend import token_trend_figure
 from umscale.questions.allocation import allocations
 from umscale.questions.architectures import compare_architectures
-from umscale.questions.density_map import DensityMap, density_map, study_map
+from umscale.questions.density_map import DensityMap, density_map, slice_title, study_map, study_slices
 from umscale.questions.density_over_size import fit_effects, why_thin
 from umscale.questions.iso_flops import iso_flops_of, training_flops
 from umscale.questions.learning_rates import rates_reports
@@ -100,6 +100,28 @@ def _map(gallery: Gallery) -> Figures:
         suffix: density_plane(one, cells=(measured[0], measured[1]), words=words(parts[suffix]))
         for suffix, one in maps.items()
     }
+
+
+def density_slices(gallery: Gallery, per_octave: int = 8) -> dict[str, dict[str, DensityMap]]:
+    """File-name suffix → title → map at a number of tokens, of the last stage; raises ``UserError`` for none."""
+    gallery.require_one_architecture()
+    found: dict[str, dict[str, DensityMap]] = {}
+    for suffix, _, part in gallery.parts():
+        slices = study_slices(
+            part,
+            stage=_stages(part)[-1],
+            loss=gallery.loss,
+            columns=gallery.settings.columns,
+            per_octave=per_octave,
+            seed=gallery.seed,
+        )
+        found[suffix] = {slice_title(one): one for one in slices}
+    return found
+
+
+def _slices(gallery: Gallery) -> Figures:
+    words = "Law and intervals of all budgets together; a dashed boundary lies beyond the tokens that were trained."
+    return {suffix: density_plane(one, words=words) for suffix, one in density_slices(gallery).items()}
 
 
 def _ratio(gallery: Gallery) -> Figures:
@@ -243,6 +265,14 @@ KINDS: Mapping[str, Kind[Gallery]] = MappingProxyType(
             shows="where in the (top_m, N_s) plane density beats size, with iso-loss contours",
             needs="a law of top_m and N_s",
             draw=_map,
+        ),
+        "slices": Kind(
+            title="Where density beats size, by token budget",
+            look="Follow the border from panel to panel: the last lies beyond the tokens that were trained, and "
+            "is what a straight line makes of them.",
+            shows="the map at the shortest, a middle and the longest budget, and two octaves beyond",
+            needs="two token budgets or more, beside top_m and N_s",
+            draw=_slices,
         ),
         "trend": Kind(
             title="What a doubling buys, by token budget",

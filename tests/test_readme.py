@@ -65,7 +65,7 @@ def test_its_snippets_of_python_run(store, number):
     code = snippet.replace("umscale-runs/quickstart", str(store))
     *lines, last = code.strip().splitlines()
     names: dict[str, object] = {}
-    exec("\n".join(["import polars", *lines]), names)
+    exec("\n".join(["import glob, polars", *lines]), names)
     found = eval(last, names)
     if number == 1:
         import polars

@@ -25,9 +25,9 @@ from umscale.bench.baselines import (
     with_embedding_bag,
 )
 from umscale.bench.kernels import PARTS, WASTE, bench_kernels
-from umscale.bench.release import release_step
-from umscale.bench.report import Target
+from umscale.bench.measured import Target
 from umscale.bench.setting import Setting, lookup_operands, ultramem_v2_layer
+from umscale.bench.step_0_2_0 import release_step
 from umscale.bench.timing import clock_of, interleaved, rows
 from umscale.bench.training import RELEASE, bench_losses, bench_train, current_step, shape_of
 from umscale.data.corpus import open_corpus

@@ -19,9 +19,10 @@ from umscale.questions.memory_to_ffn import memory_to_ffn
 from umscale.questions.question import Asked
 from umscale.render.html import to_html
 from umscale.render.markdown import to_markdown
-from umscale.report.answers import answer, question_words
 from umscale.report.build import build
+from umscale.report.diagnostics import diagnostics
 from umscale.report.evidence import Evidence, gather
+from umscale.report.lead import answer, question_words
 from umscale.report.limits import limits
 from umscale.report.reproduce import reproduce, since_then
 from umscale.say.blocks import Page, Verdict
@@ -213,8 +214,11 @@ MODEL = {
 }
 
 
-def made(root: Path, finished: int | None = None, **study) -> Store:
-    """A store of a study whose first ``finished`` runs are done, the next failed; losses from a rule."""
+def made(root: Path, finished: int | None = None, until: int | None = None, **study) -> Store:
+    """A store of a study whose first ``finished`` runs are done, the next failed; losses from a rule.
+
+    With ``until``, all runs are paused after that budget.
+    """
     tree = {
         "name": "made",
         "model": MODEL,
@@ -245,7 +249,7 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
                 "loss_ema": loss, "bits_per_byte": loss, "bits_per_byte_ema": loss, "train_seconds": 10.0,
                 "eval_seconds": 1.0, "tokens_per_second": 1e4, "peak_memory_bytes": 2**30,
             }
-            for budget in run.train.budgets
+            for budget in run.train.budgets[: run.budgets_until(until)]
             for stage in STAGES
         ]  # fmt: skip
         curve = [
@@ -262,7 +266,8 @@ def made(root: Path, finished: int | None = None, **study) -> Store:
         store.write_run(
             spec_row(run),
             plan.name,
-            status="finished",
+            status="finished" if until is None else "paused",
+            reason="" if until is None else f"until {until:,} of {run.train.budgets[-1]:,} tokens",
             records=records,
             curve=curve,
             probes=probes,
@@ -315,6 +320,33 @@ def test_where_nothing_has_finished_the_page_says_so(tmp_path):
 def test_a_study_in_progress_is_preliminary(tmp_path):
     text = text_of(made(tmp_path / "s", finished=3, **NOISE))
     assert "Preliminary: 3 of 4 planned runs have finished." in text
+
+
+def test_a_study_done_in_parts_is_read_and_its_rest_predicted(tmp_path):
+    axes = {"top_m": [2, 4, 8], "n_keys": [8, 12, 16], "tokens": [100_000, 200_000, 400_000], "seed": [0, 1]}
+    study = {"axes": axes, "question": "noise"}
+    store = made(tmp_path / "s", until=200_000, **study)
+    words = "18 runs are paused, until 200,000 of 400,000 tokens"
+    evidence = gather(store, "made")
+    assert answer(evidence)[0].text == f"Preliminary: {words}."
+    assert f"{words}: `umscale sweep` without --until goes on" in " ".join(limits(evidence))
+    assert diagnostics(evidence)[0].text == "No run failed or diverged."
+    assert words in RUN.invoke(app, ["runs", str(tmp_path / "s")]).output
+
+    seal = str(tmp_path / "seal.json")
+    asked = ["--law", "trend", "--at", "tokens=400k", "--draws", "20"]
+    sealed = RUN.invoke(app, ["predict", str(tmp_path / "s"), *asked, "--seal", seal])
+    assert sealed.exit_code == 0, sealed.output
+
+    def waiting() -> int:
+        checked = RUN.invoke(app, ["fit", str(tmp_path / "s"), "--check", seal, "--json"])
+        assert checked.exit_code == 0, checked.output
+        return json.loads(checked.stdout)["waiting"]
+
+    before = waiting()
+    assert before > 0
+    made(tmp_path / "s", **study)
+    assert waiting() == 0
 
 
 def test_cells_that_cannot_be_built_are_named(tmp_path):

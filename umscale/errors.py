@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from umscale.plain import plain
+from umscale.escape import plain
 
 LONGEST = 1500
 """Characters of a message."""

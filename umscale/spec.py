@@ -600,6 +600,9 @@ class TrainSpec:
     """``row``: one AdamW second moment per table row, the mean of its squared gradient (less memory)."""
     table_copy: Literal["none", "bfloat16"] = "none"
     """``bfloat16``: lookups read a copy of the tables that the optimiser writes; half the bytes, rounded values."""
+    table_device: Literal["device", "cpu"] = "device"
+    """``cpu``: token-addressed tables, their moments and their average stay in host memory, and the rows of a batch
+    travel to the device and back. Results are equal up to the order of summation."""
     grad_clip: float = 1.0
     ema_width: float = 0.1
     """Relative width of the weight average that is evaluated beside the raw weights (power-function profile)."""
@@ -650,6 +653,10 @@ class TrainSpec:
             f"({int(budgets[0] * (1 - self.decay_fraction))} tokens)",
         )
         _require(self.checkpoint_seconds >= 0, "train.checkpoint_seconds must not be negative")
+        _require(
+            self.table_device == "device" or not self.compile,
+            'train.table_device = "cpu" does without train.compile: rows are fetched outside the graph; drop one',
+        )
         micro = self.micro_batch_size
         _require(
             micro is None or (micro > 0 and self.batch_size % micro == 0),
@@ -703,8 +710,16 @@ class RunSpec:
     @property
     def total_steps(self) -> int:
         """Steps of the trunk and of all its branches."""
-        starts, ends = self.branch_steps, self.budget_steps
+        return self.steps_of(len(self.train.budgets))
+
+    def steps_of(self, n_budgets: int) -> int:
+        """Steps of the first ``n_budgets`` branches and of the trunk up to the last of them."""
+        starts, ends = self.branch_steps[:n_budgets], self.budget_steps[:n_budgets]
         return starts[-1] + sum(end - start for start, end in zip(starts, ends, strict=True))
+
+    def budgets_until(self, tokens: int | None) -> int:
+        """How many of the budgets are at most ``tokens``; all of them for None."""
+        return sum(tokens is None or budget <= tokens for budget in self.train.budgets)
 
     @property
     def spec_version(self) -> int:
@@ -733,7 +748,7 @@ class RunSpec:
         return _run_id(self)
 
 
-_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing")
+_NOT_IDENTITY = ("checkpoint_seconds", "micro_batch_size", "activation_checkpointing", "table_device")
 """Fields of ``TrainSpec`` that say how a run is carried out, not what it finds."""
 
 

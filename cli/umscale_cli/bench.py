@@ -9,7 +9,7 @@ import typer
 from umscale_cli.console import JsonFlag, finite, note, out, print_json
 
 if TYPE_CHECKING:
-    from umscale.bench.report import Part, Report, Row, Target
+    from umscale.bench.measured import Part, Report, Row, Target
 
 app = typer.Typer(help="Measure speed beside a reference in the same run.", no_args_is_help=True)
 
@@ -224,7 +224,7 @@ def fit(
     if kinds_:
         _kinds(tables, only, objective, json_)
         return
-    from umscale.laws.benchmark import bench_fit
+    from umscale.bench.law_fit import bench_fit
 
     note("timing fits; the whole grid by Newton takes up to two minutes ...")
     result = bench_fit(table, rounds=rounds, sample=sample)
@@ -256,8 +256,8 @@ def intervals(
     json_: JsonFlag = False,
 ) -> None:
     """How often 95% intervals hold the truth, under equal, heteroscedastic, heavy-tailed and grouped noise."""
+    from umscale.bench.law_coverage import TRUTH, run_coverage
     from umscale.errors import UserError, nearest
-    from umscale.laws.coverage import TRUTH, run_coverage
 
     if coefficient not in TRUTH:
         raise UserError(
@@ -273,8 +273,8 @@ def intervals(
 
 
 def _kinds(n_tables: int, only: str | None, objective: str, json_: bool) -> None:
+    from umscale.bench.law_forms import KINDS, run_kinds
     from umscale.errors import UserError, nearest
-    from umscale.laws.kinds import KINDS, run_kinds
 
     if only is not None and only not in KINDS:
         raise UserError(f"--only {only!r} must be one of {', '.join(KINDS)}{nearest(only, KINDS)}")
@@ -316,7 +316,7 @@ def sweep(
     json_: JsonFlag = False,
 ) -> None:
     """What a sweep adds to the training: throughput, scheduling, the store, memory of the parent."""
-    from umscale.bench.sweep import bench_sweep
+    from umscale.bench.sweep_overhead import bench_sweep
 
     result = bench_sweep(
         workers=workers, seconds=seconds, rounds=rounds, runs=runs, records=records, progress=note

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale.plain import plain_lines
+from umscale.escape import plain_lines
 from umscale.say.numbers import count, duration, number, percent
 
 if TYPE_CHECKING:

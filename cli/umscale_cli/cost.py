@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, SetOption, count, out, print_json
+from umscale_cli.console import JsonFlag, SetOption, count, note, out, print_json
 from umscale_cli.splits import DenseOption, TablesOption, check_split
 
 if TYPE_CHECKING:
     from umscale.hardware import Hardware
     from umscale.spec import ModelSpec, RunSpec
-    from umscale.training.memory import Split
+    from umscale.training.peak_memory import Split
 
 
 def cost(
@@ -153,7 +153,7 @@ def _print_decoding(entries: list[dict[str, Any]], device: "Hardware") -> None:
 def _memory(model: str, overrides: list[str], seq_len: int, split: "Split") -> dict[str, int]:
     """Return the bytes of each part on one process; ``seq_len`` is that of a model without a [data] table."""
     from umscale.spec import DataSpec, RunSpec, TrainSpec, apply_overrides, from_dict, read_toml
-    from umscale.training.memory import predict_memory
+    from umscale.training.peak_memory import host_memory, predict_memory
     from umscale.training.shards import check
 
     spec, _, _ = load_model(model, [item for item in overrides if item.startswith("model.")])
@@ -162,6 +162,10 @@ def _memory(model: str, overrides: list[str], seq_len: int, split: "Split") -> d
     train = from_dict(TrainSpec, {"budgets": [10**12]} | tree.get("train", {}), "train")
     run = RunSpec(model=spec, data=data, train=train)
     check(run, split.size, split.shard_tables)
+    if host := host_memory(run):
+        note(
+            f"{host / 2**20:,.0f} MiB of token-addressed tables are in each process's host memory beside what follows"
+        )
     return predict_memory(run, split)
 
 

@@ -19,11 +19,19 @@ SHOWN_REASONS = 20
 GIB = 2**30
 
 
-def show_plan(study: "Study", cells: "list[Cell]", n_workers: int, threads: int, json_: bool) -> None:
+def show_plan(
+    study: "Study",
+    cells: "list[Cell]",
+    n_workers: int,
+    threads: int,
+    json_: bool,
+    until: int | None = None,
+) -> None:
     """Print the plan of a sweep.
 
     Args:
         threads: of a worker, whose steps are timed; 0 leaves times out.
+        until: tokens after whose budget the runs are to be paused.
 
     Raises:
         UserError: no cell can be trained.
@@ -33,8 +41,8 @@ def show_plan(study: "Study", cells: "list[Cell]", n_workers: int, threads: int,
     from umscale.errors import UserError
     from umscale.execute.workload import make_plan
 
-    ordered = make_plan(study.name, cells)
-    runs = dict(zip(ordered.run_ids, ordered.runs, strict=True))
+    ordered = make_plan(study.name, cells, until)
+    runs = {run_id: _until(run, until) for run_id, run in zip(ordered.run_ids, ordered.runs, strict=True)}
     hints = [] if all(cell.run for cell in cells) else _advice(study, cells)
     if not runs:
         reasons = [reason for _, reason in _infeasible(cells)]
@@ -78,6 +86,12 @@ def show_plan(study: "Study", cells: "list[Cell]", n_workers: int, threads: int,
     console.print(
         f"\n{_duration(list(runs.values()), found, n_workers)} Nothing was written.", soft_wrap=True
     )
+
+
+def _until(run: "RunSpec", tokens: int | None) -> "RunSpec":
+    """Return a run that costs what ``run`` does when it is paused after ``tokens``; only its costs are its own."""
+    kept = run.train.budgets[: run.budgets_until(tokens)]
+    return replace(run, train=replace(run.train, budgets=kept))
 
 
 def _timed(runs: "Sequence[RunSpec]", threads: int) -> "Estimate":

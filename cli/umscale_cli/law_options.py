@@ -103,8 +103,8 @@ def with_own_coefficients(
 ) -> "list[Law]":
     """Laws with own values of ``names`` for each group of --by; ``table`` and ``columns`` get the groups' columns."""
     from umscale.errors import UserError, nearest
+    from umscale.laws.by_group import group_symbols, with_own
     from umscale.laws.sections import parts_of
-    from umscale.laws.shared import group_symbols, with_own
     from umscale.results.source import satisfies
     from umscale.results.table import text
 

@@ -17,7 +17,7 @@ from umscale_cli.runs import open_store, results_folder, warn_damaged
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from umscale.plots.kinds import Gallery
+    from umscale.figures.gallery import Gallery
     from umscale.results.table import Table
     from umscale.store.store import Store
 
@@ -111,8 +111,9 @@ def plot(
 ) -> None:
     """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
     from umscale.errors import UserError
+    from umscale.figures.gallery import Gallery
+    from umscale.figures.kinds import KINDS
     from umscale.laws.sections import Settings
-    from umscale.plots.kinds import KINDS, Gallery
     from umscale.results.source import is_table, read_table, rows_and_columns
 
     if source is None:
@@ -181,7 +182,7 @@ def plot(
 def _list(gallery: "Gallery | None", json_: bool) -> None:
     """Print every kind of figure: what it shows, what it needs and, of a gallery, whether it can be drawn."""
     from umscale.errors import UserError
-    from umscale.plots.kinds import KINDS
+    from umscale.figures.kinds import KINDS
 
     found = []
     for name, kind in KINDS.items():
@@ -205,7 +206,7 @@ def _list(gallery: "Gallery | None", json_: bool) -> None:
 
 def plot_store(store: "Store", names: Sequence[str], folder: Path, formats: Sequence[str]) -> list[Path]:
     """Draw the named figures of a store into ``folder`` and return the paths, one a figure and format."""
-    from umscale.plots.kinds import Gallery
+    from umscale.figures.gallery import Gallery
 
     gallery = Gallery(store.columns(), question=store.question(), training=store.curves)
     drawn = _figures(gallery, names, store.name)
@@ -238,7 +239,7 @@ def _curves(store: "Store", table: "Table") -> "Table":
 def _drawn(named: Sequence[str], source: str, draw: Callable[[str], Iterable[T]]) -> Iterator[T]:
     """What ``draw`` gives for each kind; of all kinds those that the data cannot give are noted and skipped."""
     from umscale.errors import UserError
-    from umscale.plots.kinds import KINDS
+    from umscale.figures.kinds import KINDS
 
     something = False
     for kind in named or KINDS:
@@ -257,7 +258,7 @@ def _drawn(named: Sequence[str], source: str, draw: Callable[[str], Iterable[T]]
 
 def _figures(gallery: "Gallery", named: Sequence[str], source: str) -> "Iterator[tuple[str, Figure]]":
     """File names without suffix, each with its figure."""
-    from umscale.plots.kinds import KINDS
+    from umscale.figures.kinds import KINDS
 
     def draw(kind: str) -> "Iterable[tuple[str, Figure]]":
         return [(f"{kind}{suffix}", figure) for suffix, figure in KINDS[kind].draw(gallery).items()]
@@ -293,17 +294,18 @@ def _quoted(words: str) -> str:
 def _print(gallery: "Gallery", named: Sequence[str], source: str) -> None:
     """Print the figures as characters."""
     from umscale.errors import UserError
-    from umscale.plots.kinds import KINDS, density_maps
+    from umscale.figures.kinds import KINDS, density_maps, density_slices
     from umscale.plots.series import panels_of
     from umscale_cli.plot_terminal import panel_text, plotext_module
 
     plotext = plotext_module()
 
     def draw(kind: str) -> list[str]:
-        if kind == "map":
-            maps = density_maps(gallery, per_octave=1)
+        if kind in ("map", "slices"):
+            of = density_maps if kind == "map" else density_slices
+            maps = of(gallery, per_octave=1)
             return [
-                "\n".join([f"map{suffix}: {stage}", *one.lines(), ""])
+                "\n".join([f"{kind}{suffix}: {stage}", *one.lines(), ""])
                 for suffix, stages in maps.items()
                 for stage, one in stages.items()
             ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale.plain import plain
+from umscale.escape import plain
 from umscale_cli.completion import stores
 from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
 
@@ -73,7 +73,7 @@ def runs(
     status: Annotated[
         str | None,
         typer.Option(
-            help="Only runs with this status: running, finished, diverged, infeasible, failed or pruned."
+            help="Only runs with this status: running, paused, finished, diverged, infeasible, failed or pruned."
         ),
     ] = None,
     probes: Annotated[
@@ -161,7 +161,7 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     """Print a row per run and budget."""
     from rich.table import Table
 
-    from umscale.results.budgets import budget_rows, differently_made
+    from umscale.results.budgets import budget_rows, differently_made, paused
 
     columns = store.columns(status=status)
     rows = [_shown(row) for row in budget_rows(columns)]
@@ -176,6 +176,8 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     console.print(table)
     if gone := [name for name in COLUMNS if name not in names]:
         note(f"{', '.join(gone)} left out for want of width; --json has all")
+    if words := paused(columns):
+        note(f"{words}; `umscale sweep` without --until goes on with them")
     if words := differently_made(columns):
         note(f"note: {words}")
 
@@ -194,7 +196,10 @@ def pack(study: StudyArgument, json_: JsonFlag = False) -> None:
     if json_:
         print_json(packed)
     else:
-        print(", ".join(f"{table}: {n} files in one" for table, n in packed.items()) or "packed already")
+        print(
+            ", ".join(f"{table}: {n} file{'s' * (n > 1)} in one" for table, n in packed.items())
+            or "packed already"
+        )
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:

@@ -100,7 +100,7 @@ def search(
     """
     from umscale.design.study import load_study, parse
     from umscale.errors import UserError
-    from umscale.execute.running import STORAGE_VARIABLE
+    from umscale.execute.claimed_run import STORAGE_VARIABLE
     from umscale.files import write_text
     from umscale.machine import resolve_precision
     from umscale.search.bridge import Bridge
@@ -299,16 +299,16 @@ def _print(bridge: "Bridge", found: "Found") -> None:
 
 def _figures(found: "Found", folder: Path) -> list[Path]:
     from umscale.errors import UserError
-    from umscale.plots.search import front, history, importances
+    from umscale.figures.kinds import SEARCH_KINDS
     from umscale.plots.style import save
 
     written = []
-    for name, draw in (("front", front), ("history", history), ("importances", importances)):
+    for name, kind in SEARCH_KINDS.items():
         try:
-            figure = draw(found)
+            figures = kind.draw(found)
         except UserError:
             continue
-        written.append(save(figure, folder / f"search-{name}.png"))
+        written += [save(figure, folder / f"search-{name}{suffix}.png") for suffix, figure in figures.items()]
     return written
 
 

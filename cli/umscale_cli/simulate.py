@@ -54,6 +54,17 @@ def simulate(
     record_sd: Annotated[
         float | None, typer.Option(help="Of a single record of a run; default 0.", show_default=False)
     ] = None,
+    slope_sd: Annotated[
+        float | None,
+        typer.Option(help="Of slopes between seed blocks, nats per doubling; default 0.", show_default=False),
+    ] = None,
+    misfit_sd: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a misfit smooth along top_m, as a rate tuned for one leaves; default 0.",
+            show_default=False,
+        ),
+    ] = None,
     tables: Annotated[int, typer.Option(min=1, help="Tables to draw.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; the same seed draws the same tables.")] = 0,
     stage: Annotated[
@@ -106,6 +117,8 @@ def simulate(
         "block_sd": block_sd,
         "cell_sd": cell_sd,
         "record_sd": record_sd,
+        "slope_sd": slope_sd,
+        "misfit_sd": misfit_sd,
     }
     truth = dataclasses.replace(truth, **{k: v for k, v in given.items() if v is not None})
     found = run_simulation(design, truth, n_tables=tables, seed=seed, on_progress=_progress)
@@ -144,6 +157,9 @@ def print_simulation(found: "Simulation", console: Any) -> None:
     console.print(f"false verdicts {_rate(found.false_verdicts)}")
     if found.power is not None:
         console.print(f"power {_rate(found.power)}")
+    for name, guard in found.guards.items():
+        right = "" if guard.power is None else f", power {_rate(guard.power)}"
+        console.print(f"{_GUARDS[name]} alone: false {_rate(guard.false_verdicts)}{right}")
     console.print(f"median half-width of the difference's interval {found.half_width:.4f} nats")
 
 
@@ -157,7 +173,14 @@ def _truth_text(truth: "Truth") -> str:
         parts.append(f"cell {truth.cell_sd:.4g}")
     if truth.record_sd:
         parts.append(f"record {truth.record_sd:.4g}")
+    if truth.slope_sd:
+        parts.append(f"slopes between seed blocks {truth.slope_sd:.4g}")
+    if truth.misfit_sd:
+        parts.append(f"misfit along top_m {truth.misfit_sd:.4g}")
     return ", ".join(parts)
+
+
+_GUARDS = {"blocks": "seed blocks as the unit", "levels": "levels of top_m and N_s as the unit"}
 
 
 def _rate(rate: "Rate") -> str:

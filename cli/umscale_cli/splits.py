@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from umscale.training.memory import Split
+    from umscale.training.peak_memory import Split
 
 SPLITS = ("replicated", "sharded")
 
@@ -32,7 +32,7 @@ def check_split(size: int, tables: str, dense: str) -> "Split":
         UserError: an unknown word.
     """
     from umscale.errors import UserError, nearest
-    from umscale.training.memory import Split
+    from umscale.training.peak_memory import Split
 
     for option, value in (("--tables", tables), ("--dense", dense)):
         if value not in SPLITS:

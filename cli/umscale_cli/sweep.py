@@ -94,14 +94,26 @@ def sweep(
     force: Annotated[
         bool, typer.Option("--force", help="Train every run again, replacing its results.")
     ] = False,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Pause each run after its budgets up to TOKENS (2.5M); the same command without it goes on.",
+            show_default="train to the end",
+        ),
+    ] = None,
     report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True,
     json_: JsonFlag = False,
 ) -> None:
     """Train a grid of proxy language models and store every result.
 
-    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep.
+    Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep. A long one can be done
+    in parts: with --until TOKENS, runs are paused after the last budget of at most that many, and go on later as if
+    they never had been.
     """
     from umscale.design.study import load_study
+    from umscale.execute.workload import make_plan
+    from umscale.spec import quantity
 
     plan_study = load_study(study, [*(set_ or ()), *([f"tolerance={tolerance!r}"] if tolerance else ())])
     if print_config:
@@ -121,14 +133,16 @@ def sweep(
     )
     root = store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
+    end = None if until is None else int(quantity(until, "--until"))
     if dry_run:
-        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_)
+        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_, end)
         return
+    plan = make_plan(plan_study.name, cells, end)
     opened = ready(root, precision)
     _clear(opened, cells, retry_failed, force)
     opened.write_design(plan_study, cells)
     began = time.monotonic()
-    _train(opened, plan_study, cells, choice)
+    _train(opened, plan, cells, choice)
     summary = _summary(opened, cells, time.monotonic() - began)
     if json_:
         print_json(summary)
@@ -180,16 +194,13 @@ def _clear(store: "Store", cells: "list[Cell]", retry_failed: bool, force: bool)
 # Training, live
 
 
-def _train(store: "Store", study: "Study", cells: "list[Cell]", choice: Choice) -> None:
-    from umscale.execute.workload import make_plan
-
-    plan = make_plan(study.name, cells)
+def _train(store: "Store", plan: "Plan", cells: "list[Cell]", choice: Choice) -> None:
     remaining = plan.unfinished(store)
     done = len(plan.runs) - len(remaining)
     where = "" if choice.kind == "local" else f" on {choice.kind}"
     n_workers = min(choice.workers, len(remaining))
     note(
-        f"{study.name}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
+        f"{plan.study}: {len(plan.runs)} runs, {done} already done, {n_workers} workers{where}; results in {store.name}"
     )
     if not remaining:
         return
@@ -211,7 +222,9 @@ class View:
         from umscale.execute.workload import run_weight
 
         self.labels = labels
-        self.weight = {run.run_id: run_weight(run) for run in plan.runs if run.run_id in remaining}
+        self.weight = {
+            run.run_id: run_weight(run, plan.until) for run in plan.runs if run.run_id in remaining
+        }
         self.progress: dict[str, dict[str, Any]] = {}
         self.first: dict[str, float] = {}
         self.share: dict[str, float] = {}
@@ -261,7 +274,7 @@ class View:
             self.progress.pop(run_id, None)
             self.share[run_id] = 1.0
             self.finished += 1
-            if event["status"] != "finished":
+            if event["status"] not in ("finished", "paused"):
                 self._line(f"{label}: {event['status']}: {event['reason']}")
         elif kind == "queue":
             self.queued = self.queued | {worker} if event["state"] in WAITING else self.queued - {worker}
@@ -345,14 +358,19 @@ def _summary(store: "Store", cells: "list[Cell]", seconds: float) -> dict[str, A
         "store": store.name,
         "runs": len(mine),
         "seconds": seconds,
-        **{status: mine.count(status) for status in ("finished", "diverged", "failed", "infeasible")},
+        **{
+            status: mine.count(status)
+            for status in ("finished", "paused", "diverged", "failed", "infeasible")
+        },
     }
 
 
 def _print_results(store: "Store", study: "Study", cells: "list[Cell]", summary: dict[str, Any]) -> None:
     console = out()
     print_runs(store, console)
-    other = ", ".join(f"{summary[s]} {s}" for s in ("diverged", "failed", "infeasible") if summary[s])
+    other = ", ".join(
+        f"{summary[s]} {s}" for s in ("paused", "diverged", "failed", "infeasible") if summary[s]
+    )
     console.print(
         f"\n{summary['finished']} of {summary['runs']} runs finished in {duration(summary['seconds'])}"
         + (f"; {other}" if other else "")

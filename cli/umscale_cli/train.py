@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from umscale.design.study import Cell
+    from umscale.execute.claimed_run import Reporter
     from umscale.execute.executor import Event
-    from umscale.execute.running import Reporter
     from umscale.store.store import Store
     from umscale.training.process_group import World
 
@@ -158,8 +158,8 @@ def _torchrun_size(nproc: int) -> int | None:
 
 def _choose(cells: "list[Cell]", label: str | None, run_id: str | None) -> "Cell":
     """Return the one cell that is meant; a label may leave out what the others do not need to be told apart."""
+    from umscale.cell_labels import label_parts
     from umscale.errors import UserError
-    from umscale.labels import label_parts
 
     words = set(label_parts(label))
     found = {
@@ -214,8 +214,8 @@ def _train(store: "Store", study: str, cell: "Cell", how: How) -> tuple[str, lis
 
 def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callable[[Event], None]") -> str:
     """Train as the first of torchrun's processes."""
+    from umscale.execute.claimed_run import Reporter
     from umscale.execute.member import LOST, lead
-    from umscale.execute.running import Reporter
 
     assert cell.run is not None
     report = Reporter(Events(on_event))
@@ -231,8 +231,8 @@ def _lead(store: "Store", study: str, cell: "Cell", how: How, on_event: "Callabl
 
 def _follow(how: How) -> None:
     """Train as any other of torchrun's processes."""
+    from umscale.execute.claimed_run import Reporter
     from umscale.execute.member import LOST, follow
-    from umscale.execute.running import Reporter
 
     with open(os.devnull, "w", encoding="utf-8") as nobody:
         report = Reporter(nobody)

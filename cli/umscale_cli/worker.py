@@ -88,7 +88,7 @@ def worker(
     note(f"nothing is left of job {name}; {view.summary()}")
     if json_:
         print_json({"store": opened.name, "job": name, "here": view.ended})
-    if view.ended.keys() - {"finished", "pruned"}:
+    if view.ended.keys() - {"finished", "paused", "pruned"}:
         raise typer.Exit(EXIT_PARTLY)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from umscale.plain import plain, plain_lines
+from umscale.escape import plain, plain_lines
 from umscale.store.store import Store
 from umscale_cli.console import note, out
 from umscale_cli.main import main

@@ -10,7 +10,7 @@ import pytest
 
 from tests.laws.tables import study_table
 from tests.plots.test_law_figures import scaling_table
-from umscale.plots.kinds import KINDS
+from umscale.figures.kinds import KINDS
 from umscale_cli.main import main
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -65,7 +65,7 @@ def test_a_recorded_study_gives_all_its_figures_and_says_why_not_the_others(cli:
     paths = [Path(path) for path in json.loads(out)]
     names = {path.stem for path in paths}
     assert names == {
-        "density", "size", "map", "trend", "predicted", "curves",
+        "density", "size", "map", "slices", "trend", "predicted", "curves",
         "residuals-stable", "residuals-annealed", "bootstrap-stable", "bootstrap-annealed",
     }  # fmt: skip
     for path in paths:

@@ -1,10 +1,18 @@
-"""``umscale worker``: machines that share a store and nothing else."""
+"""``umscale worker``: machines that share a store and nothing else; and what a plan leaves to do."""
 
+import io
 import json
 import signal
 import time
 
-from umscale.execute.job import write_job
+import pytest
+
+from tests.execute.conftest import make_study
+from umscale.design.study import expand
+from umscale.errors import UserError
+from umscale.execute.claimed_run import Reporter
+from umscale.execute.job import read_job, write_job
+from umscale.execute.workload import JOBS, make_plan
 from umscale.store.store import Store
 
 
@@ -58,3 +66,31 @@ def test_a_job_left_in_a_store_is_done_by_its_name(store: Store, undisturbed, ru
     _, err = worker.communicate(timeout=200)
     assert worker.returncode == 0, err
     assert results(store) == undisturbed
+
+
+def test_a_plan_done_in_parts_gives_what_one_in_a_piece_does(store: Store, tmp_path, results):
+    cells = expand(make_study(budgets=[4_000, 8_000, 12_000]), "float32")[:1]
+    part = read_job(store, write_job(store, make_plan("tiny", cells, until=9_000)), JOBS)
+    rest = make_plan("tiny", cells)
+
+    def work(plan, store: Store) -> list[dict]:
+        said = io.StringIO()
+        plan.work(store, Reporter(said), "cpu")
+        return [json.loads(line) for line in said.getvalue().splitlines()]
+
+    assert part.remaining(store) == rest.remaining(store) == 1
+    assert work(part, store)[-1]["status"] == "paused"
+    assert store.statuses() == {cells[0].run_id: "paused"}
+    assert (part.remaining(store), rest.remaining(store)) == (0, 1)
+    assert make_plan("tiny", cells, until=4_000).remaining(store) == 0
+    assert work(part, store) == [], "nothing is left of it"
+    store.pack()
+    assert (part.remaining(store), rest.remaining(store)) == (0, 1)
+    assert sorted(store.columns()["budget"]) == [4_000, 4_000, 8_000, 8_000]
+    work(rest, store)
+    whole = Store.create(tmp_path / "whole")
+    work(rest, whole)
+    assert results(store) == results(whole)
+    assert not store.files.entries(store.checkpoint_folder(cells[0].run_id))
+    with pytest.raises(UserError, match="first budget is 4,000 tokens"):
+        make_plan("tiny", cells, until=3_999)

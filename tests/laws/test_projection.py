@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from umscale.bench.law_forms import KINDS, draw_table
 from umscale.laws.generic import _projection, expression_problem
-from umscale.laws.kinds import KINDS, draw_table
 from umscale.laws.projection import Projection
 
 

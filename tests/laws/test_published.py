@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from umscale.bench.law_fit import bench_fit, hoffmann_starts
 from umscale.laws import engine
-from umscale.laws.benchmark import bench_fit, hoffmann_starts
 from umscale.laws.fit import FitResult, fit_law, profile, refit
 from umscale.laws.forms import LAWS, PowerLaw, evaluate
 
@@ -176,7 +176,7 @@ def test_the_largest_expert_count_is_barely_identified(routed: dict[str, np.ndar
 
 
 def test_bench_fit_says_what_it_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("umscale.laws.benchmark.hoffmann_starts", lambda: hoffmann_starts()[1100:1140])
+    monkeypatch.setattr("umscale.bench.law_fit.hoffmann_starts", lambda: hoffmann_starts()[1100:1140])
     found = bench_fit(rounds=1, sample=2, peer=False)
     variants = {v["name"]: v for v in found["variants"]}
     assert found["rows"] == 240

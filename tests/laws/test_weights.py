@@ -5,10 +5,10 @@ import pytest
 
 from tests.questions.test_predict import TRUTH, loss_at, scaling_table
 from umscale.errors import UserError
+from umscale.laws.by_group import group_symbols, with_own
 from umscale.laws.compare import Recipe, compare, fit_each
 from umscale.laws.fit import fit_rows
 from umscale.laws.forms import LAWS, LocalLaw, Slope
-from umscale.laws.shared import group_symbols, with_own
 from umscale.laws.uncertainty import bootstrap
 
 

@@ -16,6 +16,7 @@ from umscale.model.scaling import start_variance
 from umscale.ngram_tables import table_params
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, NgramSpec, RunSpec, TrainSpec
 from umscale.training.optimiser import is_token_table, make_optimizer
+from umscale.training.peak_memory import host_memory, predict_memory
 from umscale.training.run import Interrupted, Run
 
 KINDS = ("engram", "ngram_embedding", "over_encoding", "per_layer_embedding")
@@ -146,7 +147,7 @@ def test_groups_of_the_optimiser(gradient: str) -> None:
     assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in model.parameters())
 
 
-def run_of(kind: str, folder: Path, gradient: str = "dense") -> Run:
+def run_of(kind: str, folder: Path, gradient: str = "dense", **train) -> Run:
     corpus = open_corpus("kjv")
     spec = RunSpec(
         model=dataclasses.replace(with_kind(kind, memory=MEMORY, ffn=MIXTURE), vocab_size=corpus.vocab_size),
@@ -157,6 +158,7 @@ def run_of(kind: str, folder: Path, gradient: str = "dense") -> Run:
             warmup_tokens=256,
             precision="float32",
             table_gradient=gradient,
+            **train,
         ),
     )
     return Run(spec, corpus, folder, torch.device("cpu"))
@@ -174,3 +176,60 @@ def test_training_resumes_bitwise(kind: str, gradient: str, tmp_path: Path) -> N
     resumed = run_of(kind, tmp_path / "cut", gradient).execute(lambda outcome: None)
     assert [r["loss"] for r in resumed.records] == [r["loss"] for r in whole.records]
     assert len(whole.records[0]["value_use"]) > 0
+
+
+def weights_after(run: Run, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    run.model.double()
+    losses = [run.train_step() for _ in range(steps)]
+    return losses, {name: p.detach() for name, p in run.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "train"),
+    [*((k, {}) for k in KINDS), ("engram", {"micro_batch_size": 1, "activation_checkpointing": True})],
+)
+def test_tables_in_host_memory_train_as_on_the_device(kind: str, train: dict, tmp_path: Path) -> None:
+    """In float64, whose rounding no selection turns into a difference."""
+    losses, weights = weights_after(run_of(kind, tmp_path / "device"), 3)
+    there = run_of(kind, tmp_path / "host", table_device="cpu", **train)
+    losses_there, weights_there = weights_after(there, 3)
+    assert losses_there == pytest.approx(losses, rel=1e-12)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weights_there[name], weight, rtol=1e-9, atol=1e-12, msg=name)
+    assert there.spec.run_id == run_of(kind, tmp_path / "device").spec.run_id
+
+
+def test_tables_in_host_memory_resume_bitwise(tmp_path: Path) -> None:
+    whole = run_of("engram", tmp_path / "whole", table_device="cpu").execute(lambda outcome: None)
+    left = iter(range(7))
+    with pytest.raises(Interrupted):
+        run_of("engram", tmp_path / "cut", table_device="cpu").execute(
+            lambda outcome: None, should_stop=lambda: next(left, None) is None
+        )
+    resumed = run_of("engram", tmp_path / "cut", table_device="cpu").execute(lambda outcome: None)
+    assert [r["loss"] for r in resumed.records] == [r["loss"] for r in whole.records]
+    assert [r["loss_ema"] for r in resumed.records] == [r["loss_ema"] for r in whole.records]
+
+
+def test_tables_in_host_memory_stay_there() -> None:
+    """``meta`` stands for a GPU: what moves there has no data left."""
+    model = Decoder(with_kind("engram"), 0, 16)
+    model.ngram.keep_on_host()
+    moved = {name: p.device.type for name, p in model.to("meta").named_parameters()}
+    assert {name for name, device in moved.items() if device == "cpu"} == {
+        name for name in moved if is_token_table(name)
+    }
+
+
+def test_memory_of_tables_on_the_host() -> None:
+    there = TrainSpec(budgets=(10**9,), table_device="cpu")
+    data = DataSpec(seq_len=256)
+    on_device, on_host = (
+        RunSpec(model=with_kind("engram", n_layers=2, memory=None), data=data, train=train)
+        for train in (dataclasses.replace(there, table_device="device"), there)
+    )
+    tables = 4 * cost(on_host.model).ngram_params
+    assert (host_memory(on_device), host_memory(on_host)) == (0, 4 * tables)
+    device, host = predict_memory(on_device), predict_memory(on_host)
+    assert device["other weights"] - host["other weights"] == tables
+    assert device["moments"] - host["moments"] == 2 * tables

@@ -13,13 +13,13 @@ from umscale.errors import UserError
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.diagnostics import diagnose, residuals_in_nats
 from umscale.laws.fit import fit_law
+from umscale.laws.holdout import rows_held_out
 from umscale.laws.uncertainty import bootstrap
 from umscale.plots import coefficient_pairs, density_plane, iso_flop, memory_ratio, predicted, residuals
-from umscale.plots.iso_flop import exponent, iso_flops
-from umscale.plots.predictions import held_out
 from umscale.plots.series import panels_of
 from umscale.questions.density_map import density_map
-from umscale.questions.memory_to_ffn import PAPER_MCP, memory_to_ffn
+from umscale.questions.iso_flops import exponent, iso_flops, iso_flops_of
+from umscale.questions.memory_to_ffn import PAPER_MCP, memory_to_ffn, ratio_curves
 
 TRUTH = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.28}
 
@@ -128,7 +128,7 @@ def test_without_a_boundary_none_is_drawn_and_the_caption_says_so() -> None:
 
 def test_the_optimum_its_interval_and_the_papers_share_are_drawn_where_they_are() -> None:
     table = ratio_table(0, best=0.3)
-    figure = memory_ratio(table)
+    figure = memory_ratio(ratio_curves(table), table)
     verdict = memory_to_ffn(table, stage="annealed")
     assert verdict.ratio is not None
     ax = next(ax for ax in figure.axes if "annealed" in ax.get_title())
@@ -144,12 +144,13 @@ def test_the_optimum_its_interval_and_the_papers_share_are_drawn_where_they_are(
 
 def test_the_curve_has_its_least_loss_at_the_optimum() -> None:
     table = ratio_table(0, noise=1e-5)
-    curve = next(one for one in panels_of(memory_ratio(table))[0].series if one.is_line)
+    curve = next(one for one in panels_of(memory_ratio(ratio_curves(table), table))[0].series if one.is_line)
     assert curve.x[curve.y.argmin()] == pytest.approx(PAPER_MCP / (1 - PAPER_MCP), rel=0.05)
 
 
 def test_no_optimum_is_drawn_where_there_is_none() -> None:
-    figure = memory_ratio(ratio_table(0, best=0.9, noise=1e-4))
+    table = ratio_table(0, best=0.9, noise=1e-4)
+    figure = memory_ratio(ratio_curves(table), table)
     assert "least loss" not in legend_texts(figure)
     assert "optimum outside the grid" in caption_of(figure)
 
@@ -158,7 +159,7 @@ def test_a_ratio_at_varying_compute_is_refused() -> None:
     table = ratio_table(0)
     table["flops_per_token"] = table["memory_to_ffn"] * 1e6
     with pytest.raises(UserError, match="needs constant compute"):
-        memory_ratio(table)
+        memory_ratio(ratio_curves(table), table)
 
 
 # -- residuals and predictions ---------------------------------------------------------------------------------
@@ -200,18 +201,17 @@ def test_held_out_rows_are_predicted_without_them(law: str) -> None:
     else:
         fits = fit_laws(study_table(seeds=2, budgets=(10**6, 2 * 10**6, 4 * 10**6)), (law,), stage="annealed")
     (compared,) = compare(fits).laws
-    tested = [one for one in compared.holdouts if not one.skipped]
-    assert len(tested) >= 2
+    tested = rows_held_out(compared.fit, compared.holdouts)
+    assert len(tested) == sum(not one.skipped for one in compared.holdouts) >= 2
     for one in tested:
-        chosen, guess = held_out(compared.fit, one)
-        assert chosen.sum() == one.n_test
-        error = np.sqrt(np.mean((guess - compared.fit.rows.loss[chosen]) ** 2))
-        assert error == pytest.approx(one.rmse_nats, rel=1e-3)
+        assert one.chosen.sum() == one.test.n_test
+        error = np.sqrt(np.mean((one.predicted - compared.fit.rows.loss[one.chosen]) ** 2))
+        assert error == pytest.approx(one.test.rmse_nats, rel=1e-3)
 
 
 def test_predictions_are_marked_by_what_was_held_out() -> None:
     (compared,) = compare(fit_laws(scaling_table(0.003), ("chinchilla",), columns=COLUMNS)).laws
-    figure = predicted({"": compared})
+    figure = predicted({"": compared}, {"": rows_held_out(compared.fit, compared.holdouts)})
     assert legend_texts(figure) == ["all rows, as fitted", "largest N held out", "most tokens held out"]
     above, below = panels_of(figure)
     for one, two in zip(above.series, below.series, strict=True):
@@ -286,7 +286,7 @@ def test_best_sizes_rise_as_the_law_has_it() -> None:
     assert alpha is not None
     assert alpha.value == pytest.approx(TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"]), abs=0.02)
     fit = bootstrap(fit_law(table, "chinchilla", columns=COLUMNS), n_draws=0)
-    figure = iso_flop(table, fit, columns=COLUMNS)
+    figure = iso_flop(iso_flops_of(table, fit, columns=COLUMNS), size="N")
     left, right = panels_of(figure)
     law = next(one for one in left.series if one.name == "1e20, law chinchilla")
     np.testing.assert_allclose(law.y, fit.fit.predict({"N": law.x, "D": 1e20 / (6 * law.x)}))
@@ -302,6 +302,6 @@ def test_best_sizes_rise_as_the_law_has_it() -> None:
 def test_too_few_sizes_at_a_compute_are_refused() -> None:
     table = {name: column[::3] for name, column in scaling_table().items()}
     with pytest.raises(UserError, match="no compute has 4 sizes"):
-        iso_flop(table, columns=COLUMNS)
+        iso_flops_of(table, columns=COLUMNS)
     with pytest.raises(UserError, match="no column 'training_flops' for C, nor 'D' for D"):
-        iso_flop({"N": table["N"], "loss": table["loss"]}, columns=COLUMNS)
+        iso_flops_of({"N": table["N"], "loss": table["loss"]}, columns=COLUMNS)

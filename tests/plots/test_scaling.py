@@ -8,6 +8,7 @@ from tests.questions.test_predict import loss_at, scaling_table
 from umscale.errors import UserError
 from umscale.laws.compare import compare
 from umscale.laws.fit import fit_law
+from umscale.laws.holdout import rows_held_out
 from umscale.laws.uncertainty import bootstrap
 from umscale.plots.scaling import scaling
 from umscale.plots.series import panels_of
@@ -15,7 +16,10 @@ from umscale.plots.series import panels_of
 
 def drawn(table, along, law="chinchilla", **options):
     fit = fit_law(table, law)
-    figure = scaling(bootstrap(fit, n_draws=30), compare([fit]).laws[0], along, **options)
+    edge = {"N": "largest", "D": "future", "C": "largest"}[along]
+    tests = [one for one in compare([fit]).laws[0].holdouts if one.edge == edge]
+    held = next(iter(rows_held_out(fit, tests)), None)
+    figure = scaling(bootstrap(fit, n_draws=30), held, along, **options)
     (panel,) = panels_of(figure)
     return figure, {one.name: one for one in panel.series}
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from tests.laws.tables import study_table
+from tests.questions.test_token_trend import table as trend_table
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
 from umscale.laws.forms import LAWS, evaluate
 from umscale.laws.uncertainty import bootstrap
-from umscale.questions.density_map import density_map, study_map
+from umscale.questions.density_map import density_map, slice_title, study_map, study_slices
 
 A, B, X = -0.03, -0.02, -0.004
 
@@ -103,3 +104,24 @@ def test_a_law_without_both_axes_has_no_map() -> None:
         density_map(fit_law(table, "null", stage="annealed"))
     with pytest.raises(UserError, match="says nothing about m"):
         study_map(study_table(top_m=(16,)), stage="annealed")
+
+
+def test_slices_follow_the_trend_and_say_what_is_extrapolated() -> None:
+    """δ_m − δ_N is 0.01 at 1M tokens and falls by 0.006 a doubling: below zero two octaves past 2.5M."""
+    found = study_slices(trend_table(-0.006), stage="annealed", per_octave=1, margin=0.0)
+    assert [slice_title(one) for one in found] == [
+        "400k tokens", "1M tokens", "2.5M tokens", "10M tokens, 2.0 octaves beyond",
+    ]  # fmt: skip
+    for one in found:
+        octaves = np.log2(one.held["tokens"] / 1e6)
+        middle = one.difference[len(one.n) // 2, len(one.m) // 2]
+        assert middle == pytest.approx(0.01 - 0.006 * octaves, abs=0.004)
+    assert [one.octaves_beyond for one in found] == pytest.approx([0, 0, 0, 2])
+    beyond = found[-1]
+    assert "beyond those of the rows" in beyond.statements[0]
+    assert all(letter.endswith(".") for letter in beyond.lines()[1].split()[1:])
+
+
+def test_one_budget_has_no_slices() -> None:
+    with pytest.raises(UserError, match="two budgets"):
+        study_slices(study_table(run_noise=0.003), stage="annealed")

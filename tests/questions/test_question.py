@@ -7,7 +7,7 @@ import pytest
 import umscale.questions
 from umscale.design.study import QUESTIONS
 from umscale.errors import UserError
-from umscale.plots.kinds import KINDS
+from umscale.figures.kinds import KINDS
 from umscale.questions.question import find
 
 

@@ -54,7 +54,8 @@ def test_recorded_simulation_meets_the_standard() -> None:
         assert 0.93 <= recorded["coverage_pairs"][name]["share"] <= 0.97, name
     assert recorded["false_verdicts"]["share"] <= 0.05
     again = to_json(simulate(design(), Truth(**recorded["truth"]), n_tables=2, seed=recorded["seed"]))
-    for name in ("truth", "seed", "n_cells", "n_runs", "n_seeds", "n_rows"):
+    assert again["truth"] == again["truth"] | recorded["truth"]
+    for name in ("seed", "n_cells", "n_runs", "n_seeds", "n_rows"):
         assert again[name] == recorded[name]
 
 
@@ -148,3 +149,37 @@ def test_bad_designs_are_user_errors() -> None:
     dense = {"name": "dense", "axes": {"d_ffn": [64, 128]}}
     with pytest.raises(UserError, match="memory layer"):
         study_design(parse(dense, "dense"))
+
+
+def test_a_misfit_along_m_is_the_same_for_all_sizes_and_seeds_and_smooth() -> None:
+    plan = study_design(load_study("density_over_size"), "none")
+    quiet = {"run_sd": 0.0, "block_sd": 0.0}
+    law = draw(plan, Truth(delta_m=0.02, delta_n=0.01, **quiet), np.random.default_rng(0))["loss"]
+    drawn = draw(plan, Truth(delta_m=0.02, delta_n=0.01, misfit_sd=0.01, **quiet), np.random.default_rng(0))[
+        "loss"
+    ]
+    misfit = drawn - law
+    for m in np.unique(plan["top_m"]):
+        assert np.ptp(misfit[plan["top_m"] == m]) < 1e-12
+    assert np.ptp(misfit) > 1e-3
+
+
+def test_slopes_of_a_seed_block_are_its_own() -> None:
+    plan = study_design(load_study("density_over_size"), "none")
+    truth = Truth(delta_m=0.02, delta_n=0.01, slope_sd=0.01, run_sd=0.0, block_sd=0.0)
+    loss, octaves = draw(plan, truth, np.random.default_rng(0))["loss"], np.log2(plan["top_m"])
+    kept = (plan["n_keys"] == 64) & (plan["tokens"] == 1e6)
+    slopes = [
+        np.polyfit(octaves[here], loss[here], 1)[0]
+        for here in (kept & (plan["seed"] == s) for s in np.unique(plan["seed"]))
+    ]
+    assert np.std(slopes) > 1e-3
+    with pytest.raises(UserError, match="slope_sd"):
+        Truth(delta_m=0.02, delta_n=0.01, slope_sd=-1.0)
+
+
+def test_stricter_units_are_judged_beside_the_verdict() -> None:
+    plan = study_design(load_study("density_over_size"), "none")
+    found = simulate(plan, Truth(delta_m=0.05, delta_n=0.0, run_sd=0.002, block_sd=0.0), n_tables=3)
+    assert {name: guard.power.share for name, guard in found.guards.items()} == {"blocks": 1.0, "levels": 1.0}
+    assert to_json(found)["guards"]["blocks"]["false_verdicts"]["count"] == 0

@@ -9,7 +9,7 @@ import pytest
 
 from umscale.design.study import expand, load_study
 from umscale.selftest import crash
-from umscale.selftest.nursery import alive, open_nursery, spawn
+from umscale.selftest.fork_server import alive, spawn, start_fork_server
 from umscale.selftest.steps import Stretch, repetitions
 from umscale.store.store import Store
 
@@ -52,10 +52,10 @@ def test_what_it_looks_for_would_be_found():
 @pytest.fixture(scope="module")
 def address():
     with tempfile.TemporaryDirectory(prefix="umscale-") as folder:  # a socket's path must be short
-        nursery = open_nursery(Path(folder) / "nursery")
-        yield Path(folder) / "nursery"
-        nursery.stdin.close()
-        assert nursery.wait(60) == 0
+        server = start_fork_server(Path(folder) / "forks")
+        yield Path(folder) / "forks"
+        server.stdin.close()
+        assert server.wait(60) == 0
 
 
 def test_the_runs_of_a_machine_that_is_gone_are_taken_over(address, tmp_path):
@@ -68,14 +68,16 @@ def test_the_runs_of_a_machine_that_is_gone_are_taken_over(address, tmp_path):
         store.files.write(f"work/claims/{cell.run_id}.{'0' * 16}.claim", json.dumps(gone).encode())
     with (tmp_path / "errors").open("wb") as errors:
         arguments = [str(store.root), str(study), "2", str(address)]
-        sweep = spawn(address, "umscale.selftest.sweep", arguments, os.environ, errors, hear=False)
+        sweep = spawn(address, "umscale.selftest.disturbed_sweep", arguments, os.environ, errors, hear=False)
         assert sweep.wait(120) == 0
     assert list(store.statuses().values()) == ["finished"] * crash.N_RUNS
 
 
-def test_a_nursery_forks_runs_and_reaps(address, tmp_path):
+def test_a_fork_server_forks_runs_and_reaps(address, tmp_path):
     with (tmp_path / "errors").open("wb") as errors:
-        wrong = spawn(address, "umscale.selftest.sweep", ["too few"], os.environ, errors, hear=False)
+        wrong = spawn(
+            address, "umscale.selftest.disturbed_sweep", ["too few"], os.environ, errors, hear=False
+        )
         assert wrong.wait(60) == 1
         absent = [str(tmp_path / "none"), "0" * 16, "1", "cpu"]
         worker = spawn(address, "umscale.execute.worker", absent, os.environ, errors, hear=True)

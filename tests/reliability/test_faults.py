@@ -18,8 +18,8 @@ import pytest
 
 from umscale.design.study import expand, parse
 from umscale.errors import UserError
+from umscale.execute.claimed_run import Reporter
 from umscale.execute.job import read_job, write_job
-from umscale.execute.running import Reporter
 from umscale.execute.workload import JOBS, Plan, make_plan
 from umscale.spec import RunSpec
 from umscale.store.store import RUN_TABLES, STAGES, Store

@@ -12,8 +12,8 @@ import torch
 
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
+from umscale.execute.claimed_run import Reporter
 from umscale.execute.local import LocalExecutor
-from umscale.execute.running import Reporter
 from umscale.execute.workload import Plan
 from umscale.files import open_files
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec

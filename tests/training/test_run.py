@@ -115,6 +115,36 @@ def test_interrupted_anywhere_it_resumes_bitwise(spec, corpus, tmp_path, undistu
     assert results(outcome) == results(undisturbed)
 
 
+def test_paused_after_a_budget_it_goes_on_bitwise(spec, corpus, tmp_path, undisturbed):
+    def execute(**options):
+        return Run(spec, corpus, tmp_path, CPU).execute(lambda outcome: None, **options)
+
+    steps = []
+    paused = execute(until=8_000, on_progress=steps.append)
+    assert (paused.status, paused.reason) == ("paused", "until 6,000 of 12,000 tokens")
+    assert steps[-1].steps_done == steps[-1].total_steps == spec.steps_of(1)
+    whole, part = results(undisturbed), results(paused)
+    assert part[0] == whole[0][:2]
+    assert part[1] == [d for d in whole[1] if d["budget"] == 6_000]
+    again = execute(
+        until=6_000, on_progress=lambda p: pytest.fail("nothing is left to train before that budget")
+    )
+    assert results(again) == part
+    finished = execute()
+    assert (finished.status, finished.reason) == ("finished", "")
+    assert results(finished) == whole
+
+
+def test_paused_on_a_later_branch_it_goes_on_from_there(spec, corpus, tmp_path, undisturbed):
+    """A run interrupted on its last branch and then asked for less is paused where it is."""
+    calls = iter(range(1000))
+    last = spec.steps_of(2) - 2
+    with pytest.raises(Interrupted):
+        Run(spec, corpus, tmp_path, CPU).execute(lambda o: None, should_stop=lambda: next(calls) == last)
+    assert Run(spec, corpus, tmp_path, CPU).execute(lambda o: None, until=6_000).status == "paused"
+    assert results(Run(spec, corpus, tmp_path, CPU).execute(lambda o: None)) == results(undisturbed)
+
+
 def test_a_damaged_checkpoint_is_set_aside(spec, corpus, tmp_path, undisturbed):
     calls = iter(range(1000))
     with pytest.raises(Interrupted):

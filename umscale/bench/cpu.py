@@ -21,7 +21,7 @@ from umscale.bench.baselines import (
     readable,
     with_embedding_bag,
 )
-from umscale.bench.report import Part, Row, Target
+from umscale.bench.measured import Part, Row, Target
 from umscale.bench.setting import LAYER_SHAPE, Setting, lookup_operands, random_rows, ultramem_v2_layer
 from umscale.bench.timing import TIME_COLUMNS, Step, cpu_clock, interleaved, matmul_step, normal, passes, rows
 from umscale.training.optimiser import distinct_rows

@@ -22,7 +22,7 @@ from umscale.bench.baselines import (
     readable,
     with_embedding_bag,
 )
-from umscale.bench.report import Part, Target
+from umscale.bench.measured import Part, Target
 from umscale.bench.selection import select_part
 from umscale.bench.setting import LAYER_SHAPE, Setting, lookup_operands, random_rows, ultramem_v2_layer
 from umscale.bench.timing import TIME_COLUMNS, Clock, Step, interleaved, normal, passes, peak_bytes, rows

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from umscale.bench.report import Part, Report
+from umscale.bench.measured import Part, Report
 from umscale.bench.setting import Setting
 from umscale.bench.timing import Clock, clock_of, copy_step, interleaved, matmul_step
 from umscale.errors import UserError, nearest

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from umscale.bench.report import Part
+from umscale.bench.measured import Part
 from umscale.bench.setting import Setting, build_layer
 from umscale.bench.timing import TIME_COLUMNS, Clock, interleaved, passes, rows
 from umscale.spec import MemorySpec

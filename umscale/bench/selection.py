@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from umscale.bench.baselines import plain_select
-from umscale.bench.report import Part, Row, Target
+from umscale.bench.measured import Part, Row, Target
 from umscale.bench.setting import Setting, ultramem_v2_layer
 from umscale.bench.timing import TIME_COLUMNS, Clock, Step, interleaved, normal, passes, peak_bytes, rows
 from umscale_kernels import select

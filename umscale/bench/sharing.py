@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from umscale.bench.report import Part, Target
+from umscale.bench.measured import Part, Target
 from umscale.bench.setting import Setting, lookup_operands
 from umscale.bench.timing import TIME_COLUMNS, Clock, Step, interleaved, normal, passes, rows
 from umscale.layers.tables import Tables

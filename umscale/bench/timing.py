@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from umscale.bench.report import Row
+from umscale.bench.measured import Row
 from umscale.rng import derive_seed
 
 Step = Callable[[], object]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from umscale.accounting import cost
 from umscale.bench.baselines import plain_decoder_step
-from umscale.bench.beside import other_version
-from umscale.bench.release import as_released, release_step, release_update
+from umscale.bench.other_version import other_version
+from umscale.bench.step_0_2_0 import as_released, release_step, release_update
 from umscale.data.batches import TrainStream
 from umscale.data.corpus import Corpus
 from umscale.machine import keep_freed_memory, matmul_rate, processor_name, resolve_precision

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Self
 
 import umscale
 from umscale.errors import UserError
+from umscale.execute.claimed_run import ADDRESS_VARIABLE, STORAGE_VARIABLE
 from umscale.execute.job import Job, write_job
-from umscale.execute.running import ADDRESS_VARIABLE, STORAGE_VARIABLE
 from umscale.processes import SAFE_PATH_VARIABLE, python_command
 from umscale.store.store import Store
 from umscale.urls import redact

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from umscale.errors import UserError
-from umscale.execute.running import Reporter
+from umscale.execute.claimed_run import Reporter
 from umscale.files import SHORTEST
 from umscale.store.store import Store
 from umscale.trees import parse_object

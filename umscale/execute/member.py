@@ -20,7 +20,7 @@ import torch
 
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
-from umscale.execute.running import ADDRESS_VARIABLE, Reporter, train_one
+from umscale.execute.claimed_run import ADDRESS_VARIABLE, Reporter, train_one
 from umscale.files import LocalFiles
 from umscale.machine import keep_freed_memory, peak_memory_bytes
 from umscale.spec import RunSpec, from_dict, to_dict

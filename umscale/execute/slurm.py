@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from umscale.data.corpus import data_home
 from umscale.errors import UserError
+from umscale.execute.claimed_run import REPORT_VARIABLE
 from umscale.execute.executor import (
     STOP_SECONDS,
     Event,
@@ -37,7 +38,6 @@ from umscale.execute.executor import (
     worker_environment,
 )
 from umscale.execute.job import Job
-from umscale.execute.running import REPORT_VARIABLE
 from umscale.processes import SAFE_PATH_VARIABLE
 from umscale.store.store import Store
 

@@ -13,8 +13,8 @@ import sys
 from importlib import import_module
 
 from umscale.errors import UserError
+from umscale.execute.claimed_run import ADDRESS_VARIABLE, Reporter
 from umscale.execute.job import Kinds, read_job
-from umscale.execute.running import ADDRESS_VARIABLE, Reporter
 from umscale.store.store import Store
 
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from umscale.accounting import cost, gathered_params
 from umscale.design.study import Cell
+from umscale.errors import UserError
+from umscale.execute.claimed_run import Reporter, train_one
 from umscale.execute.job import Kinds
-from umscale.execute.running import Reporter, train_one
 from umscale.spec import RunSpec, from_dict, to_dict
 from umscale.store.store import FINAL, Store
 from umscale.training.record import spec_row
@@ -25,6 +26,8 @@ class Plan:
 
     study: str
     runs: tuple[RunSpec, ...]
+    until: int | None = None
+    """Tokens after whose budget every run is paused, for a later plan to go on with; None: runs go to their end."""
     run_ids: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """Computed once: a hash of each run's specification."""
 
@@ -38,7 +41,18 @@ class Plan:
     def unfinished(self, store: Store) -> list[str]:
         """Ids of the runs that are not over."""
         statuses = store.statuses()
-        return [run_id for run_id in self.run_ids if statuses.get(run_id) not in FINAL]
+        return [
+            run_id
+            for run, run_id in zip(self.runs, self.run_ids, strict=True)
+            if not self.is_over(store, run, run_id, statuses.get(run_id))
+        ]
+
+    def is_over(self, store: Store, run: RunSpec, run_id: str, status: str | None) -> bool:
+        """Whether nothing is left to do of a run that has ``status``."""
+        if status != "paused":
+            return status in FINAL
+        done, wanted = (run.budgets_until(t) for t in (store.tokens_reached(run_id), self.until))
+        return done >= wanted
 
     def work(self, store: Store, report: Reporter, device_name: str) -> None:
         """Train every run that is neither finished nor claimed by another worker."""
@@ -46,11 +60,11 @@ class Plan:
         for run, run_id in zip(self.runs, self.run_ids, strict=True):
             if report.stopping:
                 return
-            if statuses.get(run_id) in FINAL:
+            if self.is_over(store, run, run_id, statuses.get(run_id)):
                 continue
             free = False
             with store.claim(run_id) as mine:
-                if mine and store.status(run_id) not in FINAL:
+                if mine and not self.is_over(store, run, run_id, store.status(run_id)):
                     free = True
                     self.train(store, run, report, device_name)
             if not free and time.monotonic() - listed > LIST_SECONDS:
@@ -58,7 +72,7 @@ class Plan:
 
     def train(self, store: Store, run: RunSpec, report: Reporter, device_name: str) -> None:
         """Train one run, which is claimed."""
-        train_one(store, self.study, run, report, device_name)
+        train_one(store, self.study, run, report, device_name, until=self.until)
 
     def give_up(self, store: Store, run_id: str, reason: str) -> None:
         """Record a run as failed, unless another worker has it."""
@@ -69,27 +83,41 @@ class Plan:
 
     def to_tree(self) -> dict[str, Any]:
         """The plan as JSON."""
-        return {"study": self.study, "runs": [to_dict(run) for run in self.runs]}
+        tree = {"study": self.study, "runs": [to_dict(run) for run in self.runs]}
+        return tree if self.until is None else tree | {"until": self.until}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Plan":
         """Read what ``to_tree`` gave."""
-        return cls(study=str(tree["study"]), runs=tuple(from_dict(RunSpec, run) for run in tree["runs"]))
+        until = tree.get("until")
+        runs = tuple(from_dict(RunSpec, run) for run in tree["runs"])
+        return cls(study=str(tree["study"]), runs=runs, until=None if until is None else int(until))
 
 
-def make_plan(study: str, cells: Sequence[Cell]) -> Plan:
+def make_plan(study: str, cells: Sequence[Cell], until: int | None = None) -> Plan:
     """Order the distinct runs of a design: seed blocks in turn, in each the costliest first.
 
     Long runs first keep the workers evenly busy to the end; whole blocks first keep an interrupted study usable.
+
+    Args:
+        until: tokens after whose budget every run is paused.
+
+    Raises:
+        UserError: a run has no budget so small.
     """
     runs = {cell.run_id: cell.run for cell in cells if cell.run is not None}
+    first = max((run.train.budgets[0] for run in runs.values()), default=0)
+    if until is not None and until < first:
+        raise UserError(
+            f"--until {until:,}: the first budget is {first:,} tokens, and nothing is measured before it"
+        )
     block = {seed: i for i, seed in enumerate(dict.fromkeys(cell.seed for cell in cells))}
 
     ordered = sorted(runs.values(), key=lambda run: (block[run.seed], -run_weight(run)))
-    return Plan(study=study, runs=tuple(ordered))
+    return Plan(study=study, runs=tuple(ordered), until=until)
 
 
-def run_weight(run: RunSpec) -> float:
+def run_weight(run: RunSpec, until: int | None = None) -> float:
     """Return the relative cost of a run, for ordering and progress: FLOPs plus the tables' memory traffic.
 
     A gathered row costs about as much as 64 FLOPs a parameter and a pass of the optimiser as 200: both are
@@ -97,7 +125,8 @@ def run_weight(run: RunSpec) -> float:
     """
     sizes = cost(run.model, run.data.seq_len)
     per_token = 3 * sizes.flops_per_token + 64 * gathered_params(run.model)
-    return (per_token + 200 * sizes.sparse_params / run.tokens_per_step) * run.train.budgets[-1]
+    budget = run.train.budgets[run.budgets_until(until) - 1]
+    return (per_token + 200 * sizes.sparse_params / run.tokens_per_step) * budget
 
 
 JOBS: Kinds = {Plan.kind: Plan.from_tree}

@@ -403,6 +403,12 @@ _PUBLISHED: tuple[Law, ...] = (
         slopes=_TREND,
     ),
     LocalLaw(
+        name="trend_interaction",
+        source=f"{_OURS}: trend, and what either buys changes with the other",
+        formula=f"c0 + a·log2(m/m0) + b·log2(N_s/N_s0) + d·log2(D/D0) {_WITH_TOKENS} + x·log2(m/m0)·log2(N_s/N_s0)",
+        slopes=(*_TREND, Slope(coefficient="x", symbols=("m", "N_s"))),
+    ),
+    LocalLaw(
         name="trend_curved",
         source=f"{_OURS}: trend, and what tokens buy changes with tokens",
         formula=f"c0 + a·log2(m/m0) + b·log2(N_s/N_s0) + d·log2(D/D0) {_WITH_TOKENS} + d2·log2²(D/D0)",

@@ -5,7 +5,7 @@ among the rows tested. Two laws' errors are then compared pairwise by the jackkn
 misses is no noise: it stays in its error, and out of the error's spread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.fit import FitResult, fit_anew
-from umscale.laws.forms import evaluate
+from umscale.laws.fit import FitResult, fit_anew, refit
+from umscale.laws.forms import LocalLaw, evaluate
 from umscale.laws.uncertainty import without_each
 from umscale.results.columns import Array
 from umscale.results.table import Codes, Rows
@@ -77,6 +77,40 @@ class HoldOut:
     """Why there is no error, or the empty string."""
     jackknife: Jackknifed | None = field(default=None, repr=False, compare=False)
     """Of the RMSE in nats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsHeldOut:
+    """The rows of one hold-out, and what the law fitted to all others says of them."""
+
+    test: HoldOut
+    chosen: NDArray[np.bool_]
+    """Which rows were left out, [rows]."""
+    coefficients: Array
+    """Fitted to the others, [coefficients]."""
+    predicted: Array
+    """Losses of the rows left out, [rows left out]."""
+
+
+def rows_held_out(fit: FitResult, tests: Sequence[HoldOut]) -> tuple[RowsHeldOut, ...]:
+    """Take the rows of each hold-out that was not skipped out of a fit again."""
+    return tuple(_without_rows(fit, test) for test in tests if not test.skipped)
+
+
+def _without_rows(fit: FitResult, test: HoldOut) -> RowsHeldOut:
+    values = fit.rows.values
+    _, axis = held_axis(fit.rows, test.edge)
+    assert axis is not None, f"{test.edge} was skipped"
+    chosen = np.zeros(fit.n_rows, dtype=bool)
+    chosen[np.argsort(axis, kind="stable")[fit.n_rows - test.n_test :]] = True
+    # A local law is linear: without its rows it is had in closed form.
+    if isinstance(fit.law, LocalLaw):
+        coefficients = without_each(fit, chosen.astype(np.int64))[1]
+    else:
+        coefficients = refit(fit, (~chosen).astype(np.float64)[None])[0]
+    there = {symbol: v[chosen] for symbol, v in values.items()}
+    predicted = evaluate(fit.law, coefficients, there, fit.reference)
+    return RowsHeldOut(test=test, chosen=chosen, coefficients=coefficients, predicted=predicted)
 
 
 def mean_error(parts: "list[Jackknifed]") -> Jackknifed:
@@ -145,15 +179,15 @@ def hold_out(fit: FitResult, edge: Edge, groups: Codes, noise: Array) -> HoldOut
     if np.ptp(np.log(axis[~held])) < np.log(_SAME_LEVEL):
         return _skipped(fit, edge, name, n_test, "one level remains: nothing to extrapolate from")
     try:
-        refit = fit_anew(train, fit)
+        anew = fit_anew(train, fit)
     except UserError as error:
         return _skipped(fit, edge, name, n_test, str(error))
-    if refit.dropped or refit.unidentified:
-        lost = ", ".join([*refit.dropped, *refit.unidentified])
+    if anew.dropped or anew.unidentified:
+        lost = ", ".join([*anew.dropped, *anew.unidentified])
         return _skipped(fit, edge, name, n_test, f"the rows that remain do not determine {lost}")
-    if not refit.is_exact:
+    if not anew.is_exact:
         return _skipped(fit, edge, name, n_test, "the optimiser did not arrive on the rows that remain")
-    gap = refit.predict(test.values) - test.loss
+    gap = anew.predict(test.values) - test.loss
     return HoldOut(
         edge=edge,
         axis=name,
@@ -162,7 +196,7 @@ def hold_out(fit: FitResult, edge: Edge, groups: Codes, noise: Array) -> HoldOut
         rmse_nats=float(np.sqrt(np.mean(gap**2))),
         mean_percent=float(100 * np.mean(np.abs(gap / test.loss))),
         skipped="",
-        jackknife=_at_edge(refit, test, held, groups, noise),
+        jackknife=_at_edge(anew, test, held, groups, noise),
     )
 
 

@@ -60,6 +60,7 @@ class TokenMemory(nn.Module):
         merged = ngram.kind == "engram" and ngram.canonical
         ids = vocabulary.canonical.clone() if merged else torch.arange(spec.vocab_size)
         self.register_buffer("canonical", ids, persistent=False)
+        self._on_host = ids  # where tables in host memory are addressed
 
     @property
     def tables(self) -> list[TokenTable]:
@@ -71,7 +72,8 @@ class TokenMemory(nn.Module):
         document = (tokens == self.start).cumsum(1)
         addresses: list[Tensor] = []
         if self.spec.kind == "engram":
-            past = self.canonical[history(tokens, self.start, self.spec.max_order)]
+            canonical = self._on_host if tokens.device.type == "cpu" else self.canonical
+            past = canonical[history(tokens, self.start, self.spec.max_order)]
             addresses = [
                 hashed_addresses(past, factors, sizes)
                 for factors, sizes in zip(self.factors, self.sizes, strict=True)
@@ -80,6 +82,17 @@ class TokenMemory(nn.Module):
             past = history(tokens, self.start, self.spec.max_order)
             addresses = [rolling_addresses(past, self.vocab_size, self.sizes[0])]
         return Addressed(tokens, document, addresses)
+
+    def keep_on_host(self) -> None:
+        """Let the tables stay in host memory when the model goes to a device; call before it does."""
+        for table in self.tables:
+            table.on_host = True
+
+    def rows_read(self, tokens: Tensor) -> list[Tensor]:
+        """Return the rows that ``tokens [B, S]``, on the host, read of each of ``tables``: int64 ``[B, S, A]``."""
+        addresses = self.address(tokens).addresses or [tokens.unsqueeze(-1)] * len(self.tables)
+        starts = [table.starts for table in self.tables]
+        return [rows + start for rows, start in zip(addresses, starts, strict=True)]
 
     def embed(self, embedded: Tensor, known: Addressed) -> Tensor:
         """Return the decoder's input from the tokens' embeddings ``[B, S, h]``."""

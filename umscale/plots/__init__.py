@@ -1,6 +1,6 @@
 """Figures: one function each, returning a matplotlib ``Figure``; matplotlib loads when one is drawn.
 
-``umscale.plots.kinds`` knows them by name and draws them from a table and its laws.
+``umscale.figures.kinds`` knows them by name and draws them from a table and its laws.
 """
 
 from umscale.plots.architectures import architectures

@@ -4,14 +4,12 @@ A parabola in log N is fitted to the runs of one compute; its vertex estimates t
 are not symmetric about the vertex it is biased (arXiv 2603.22339), so a law's own curves stand beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.uncertainty import Estimate, Uncertainty
 from umscale.plots.style import (
     INK,
     MARKERS,
@@ -25,65 +23,32 @@ from umscale.plots.style import (
     ordered_colours,
     panels,
 )
-from umscale.questions.iso_flops import (
-    FEWEST_SIZES,
-    SAME_COMPUTE,
-    IsoFlop,
-    exponent,
-    iso_flops,
-    training_flops,
-)
-from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Table, levels, numeric
+from umscale.questions.iso_flops import SAME_COMPUTE, IsoFlop, IsoFlops, law_along
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def iso_flop(
-    table: Table,
-    found: Uncertainty | None = None,
-    *,
-    loss: str = "loss",
-    columns: Mapping[str, str] | None = None,
-) -> "Figure":
+def iso_flop(found: IsoFlops, *, size: str, loss: str = "loss", study: bool = False) -> "Figure":
     """Loss against size at constant compute with parabolas and their minima, and the best size against compute.
 
-    A law of N and D is drawn beside them at the same compute. ``columns`` maps N, D and C. Raises ``UserError`` when
-    the table lacks them, mixes stages or compensations, or no compute has four sizes or more.
+    A law of N and D is drawn beside them at the same compute. ``size`` and ``loss`` are the columns of N and of the
+    loss; ``study`` says that losses are a study's.
     """
-    mapping = {**COLUMNS, **(columns or {})}
-    for name in (loss, mapping["N"]):
-        if name not in table:
-            raise UserError(f"the table has no column {name!r}: this figure needs it{nearest(name, table)}")
-    for name in ("stage", "compensation"):
-        if len(levels(table, name)) > 1:
-            raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: draw one at a time")
-    flops, source = training_flops(table, columns)
-    n, y = numeric(table, mapping["N"]), numeric(table, loss)
-    usable = np.isfinite(y) & np.isfinite(flops) & (flops > 0) & np.isfinite(n) & (n > 0)
-    tokens = numeric(table, mapping["D"])[usable] if mapping["D"] in table else None
-    curves = iso_flops(n[usable], flops[usable], y[usable], tokens)
-    if not curves:
-        raise UserError(
-            f"no compute has {FEWEST_SIZES} sizes or more (C within {SAME_COMPUTE - 1:.0%}, {source}): "
-            "there is no iso-FLOP curve"
-        )
-    fit = found.fit if found is not None and set(found.fit.law.symbols) == {"N", "D"} else None
+    curves, fit = found.curves, found.law
     with house_style():
         figure, [[left, right]] = panels(1, 2, width=3.5, height=3.3)
         handles = _curves(left, curves, fit)
         log_ticks(left, "x", np.concatenate([one.n for one in curves]), most_levels=0)
-        left.set_xlabel(axis_words(mapping["N"]))
-        left.set_ylabel(loss_words(loss, study=bool(levels(table, "stage"))))
-        slope = exponent(curves)
-        _best_sizes(right, curves, slope, fit)
-        right.set_ylabel(f"{axis_words(mapping['N'])} of least loss")
+        left.set_xlabel(axis_words(size))
+        left.set_ylabel(loss_words(loss, study=study))
+        _best_sizes(right, found)
+        right.set_ylabel(f"{axis_words(size)} of least loss")
         figure.legend(
             handles=handles, title="training FLOPs $C$", loc="outside right upper", alignment="left"
         )
-        caption(figure, *_words(curves, int(usable.sum()), slope, fit, source, found))
+        caption(figure, *_words(found))
     return figure
 
 
@@ -111,7 +76,9 @@ def _curves(ax: "Axes", curves: Sequence[IsoFlop], fit: FitResult | None) -> Art
                 label=f"{name}, minimum",
             )
         if fit is not None:
-            ax.plot(x, _law(fit, x, one), color=colour, lw=1.0, ls=":", label=f"{name}, law {fit.law.name}")
+            ax.plot(
+                x, law_along(fit, x, one), color=colour, lw=1.0, ls=":", label=f"{name}, law {fit.law.name}"
+            )
         handles.append(Line2D([], [], color=colour, marker=marker, ms=3.4, lw=1.0, label=name))
     handles.append(
         Line2D([], [], color="white", marker="*", ms=9, mec=INK, mew=0.6, ls="none", label="minimum")
@@ -121,7 +88,8 @@ def _curves(ax: "Axes", curves: Sequence[IsoFlop], fit: FitResult | None) -> Art
     return handles
 
 
-def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, fit: FitResult | None) -> None:
+def _best_sizes(ax: "Axes", found: IsoFlops) -> None:
+    curves, slope = found.curves, found.exponent
     flops, best = np.array([one.flops for one in curves]), np.array([one.best for one in curves])
     there = np.isfinite(best)
     sizes = [best[there]]
@@ -135,9 +103,9 @@ def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, f
         line = np.exp(y.mean() + slope.value * (np.log(flops) - x.mean()))
         ax.plot(flops, line, color=INK, lw=1.0, label="power law through the minima")
         sizes.append(line)
-    if fit is not None:
-        theirs = np.array([_law_best(fit, one) for one in curves])
-        ax.plot(flops, theirs, color=INK, lw=1.0, ls=":", label=f"law {fit.law.name}")
+    if found.law is not None:
+        theirs = np.array(found.law_best)
+        ax.plot(flops, theirs, color=INK, lw=1.0, ls=":", label=f"law {found.law.law.name}")
         sizes.append(theirs)
     ax.set_xlabel(axis_words("training_flops"))
     log_ticks(ax, "x", flops)
@@ -147,34 +115,12 @@ def _best_sizes(ax: "Axes", curves: Sequence[IsoFlop], slope: Estimate | None, f
         ax.text(0.5, 0.5, "no parabola has a minimum\namong its sizes", ha="center", transform=ax.transAxes)
 
 
-def _law(fit: FitResult, n: Array, one: IsoFlop) -> Array:
-    """The law along sizes ``n`` at constant compute."""
-    return fit.predict({"N": n, "D": one.flops / (one.per_parameter * n)})
-
-
-def _law_best(fit: FitResult, one: IsoFlop) -> float:
-    """The law's best size at a compute, looked for well beyond the sizes measured."""
-    from scipy.optimize import minimize_scalar
-
-    low, high = np.log(one.n[0] / 100), np.log(one.n[-1] * 100)
-    found = minimize_scalar(
-        lambda x: float(_law(fit, np.exp(np.array([x])), one)[0]), bounds=(low, high), method="bounded"
-    )
-    return float(np.exp(found.x))
-
-
-def _words(
-    curves: Sequence[IsoFlop],
-    n_rows: int,
-    slope: Estimate | None,
-    fit: FitResult | None,
-    source: str,
-    found: Uncertainty | None,
-) -> list[str]:
+def _words(found: IsoFlops) -> list[str]:
+    curves, slope, fit = found.curves, found.exponent, found.law
     runs = sum(len(one.n) for one in curves)
-    near = f"C ({source}) within {SAME_COMPUTE - 1:.0%} of each other"
+    near = f"C ({found.source}) within {SAME_COMPUTE - 1:.0%} of each other"
     said = [
-        f"{runs} of {n_rows} runs, at {len(curves)} computes, {near}.",
+        f"{runs} of {found.n_rows} runs, at {len(curves)} computes, {near}.",
         "Parabolas in log N by least squares; they are biased where the surface is not symmetric.",
     ]
     missing = sum(not np.isfinite(one.best) for one in curves)
@@ -183,12 +129,11 @@ def _words(
     if slope is not None:
         said.append(f"N* ∝ C^{slope.value:.3f} [{slope.low:.3f}, {slope.high:.3f}] (95%, Student).")
     if fit is not None:
-        ends = [_law_best(fit, one) for one in (curves[0], curves[-1])]
         if len(curves) > 1:
-            rise = np.log(ends[1] / ends[0]) / np.log(curves[-1].flops / curves[0].flops)
+            rise = np.log(found.law_best[-1] / found.law_best[0]) / np.log(curves[-1].flops / curves[0].flops)
             said.append(
                 f"Law {fit.law.name}: {fit.law.formula}, at the runs' own C/(N·D); its best sizes rise as C^{rise:.3f}."
             )
-    elif found is not None:
-        said.append(f"Law {found.fit.law.name} reads other columns than N and D and is not drawn.")
+    elif found.unread:
+        said.append(f"Law {found.unread} reads other columns than N and D and is not drawn.")
     return said

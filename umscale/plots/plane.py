@@ -34,9 +34,10 @@ def density_plane(
 ) -> "Figure":
     """δ_m − δ_N over the plane, lighter where density wins; a panel for each titled map, all on one colour scale.
 
-    Thin lines are iso-loss contours, the thick one is the boundary where both effects are equal. Hatching marks where
-    the 95% interval of the difference holds zero, which is the boundary's interval; a veil marks extrapolation, and
-    points the measured ``cells`` (m, N_s). ``words`` end the caption. Raises ``UserError`` without a map.
+    Thin lines are iso-loss contours, the thick one is the boundary where both effects are equal, dashed at tokens
+    beyond those of the rows. Hatching marks where the 95% interval of the difference holds zero, which is the
+    boundary's interval; a veil marks extrapolation, and points the measured ``cells`` (m, N_s). ``words`` end the
+    caption. Raises ``UserError`` without a map.
     """
     if not maps:
         raise UserError("no map: there is nothing to draw")
@@ -86,7 +87,10 @@ def _panel(
     for text in ax.clabel(lines, fontsize=6.5, fmt=_loss_format(losses)):
         text.set_path_effects([withStroke(linewidth=1.8, foreground="white")])
     if found.difference.min() < 0 < found.difference.max():
-        boundary = ax.contour(m, n, found.difference, levels=[0.0], colors=INK, linewidths=2.0, zorder=3)
+        line = "dashed" if found.octaves_beyond else "solid"
+        boundary = ax.contour(
+            m, n, found.difference, levels=[0.0], colors=INK, linewidths=2.0, linestyles=line, zorder=3
+        )
         boundary.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
         boundary.set_gid("boundary")
     if cells is not None:

@@ -1,18 +1,13 @@
 """Observed against predicted loss, rows held out at the design's edges marked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from umscale.errors import UserError
-from umscale.laws.compare import Compared, Edge, HoldOut
-from umscale.laws.fit import FitResult, refit
-from umscale.laws.forms import LocalLaw, evaluate
-from umscale.laws.uncertainty import without_each
+from umscale.laws.compare import Compared
+from umscale.laws.fit import FitResult
+from umscale.laws.holdout import Edge, HoldOut, RowsHeldOut
 from umscale.plots.style import GREY, INK, caption, house_style, loss_words, ordered_colours, panels
-from umscale.results.columns import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,22 +21,22 @@ _WORDS: Mapping[Edge, str] = {
 }
 
 
-def predicted(found: Mapping[str, Compared]) -> "Figure":
+def predicted(found: Mapping[str, Compared], held: Mapping[str, Sequence[RowsHeldOut]]) -> "Figure":
     """Observed against predicted loss, and their difference below; a column for each titled part of a table.
 
-    Rows held out at an edge are drawn with what the law predicts for them from all other rows. Raises ``UserError``
-    when there is no part.
+    Rows held out at an edge, ``held`` of each part, are drawn with what the law predicts for them from all other
+    rows. Raises ``UserError`` when there is no part.
     """
     if not found:
         raise UserError("no fit: there is nothing to draw")
-    edges = list(dict.fromkeys(h.edge for one in found.values() for h in one.holdouts if not h.skipped))
+    edges = list(dict.fromkeys(one.test.edge for part in held.values() for one in part))
     fit = next(iter(found.values())).fit
     with house_style():
         figure, (upper, lower) = panels(2, len(found), width=3.1, height=2.5, ratios=(3.0, 1.7))
         colours = dict(zip(edges, ordered_colours(6), strict=False))  # the darker ones, unlike the dots
         handles: dict[str, Any] = {}
         for above, below, (title, one) in zip(upper, lower, found.items(), strict=True):
-            handles |= _column(above, below, one, colours)
+            handles |= _column(above, below, one.fit, held[title], colours)
             above.set_title(title)
             below.set_xlabel(f"predicted loss{' (nats per token)' if fit.stage else ''}")
         upper[0].set_ylabel(
@@ -59,45 +54,16 @@ def predicted(found: Mapping[str, Compared]) -> "Figure":
     return figure
 
 
-def held_out(fit: FitResult, one: HoldOut) -> tuple[NDArray[np.bool_], Array]:
-    """Which rows a hold-out left out [rows], and the losses the law fitted to all others predicts there."""
-    chosen = rows_held_out(fit, one)
-    there = {symbol: v[chosen] for symbol, v in fit.rows.values.items()}
-    return chosen, evaluate(fit.law, coefficients_without(fit, chosen), there, fit.reference)
-
-
-def rows_held_out(fit: FitResult, one: HoldOut) -> NDArray[np.bool_]:
-    """Which rows a hold-out left out, [rows]."""
-    values = fit.rows.values
-    if one.axis == "rho":
-        axis = 1 / values["rho"] if "rho" in values else values["N_s"] / values["m"]
-    else:
-        axis = values[one.axis]
-    chosen = np.zeros(fit.n_rows, dtype=bool)
-    chosen[np.argsort(axis, kind="stable")[fit.n_rows - one.n_test :]] = True
-    return chosen
-
-
-def coefficients_without(fit: FitResult, chosen: NDArray[np.bool_]) -> Array:
-    """Coefficients fitted to all rows but those ``chosen``."""
-    if isinstance(fit.law, LocalLaw):
-        return without_each(fit, chosen.astype(np.int64))[1]
-    return refit(fit, (~chosen).astype(np.float64)[None])[0]
-
-
-def _column(above: "Axes", below: "Axes", compared: Compared, colours: Mapping[Edge, Any]) -> dict[str, Any]:
+def _column(
+    above: "Axes", below: "Axes", fit: FitResult, held: Sequence[RowsHeldOut], colours: Mapping[Edge, Any]
+) -> dict[str, Any]:
     """Draw one part; returns a legend handle for each name."""
-    fit = compared.fit
     dots: dict[str, Any] = {"marker": "o", "color": GREY, "ms": 3.2, "mew": 0, "alpha": 0.6}
     series = [("all rows, as fitted", fit.predict(fit.rows.values), fit.rows.loss, dots)]
-    for one in compared.holdouts:
-        if one.skipped:
-            continue
-        chosen, guess = held_out(fit, one)
-        open_marker = {
-            "marker": _MARKERS[one.edge], "color": colours[one.edge], "mfc": "none", "ms": 4.6, "mew": 0.9,
-        }  # fmt: skip
-        series.append((f"{_words(one)} held out", guess, fit.rows.loss[chosen], open_marker))
+    for one in held:
+        edge = one.test.edge
+        open_marker = {"marker": _MARKERS[edge], "color": colours[edge], "mfc": "none", "ms": 4.6, "mew": 0.9}
+        series.append((f"{_words(one.test)} held out", one.predicted, fit.rows.loss[one.chosen], open_marker))
     handles = {}
     for name, guess, observed, style in series:
         (handles[name],) = above.plot(guess, observed, ls="none", label=name, zorder=3, **style)

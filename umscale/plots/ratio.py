@@ -3,70 +3,35 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from umscale.errors import UserError
-from umscale.laws.fit import fit_law
-from umscale.laws.uncertainty import bootstrap
 from umscale.plots.losses import LossRows, draw_losses
 from umscale.plots.style import ACCENT, INK, Artists, house_style, law_words
-from umscale.questions.memory_to_ffn import PAPER_MCP, RATIO_LAW, RatioVerdict, memory_to_ffn
-from umscale.results.columns import COLUMNS
-from umscale.results.table import Table, levels, numeric, where
+from umscale.questions.memory_to_ffn import PAPER_MCP, RatioCurves, RatioVerdict
+from umscale.results.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_OTHER_COMPUTE = 1.1  # forward FLOPs further apart than this factor make a best ratio meaningless
-
 
 def memory_ratio(
-    table: Table, *, loss: str = "loss", columns: Mapping[str, str] | None = None, seed: int = 0
+    found: RatioCurves, table: Table, *, loss: str = "loss", columns: Mapping[str, str] | None = None
 ) -> "Figure":
     """Loss against the memory-to-FFN ratio, with the fitted parabola, its optimum and UltraMemV2's 17% MCP.
 
     A panel per stage and token budget. The optimum's interval is shaded; where none can be given, the title says why.
-    The upper axis is the memory's share of both computations. ``columns`` maps r and D. Raises ``UserError`` when the
-    table lacks the ratio or has one level of it, mixes compensations, or shows that compute was not held constant.
+    The upper axis is the memory's share of both computations. ``found`` is what ``ratio_curves`` says of ``table``;
+    ``columns`` maps r and D. Raises ``UserError`` when the table has one level of the ratio.
     """
-    column = {**COLUMNS, **(columns or {})}["r"]
-    _require_constant_compute(table)
-    rows = LossRows.of(table, "r", None, loss=loss, columns=columns)
-    found: dict[str, RatioVerdict] = {}
-    fits = []
-    reasons = []
-    for stage in sorted(levels(table, "stage"), reverse=True) or [""]:
-        part = where(table, stage=stage or None)
-        found[stage] = memory_to_ffn(part, stage=stage or None, loss=loss, column=column, seed=seed)
-        try:
-            fit = fit_law(part, RATIO_LAW, loss=loss, columns={**(columns or {}), "r": column})
-        except UserError as error:
-            reasons.append(f"No law: {error}.")
-            continue
-        if {"a", "b"} <= set(fit.law.coefficients) - set(fit.unidentified):
-            fits.append(bootstrap(fit, seed=seed))
-    rows = LossRows.of(table, "r", None, fits, loss=loss, columns=columns)
+    rows = LossRows.of(table, "r", None, found.fits, loss=loss, columns=columns)
     with house_style():
-        drawing = draw_losses(rows, fits)
+        drawing = draw_losses(rows, found.fits)
         for (stage, _), ax in drawing.axes.items():
-            _mark(ax, found[stage])
-        drawing.handles += _handles(any(_optimum(v) for v in found.values()))
-        answers = [_answer(verdict) for verdict in found.values()]
-        drawing.finish([*drawing.words(rows), *(law_words(f) for f in fits[:1]), *answers, *reasons])
+            _mark(ax, found.verdicts[stage])
+        drawing.handles += _handles(any(map(_optimum, found.verdicts.values())))
+        laws = [law_words(fit) for fit in found.fits[:1]]
+        answers = [_answer(verdict) for verdict in found.verdicts.values()]
+        drawing.finish([*drawing.words(rows), *laws, *answers, *found.refused])
     return drawing.figure
-
-
-def _require_constant_compute(table: Table) -> None:
-    if "flops_per_token" not in table:
-        return
-    flops = numeric(table, "flops_per_token")
-    flops = flops[np.isfinite(flops)]
-    if len(flops) and flops.max() > _OTHER_COMPUTE * flops.min():
-        raise UserError(
-            f"forward FLOPs differ {flops.max() / flops.min():.2f}-fold between cells: a best ratio needs "
-            "constant compute (compensation iso_flops)"
-        )
 
 
 def _optimum(found: RatioVerdict) -> bool:

@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.compare import Compared
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import evaluate
-from umscale.laws.holdout import Edge
+from umscale.laws.holdout import HoldOut, RowsHeldOut
 from umscale.laws.uncertainty import Uncertainty
-from umscale.plots.predictions import coefficients_without, rows_held_out
 from umscale.plots.style import (
     INK,
     MARKERS,
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 Along = Literal["N", "D", "C"]
 
 _OTHER: Mapping[Along, str] = {"N": "D", "D": "N", "C": "N"}
-_EDGE: Mapping[Along, Edge] = {"N": "largest", "D": "future", "C": "largest"}
 _MOST_SERIES = 7
 _POINTS = 60
 _COLUMN = {"N": "active_params", "D": "tokens", "C": "training_flops"}
@@ -67,23 +64,25 @@ class _Rows:
 
 
 def scaling(
-    found: Uncertainty, compared: Compared, along: Along, *, compute: Array | None = None, source: str = ""
+    found: Uncertainty,
+    held: RowsHeldOut | None,
+    along: Along,
+    *,
+    compute: Array | None = None,
+    source: str = "",
 ) -> "Figure":
-    """Loss against one axis, a law's curves with 95% bands, and dashed what it says without the rows held out.
+    """Loss against one axis, a law's curves with 95% bands, and dashed what it says without the rows ``held`` out.
 
     ``compute`` [rows of the fit] is needed against C; ``source`` says where it comes from. Raises ``UserError`` for a
     law that does not read the axis, and for one that reads others than N and D.
     """
     fit = found.fit
     rows = _rows(fit, along, compute)
-    edge = next((h for h in compared.holdouts if h.edge == _EDGE[along] and not h.skipped), None)
-    held = rows_held_out(fit, edge) if edge is not None else np.zeros(fit.n_rows, dtype=bool)
-    without = coefficients_without(fit, held) if edge is not None else None
     with house_style():
         figure, [[ax]] = panels(1, 1, width=4.6, height=3.6, margin=1.9)
         colours = ordered_colours(len(rows.sizes))
         for k, colour in enumerate(colours):
-            _series(ax, found, rows, k, colour, held, without)
+            _series(ax, found, rows, k, colour, held)
         lowest = _frontier(ax, fit, rows) if along == "C" else None
         log_ticks(ax, "x", rows.x, most_levels=0)
         ax.set_yscale("log")
@@ -91,9 +90,9 @@ def scaling(
         ax.set_xlabel(axis_words(fit.columns.get(along, _COLUMN[along])))
         ax.set_ylabel(loss_words(fit.loss, study=fit.stage is not None))
         title = axis_words(fit.columns[_OTHER[along]]) if len(rows.sizes) > 1 else None
-        handles = _handles(rows, colours, found, edge is not None, lowest is not None)
+        handles = _handles(rows, colours, found, held is not None, lowest is not None)
         figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left")
-        caption(figure, *_words(found, rows, edge, source))
+        caption(figure, *_words(found, rows, held.test if held is not None else None, source))
     return figure
 
 
@@ -149,12 +148,12 @@ def _series(
     rows: _Rows,
     k: int,
     colour: Any,
-    held: NDArray[np.bool_],
-    without: Array | None,
+    held: RowsHeldOut | None,
 ) -> None:
     fit, here = found.fit, rows.series == k
+    out = held.chosen if held is not None else np.zeros(fit.n_rows, dtype=bool)
     marker, name = MARKERS[k % len(MARKERS)], rows.names[k]
-    for chosen, face, words in ((here & ~held, colour, "measured"), (here & held, "white", "held out")):
+    for chosen, face, words in ((here & ~out, colour, "measured"), (here & out, "white", "held out")):
         if chosen.any():
             ax.plot(
                 rows.x[chosen], rows.y[chosen], marker, color=colour, mfc=face, ms=3.4, mew=0.8, ls="none", zorder=3,
@@ -167,8 +166,8 @@ def _series(
     ax.plot(x, fit.predict(values), color=colour, lw=1.2, zorder=2, label=f"{name}, law {fit.law.name}")
     if len(found.draws):
         band(ax, x, *found.band(values), colour)
-    if without is not None and (here & held).any():
-        guess = evaluate(fit.law, without, values, fit.reference)
+    if held is not None and (here & out).any():
+        guess = evaluate(fit.law, held.coefficients, values, fit.reference)
         ax.plot(x, guess, color=colour, lw=1.0, ls="--", zorder=2, label=f"{name}, without the rows held out")
 
 
@@ -212,7 +211,7 @@ def _handles(
     return handles
 
 
-def _words(found: Uncertainty, rows: _Rows, edge: Any, source: str) -> list[str]:
+def _words(found: Uncertainty, rows: _Rows, edge: HoldOut | None, source: str) -> list[str]:
     said = [part_words(found.fit), law_words(found)]
     if edge is not None:
         off = edge.mean_percent

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from umscale.cell_labels import cell_name, label_parts
 from umscale.errors import UserError
-from umscale.labels import cell_name, label_parts
 from umscale.plots.style import (
     INK,
     axis_words,

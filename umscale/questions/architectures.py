@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from umscale.cell_labels import cell_name
 from umscale.errors import UserError, nearest
-from umscale.labels import cell_name
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.question import Answer, Asked, Question
 from umscale.results.table import Table, levels, numeric, text, where

@@ -3,9 +3,10 @@
     δ_m(m, N_s) = L(m, N_s) − L(2m, N_s)        δ_N(m, N_s) = L(m, N_s) − L(m, 2N_s)
 
 Both effects saturate, so the answer at the centre of a grid need not hold at its corners. The plane and nothing
-else varies: tokens and any other axis of the law stay at the fit's reference. A density in the law follows the
-point, rho ∝ m / N_s. The boundary is where the two effects are equal; its interval holds the m at which the
-interval of δ_m − δ_N holds zero (a Fieller set, read off the draws), and may be open.
+else varies: any other axis of the law stays at the fit's reference, tokens too unless a slice is asked for. Slices
+(``study_slices``) come from a law whose effects change with tokens; one beyond the budgets says how far. A density in
+the law follows the point, rho ∝ m / N_s. The boundary is where the two effects are equal; its interval holds the m at
+which the interval of δ_m − δ_N holds zero (a Fieller set, read off the draws), and may be open.
 """
 
 from collections.abc import Mapping
@@ -16,17 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umscale.errors import UserError
-from umscale.laws.fit import FitResult
-from umscale.laws.forms import LocalLaw, evaluate
+from umscale.laws.fit import FitResult, fit_rows
+from umscale.laws.forms import LAWS, LocalLaw, evaluate
 from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.questions.density_over_size import fit_effects
-from umscale.results.columns import Array
-from umscale.results.table import Table
+from umscale.results.columns import COLUMNS, Array
+from umscale.results.table import Table, levels, select_rows, where
 from umscale.say.blocks import Block, Heading, Listing, Paragraph
 from umscale.say.labels import heading
 
 _FINE = 8  # points per octave on which boundaries are looked for
 _SPARE_FOR_MAP = 4  # cells beyond its coefficients from which the interaction law draws a map
+_NEAR = 0.05  # octaves beyond the rows that are not worth a word
+_AHEAD = 4.0
+"""Times the longest budget at which a slice looks ahead."""
 _DRAWS = 4000  # of the bootstrap: enough for a picture, at every point of it
 _WITHIN = 2**0.01  # reads beyond the grid by less than this factor are within it
 
@@ -60,6 +64,8 @@ class DensityMap:
     boundary_low: Array
     """[sizes], ends of its 95% interval; NaN where the interval reaches the map's edge or is empty."""
     boundary_high: Array
+    octaves_beyond: float
+    """How far the tokens that it holds lie outside those of the rows; 0 within."""
     constant: bool
     """The law has no interaction of m and N_s, so that one number holds everywhere."""
     statements: tuple[str, ...]
@@ -90,17 +96,23 @@ class DensityMap:
             letter = "D" if low > 0 else "S"
         else:
             letter = "d" if middle > 0 else "s"
-        return letter + ("." if self.extrapolated[i, j] else " ")
+        return letter + ("." if self.extrapolated[i, j] or self.octaves_beyond > _NEAR else " ")
 
 
 def density_map(
-    found: FitResult | Uncertainty, *, per_octave: int = 2, margin: float = 1.0, seed: int = 0
+    found: FitResult | Uncertainty,
+    *,
+    per_octave: int = 2,
+    margin: float = 1.0,
+    seed: int = 0,
+    tokens: float | None = None,
 ) -> DensityMap:
     """Map δ_m − δ_N of a fitted law from ``margin`` octaves below the fit's grid to as many above it.
 
     Args:
         found: a fit (bootstrapped here with ``seed``) or its uncertainty.
         per_octave: points of the lattice; a figure wants about 8, the terminal 1 or 2.
+        tokens: those to hold; None holds the reference's.
 
     Raises:
         UserError: the law reads neither m and N_s nor the density, or the rows do not carry m and N_s.
@@ -109,27 +121,34 @@ def density_map(
     uncertainty = replace(uncertainty, draws=uncertainty.draws[:_DRAWS])
     fit = uncertainty.fit
     _require_axes(fit)
+    beyond = 0.0
+    if tokens is not None and "D" in fit.law.symbols:
+        low, high = np.log2(np.array(fit.domain["D"]) / tokens)
+        beyond = float(max(low, -high, 0.0))
+    point = {**fit.reference, **({} if tokens is None else {"D": tokens})}
     m, n = (_lattice(fit.domain[s], per_octave, margin) for s in ("m", "N_s"))
     shape = (len(n), len(m))
     loss, difference, low, high, probability = (np.full(shape, np.nan) for _ in range(5))
     boundary, boundary_low, boundary_high = (np.full(len(n), np.nan) for _ in range(3))
     fine = _lattice(fit.domain["m"], _FINE, margin)
     for i, size in enumerate(n):
-        loss[i] = fit.predict(_at(fit, m, size))
-        difference[i] = _difference(fit, fit.vector, m, size)
-        low[i], high[i] = uncertainty.interval(partial(_difference, fit, m=m, size=size))
+        loss[i] = fit.predict(_at(fit, point, m, size))
+        difference[i] = _difference(fit, point, fit.vector, m, size)
+        low[i], high[i] = uncertainty.interval(partial(_difference, fit, point, m=m, size=size))
         if len(uncertainty.draws):
-            probability[i] = (_difference(fit, uncertainty.draws, m, size) > 0).mean(axis=0)
-        boundary[i] = _crossing(fine, _difference(fit, fit.vector, fine, size))
-        ends = uncertainty.interval(partial(_difference, fit, m=fine, size=size))
+            probability[i] = (_difference(fit, point, uncertainty.draws, m, size) > 0).mean(axis=0)
+        boundary[i] = _crossing(fine, _difference(fit, point, fit.vector, fine, size))
+        ends = uncertainty.interval(partial(_difference, fit, point, m=fine, size=size))
         boundary_low[i], boundary_high[i] = _zero_set(fine, *ends)
-    constant = isinstance(fit.law, LocalLaw) and not any(len(s.symbols) > 1 for s in fit.law.slopes)
+    constant = isinstance(fit.law, LocalLaw) and not any(
+        len(s.symbols) > 1 and "D" not in s.symbols for s in fit.law.slopes
+    )
     result = DensityMap(
         law=fit.law.name,
         columns=(fit.columns["m"], fit.columns["N_s"]),
         m=m,
         n=n,
-        held={fit.columns[s]: fit.reference[s] for s in fit.law.symbols if s not in {"m", "N_s", "rho"}},
+        held={fit.columns[s]: point[s] for s in fit.law.symbols if s not in {"m", "N_s", "rho"}},
         loss=loss,
         difference=difference,
         low=low,
@@ -139,6 +158,7 @@ def density_map(
         boundary=boundary,
         boundary_low=boundary_low,
         boundary_high=boundary_high,
+        octaves_beyond=beyond,
         constant=constant,
         statements=(),
     )
@@ -171,6 +191,54 @@ def study_map(
     return density_map(fit, per_octave=per_octave, margin=margin, seed=seed)
 
 
+def study_slices(
+    table: Table,
+    *,
+    stage: str | None,
+    compensation: str | None = None,
+    loss: str = "loss",
+    columns: Mapping[str, str] | None = None,
+    per_octave: int = 2,
+    margin: float = 1.0,
+    seed: int = 0,
+) -> tuple[DensityMap, ...]:
+    """The map at the shortest, a middle and the longest budget, and two octaves beyond, which is extrapolation.
+
+    Raises:
+        UserError: one budget, or rows that cannot tell how both effects change with tokens.
+    """
+    part = where(table, stage=stage, compensation=compensation)
+    law = LAWS["trend_interaction"]
+    rows = select_rows(part, [law], loss=loss, columns=columns)
+    budgets = np.unique(rows.values["D"])
+    if len(budgets) < 2:
+        raise UserError("slices of the map at several token budgets need two budgets or more")
+    fit = fit_rows(
+        rows,
+        law,
+        columns={**COLUMNS, **(columns or {})},
+        loss=loss,
+        stage=stage or next(iter(levels(part, "stage")), None),
+        compensation=compensation or next(iter(levels(part, "compensation")), None),
+    )
+    if lost := sorted({"a", "b", "p", "q"} & {*fit.dropped, *fit.unidentified}):
+        raise UserError(
+            f"the design cannot tell how both effects change with tokens (coefficients {', '.join(lost)})"
+        )
+    uncertainty = bootstrap(fit, seed=seed)
+    inside = budgets[[0, len(budgets) // 2, -1]] if len(budgets) > 2 else budgets
+    return tuple(
+        density_map(uncertainty, per_octave=per_octave, margin=margin, tokens=float(tokens))
+        for tokens in (*inside, _AHEAD * budgets[-1])
+    )
+
+
+def slice_title(found: DensityMap) -> str:
+    """What a slice is at, and whether that was trained."""
+    at = f"{_short(found.held[COLUMNS['D']])} tokens" if COLUMNS["D"] in found.held else "all tokens"
+    return f"{at}, {found.octaves_beyond:.1f} octaves beyond" if found.octaves_beyond > _NEAR else at
+
+
 def _require_axes(fit: FitResult) -> None:
     if not {"m", "N_s"} <= set(fit.reference):
         raise UserError(f"a map needs rows with m and N_s; the rows of law {fit.law.name!r} carry others")
@@ -185,19 +253,21 @@ def _lattice(domain: tuple[float, float], per_octave: int, margin: float) -> Arr
     return np.exp2(np.linspace(low, high, max(2, round((high - low) * per_octave) + 1)))
 
 
-def _at(fit: FitResult, m: Array, size: float) -> dict[str, Array]:
-    """Every symbol of the law at (m, size), the rest at the reference, [points]."""
-    values = {s: np.full(len(m), v) for s, v in fit.reference.items()}
+def _at(fit: FitResult, point: Mapping[str, float], m: Array, size: float) -> dict[str, Array]:
+    """Every symbol of the law at (m, size), the rest as in ``point``, [points]."""
+    values = {s: np.full(len(m), v) for s, v in point.items()}
     values["m"], values["N_s"] = m, np.full(len(m), float(size))
     if "rho" in values:
         values["rho"] = fit.reference["rho"] * (m / fit.reference["m"]) * (fit.reference["N_s"] / size)
     return values
 
 
-def _difference(fit: FitResult, coefficients: Array, m: Array, size: float) -> Array:
+def _difference(
+    fit: FitResult, point: Mapping[str, float], coefficients: Array, m: Array, size: float
+) -> Array:
     """δ_m − δ_N = L(m, 2N_s) − L(2m, N_s), [..., points]."""
-    wide = evaluate(fit.law, coefficients, _at(fit, m, 2 * size), fit.reference)
-    return wide - evaluate(fit.law, coefficients, _at(fit, 2 * m, size), fit.reference)
+    wide = evaluate(fit.law, coefficients, _at(fit, point, m, 2 * size), fit.reference)
+    return wide - evaluate(fit.law, coefficients, _at(fit, point, 2 * m, size), fit.reference)
 
 
 def _beyond(values: Array, domain: tuple[float, float]) -> NDArray[np.bool_]:
@@ -228,6 +298,11 @@ def _zero_set(m: Array, low: Array, high: Array) -> tuple[float, float]:
 
 def _with_statements(found: DensityMap) -> DensityMap:
     said = []
+    if found.octaves_beyond > _NEAR:
+        said.append(
+            f"these tokens lie {found.octaves_beyond:.1f} octaves beyond those of the rows: all of it is extrapolated, "
+            "by a line in log tokens"
+        )
     if found.constant:
         said.append(f"law {found.law!r} has no interaction of m and N_s: its map is constant")
     inside = ~found.extrapolated
@@ -256,7 +331,17 @@ def map_blocks(table: Table, stage: str | None, compensation: str | None, loss: 
         found = study_map(table, stage=stage, compensation=compensation, loss=loss)
     except UserError as error:
         return [Paragraph(text=f"No map ({place}): {error}")]
-    return [
+    blocks: list[Block] = [
         Heading(text=f"Where density beats size ({place}, law {found.law})"),
         Listing(text="\n".join(found.lines())),
     ]
+    try:
+        slices = study_slices(table, stage=stage, compensation=compensation, loss=loss, per_octave=1)
+    except UserError as error:
+        return [*blocks, Paragraph(text=f"No slices by tokens: {error}.")]
+    for one in slices:
+        blocks += [
+            Heading(text=f"At {slice_title(one)} ({place}, law {one.law})"),
+            Listing(text="\n".join(one.lines())),
+        ]
+    return blocks

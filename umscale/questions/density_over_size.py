@@ -241,12 +241,14 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         return np.asarray(c[..., b] - triple * c[..., a] + curved)
 
     difference = estimate(-1.0, 1.0)
+    f, p = lack_of_fit(fit)
+    misses = f"; what it misses in cells against what runs differ by: F = {f:.1f}, p = {p:.2g}" if f else ""
     from_law = Contrasts(
         delta_m=estimate(-1.0, 0.0),
         delta_n=estimate(0.0, -1.0),
         difference=difference,
         paper=uncertainty.estimate(paper),
-        basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}",
+        basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}{misses}",
     )
     answer: AnswerWord = "inconclusive"
     if not difference.has_interval:
@@ -262,7 +264,6 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         opposed = paired.high < 0 if answer == "supported" else paired.low > 0
         if opposed:
             answer, reason = "inconclusive", "the law and the paired cells point in opposite directions"
-    f, p = lack_of_fit(fit)
     if answer != "inconclusive" and p < REJECTED:
         # What a law misses is in none of its intervals: it decides nothing that measured cells do not say themselves.
         agree = paired is not None and (paired.low > 0 if answer == "supported" else paired.high < 0)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from umscale.errors import UserError
-from umscale.laws.uncertainty import LEVEL, Estimate
+from umscale.errors import UserError, nearest
+from umscale.laws.fit import FitResult
+from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Codes, Table, numeric
+from umscale.results.table import Codes, Table, levels, numeric
 
 SAME_COMPUTE = 1.12  # runs whose FLOPs lie within this factor are of one compute
 FEWEST_SIZES = 4  # of one compute: three determine a parabola and leave nothing over
@@ -144,3 +145,85 @@ def exponent(found: Sequence[IsoFlop]) -> Estimate | None:
     error = float(np.sqrt(residual @ residual / freedom / ((x - x.mean()) ** 2).sum()))
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     return Estimate(value=float(slope), low=float(slope) - half, high=float(slope) + half)
+
+
+# -- beside a law ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsoFlops:
+    """The computes of a table, and what a law of N and D says of each."""
+
+    curves: tuple[IsoFlop, ...]
+    """Ascending; never empty."""
+    exponent: Estimate | None
+    n_rows: int
+    """Usable rows, in a curve or not."""
+    source: str
+    """Where the FLOPs come from, in words."""
+    law: FitResult | None
+    law_best: tuple[float, ...]
+    """The law's size of least loss at each compute; empty without a law."""
+    unread: str
+    """Name of a law that was given but reads other columns than N and D, or the empty string."""
+
+
+def iso_flops_of(
+    table: Table,
+    law: Uncertainty | None = None,
+    *,
+    loss: str = "loss",
+    columns: Mapping[str, str] | None = None,
+) -> IsoFlops:
+    """Find the computes of a table of one stage and compensation.
+
+    Args:
+        columns: maps N, D and C.
+
+    Raises:
+        UserError: the table lacks a column or mixes, or no compute has four sizes or more.
+    """
+    mapping = {**COLUMNS, **(columns or {})}
+    for name in (loss, mapping["N"]):
+        if name not in table:
+            raise UserError(f"the table has no column {name!r}: this figure needs it{nearest(name, table)}")
+    for name in ("stage", "compensation"):
+        if len(levels(table, name)) > 1:
+            raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: draw one at a time")
+    flops, source = training_flops(table, columns)
+    n, y = numeric(table, mapping["N"]), numeric(table, loss)
+    usable = np.isfinite(y) & np.isfinite(flops) & (flops > 0) & np.isfinite(n) & (n > 0)
+    tokens = numeric(table, mapping["D"])[usable] if mapping["D"] in table else None
+    curves = iso_flops(n[usable], flops[usable], y[usable], tokens)
+    if not curves:
+        raise UserError(
+            f"no compute has {FEWEST_SIZES} sizes or more (C within {SAME_COMPUTE - 1:.0%}, {source}): "
+            "there is no iso-FLOP curve"
+        )
+    reads = law is not None and set(law.fit.law.symbols) == {"N", "D"}
+    fit = law.fit if law is not None and reads else None
+    return IsoFlops(
+        curves=curves,
+        exponent=exponent(curves),
+        n_rows=int(usable.sum()),
+        source=source,
+        law=fit,
+        law_best=tuple(_law_best(fit, one) for one in curves) if fit is not None else (),
+        unread=law.fit.law.name if law is not None and not reads else "",
+    )
+
+
+def law_along(fit: FitResult, n: Array, one: IsoFlop) -> Array:
+    """A law of N and D along sizes ``n`` at the constant compute of ``one``."""
+    return fit.predict({"N": n, "D": one.flops / (one.per_parameter * n)})
+
+
+def _law_best(fit: FitResult, one: IsoFlop) -> float:
+    """The law's best size at a compute, looked for well beyond the sizes measured."""
+    from scipy.optimize import minimize_scalar
+
+    low, high = np.log(one.n[0] / 100), np.log(one.n[-1] * 100)
+    found = minimize_scalar(
+        lambda x: float(law_along(fit, np.exp(np.array([x])), one)[0]), bounds=(low, high), method="bounded"
+    )
+    return float(np.exp(found.x))

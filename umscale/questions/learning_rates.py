@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from umscale.cell_labels import cell_parts
 from umscale.errors import UserError
-from umscale.labels import cell_parts
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.question import Answer, Asked, Question
 from umscale.results.columns import Array

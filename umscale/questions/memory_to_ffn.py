@@ -7,6 +7,7 @@ the slope a + 2b·log2(r/r0) may be zero (Fieller), which is honest about a curv
 set has no end. Source of the comparison: arXiv 2508.18756, Table 4 and Figure 5.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from umscale.laws.fit import FitResult, fit_law, lack_of_fit
 from umscale.laws.forms import LocalLaw, Slope
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import Answer, Asked, Question
+from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, levels, numeric, where
 from umscale.say.blocks import Block, Grid, Paragraph, Verdict
 from umscale.say.estimates import both, pair, share, significant
@@ -37,6 +39,7 @@ RATIO_LAW = LocalLaw(
 )
 
 _SAME_COMPUTE = 1.02  # FLOPs of the cells within this factor are one compute
+_OTHER_COMPUTE = 1.1  # forward FLOPs further apart than this factor make a best ratio meaningless
 _REACH = 3.0  # octaves beyond the grid within which the ends of the interval are looked for
 _MISFIT = 0.05  # p of the lack of fit below which a parabola is not what was measured
 _NAN = float("nan")
@@ -129,6 +132,55 @@ def ratio_verdicts(
         for compensation in levels(table, "compensation") or (None,)
         for stage in levels(table, "stage") or (None,)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioCurves:
+    """Verdicts of one compensation by stage, and the parabolas that they rest on."""
+
+    verdicts: Mapping[str, RatioVerdict]
+    """By stage, the one before the decay first; of a table without stages under the empty string."""
+    fits: tuple[Uncertainty, ...]
+    """Of the stages whose rows determine one."""
+    refused: tuple[str, ...]
+    """Why other stages have none, in sentences."""
+
+
+def ratio_curves(
+    table: Table, *, loss: str = "loss", columns: Mapping[str, str] | None = None, seed: int = 0
+) -> RatioCurves:
+    """Verdict and parabola of every stage; ``columns`` maps r and D.
+
+    Raises:
+        UserError: the table lacks the ratio, mixes compensations, or shows that compute was not held constant.
+    """
+    mapping = {**COLUMNS, **(columns or {})}
+    _require_constant_compute(table)
+    verdicts: dict[str, RatioVerdict] = {}
+    fits, refused = [], []
+    for stage in sorted(levels(table, "stage"), reverse=True) or [""]:
+        part = where(table, stage=stage or None)
+        verdicts[stage] = memory_to_ffn(part, stage=stage or None, loss=loss, column=mapping["r"], seed=seed)
+        try:
+            fit = fit_law(part, RATIO_LAW, loss=loss, columns={**(columns or {}), "r": mapping["r"]})
+        except UserError as error:
+            refused.append(f"No law: {error}.")
+            continue
+        if {"a", "b"} <= set(fit.law.coefficients) - set(fit.unidentified):
+            fits.append(bootstrap(fit, seed=seed))
+    return RatioCurves(verdicts=verdicts, fits=tuple(fits), refused=tuple(refused))
+
+
+def _require_constant_compute(table: Table) -> None:
+    if "flops_per_token" not in table:
+        return
+    flops = numeric(table, "flops_per_token")
+    flops = flops[np.isfinite(flops)]
+    if len(flops) and flops.max() > _OTHER_COMPUTE * flops.min():
+        raise UserError(
+            f"forward FLOPs differ {flops.max() / flops.min():.2f}-fold between cells: a best ratio needs "
+            "constant compute (compensation iso_flops)"
+        )
 
 
 def _decide(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from umscale.cell_labels import cell_parts
 from umscale.errors import UserError
-from umscale.labels import cell_parts
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.architectures import block_noise
 from umscale.questions.question import LOSSES, Answer, Asked, Question

@@ -24,8 +24,11 @@ from umscale.laws.compare import compare, fit_laws
 from umscale.laws.fit import FitResult, fit_law
 from umscale.laws.forms import FIRST_LAWS, LocalLaw, evaluate
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
+from umscale.questions.token_trend import TURN_LAW, TokenTrend, token_trend
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric, where
+from umscale.say.estimates import both
+from umscale.say.numbers import count
 from umscale.spec import ModelSpec, to_dict
 
 VARIABLE = ("d_key", "d_pre_value", "d_value", "d_ffn")
@@ -40,6 +43,7 @@ _DEPTHS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of a dense base's layers
 _FACTORS = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)  # of the base model's, for dimensions that vary
 _MOST_KEYS = 2**20
 _RUNNERS_UP = 4
+_NEAR = 0.05  # octaves outside the rows' tokens that are not worth a word
 _FAR = 2.0  # octaves outside the grid beyond which a local law's losses are not to be believed
 _FIXED = (
     "d_model", "n_layers", "d_ffn", "d_key", "d_pre_value", "d_value", "density", "flops_per_token",
@@ -199,8 +203,9 @@ def plan(
     if isinstance(law, FitResult):
         stage, compensation, loss = law.stage, law.compensation, law.loss
     part = where(table, stage=stage, compensation=compensation)
-    fit, reason = _fit(part, law, stage, loss)
     family = _family(base)
+    trend = _trend(part, stage, loss) if family.kind == "memory" else None
+    fit, reason = _fit(part, law, stage, loss, trend)
     _refuse_unknown_kinds(fit, part, family)
     reads = _reads(fit, means or {})
     sizing = sizing or compensation or "none"
@@ -251,6 +256,7 @@ def plan(
             *_statements(
                 fit, reason, described, outside, compensation or "none", sizing, vary, tokens, family
             ),
+            *_along_tokens(fit, trend, tokens),
         ),
     )
 
@@ -413,12 +419,27 @@ def _check(base: ModelSpec, limits: Limits, vary: Sequence[str], tokens: float |
             raise UserError(f"cannot vary {name!r} of a {family.kind} model{nearest(name, family.variable)}")
 
 
-def _fit(table: Table, law: str | FitResult | None, stage: str | None, loss: str) -> tuple[FitResult, str]:
-    """The fit that ranks, and why that law."""
+def _trend(table: Table, stage: str | None, loss: str) -> TokenTrend | None:
+    """How what density and size buy changes with tokens; None where the rows cannot say."""
+    try:
+        return token_trend(table, stage=stage, loss=loss)
+    except UserError:
+        return None
+
+
+def _fit(
+    table: Table, law: str | FitResult | None, stage: str | None, loss: str, trend: TokenTrend | None
+) -> tuple[FitResult, str]:
+    """The fit that ranks, and why that law: one that knows of tokens where both effects change with them."""
     if isinstance(law, FitResult):
         fit, reason = law, "as fitted before"
     elif law is not None:
         fit, reason = fit_law(table, law, stage=stage, loss=loss), "as asked"
+    elif trend is not None and trend.direction:
+        fit, reason = (
+            fit_law(table, TURN_LAW, stage=stage, loss=loss),
+            "what density and size buy changes with tokens",
+        )
     else:
         fits = fit_laws(table, FIRST_LAWS, stage=stage, loss=loss)
         compared = compare(fits)
@@ -431,6 +452,42 @@ def _fit(table: Table, law: str | FitResult | None, stage: str | None, loss: str
             f"law {fit.law.name!r} as fitted reads no axis but tokens: it cannot rank configurations"
         )
     return fit, reason
+
+
+def _along_tokens(fit: FitResult, trend: TokenTrend | None, tokens: float | None) -> Iterator[str]:
+    """Where along tokens the ranking holds, how far that is from what was trained, and where it would turn."""
+    if "D" not in fit.domain:
+        return
+    low, high = fit.domain["D"]
+    trained = (
+        f"{count(low)} to {count(high)} tokens of the rows"
+        if low < high
+        else f"{count(high)} tokens of the rows"
+    )
+    octaves = 0.0 if tokens is None else float(_octaves_outside(np.array([tokens]), (low, high))[0])
+    products = isinstance(fit.law, LocalLaw) and any(
+        "D" in s.symbols and len(s.symbols) > 1 for s in fit.law.slopes
+    )
+    if tokens is None and low < high:
+        yield f"read at {count(fit.reference['D'])} tokens, the centre of the {trained}; --tokens asks for others"
+    elif tokens is not None and abs(octaves) > _NEAR:
+        side = "beyond" if octaves > 0 else "below"
+        known = (
+            "its trend is a line in log tokens there, extrapolated"
+            if products
+            else f"law {fit.law.name} ranks there as it does within them, which nothing measured says"
+        )
+        yield f"{count(tokens)} tokens lie {abs(octaves):.1f} octaves {side} the {trained}: {known}"
+    if trend is None or not trend.direction or trend.difference is None:
+        return
+    said = (
+        f"what density buys over size {trend.direction} with tokens, by {both(trend.difference)} nats per doubling "
+        "within runs"
+    )
+    if trend.turn.reached != "not reached":
+        there = f", {trend.turn.octaves_beyond:.1f} octaves outside them" if trend.turn.octaves_beyond else ""
+        said += f", and is nothing at about {count(trend.turn.tokens.value)} tokens{there}"
+    yield said if products else f"{said}: law {fit.law.name} does not know it"
 
 
 def _best(
@@ -486,7 +543,7 @@ def _largest(search: _Search, coarse: int, others: Mapping[str, int], limits: Li
         candidate = search.model(coarse, fine, others)
         return candidate is not None and candidate.within(limits)
 
-    low = search.family.least(coarse)
+    low = _first(search, coarse, others)
     if not fits(low):
         return None
     high = low
@@ -498,9 +555,18 @@ def _largest(search: _Search, coarse: int, others: Mapping[str, int], limits: Li
     return low
 
 
+def _first(search: _Search, coarse: int, others: Mapping[str, int]) -> int:
+    """The least fine dimension, by doublings, at which a model can be built: more keys than are preselected, say."""
+    fine = search.family.least(coarse)
+    while fine < _MOST_KEYS and search.model(coarse, fine, others) is None:
+        fine *= 2
+    return fine
+
+
 def _smallest(search: _Search, limits: Limits) -> str:
     """What the smallest memory would take of the limits that it exceeds."""
-    candidate = search.model(next(search.family.rungs(search.base)), 1, {})
+    coarse = next(search.family.rungs(search.base))
+    candidate = search.model(coarse, _first(search, coarse, {}), {})
     if candidate is None:
         return f"the base model cannot be sized by {search.sizing}"
     over = [

@@ -23,7 +23,7 @@ from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.results.columns import Array
 
-TREND_LAWS = ("trend", "trend_curved", "power_product", "power_trend")
+TREND_LAWS = ("trend", "trend_curved", "trend_interaction", "power_product", "power_trend")
 """Laws whose effects of m and N_s change with tokens, fewest coefficients first."""
 
 MOST_POINTS = 1000

@@ -6,7 +6,11 @@ A table takes the rows of a design (its cells, seed blocks and budgets) and loss
 
 u, v and w are log2 of m, N_s and tokens about their geometric means, so δ_m and δ_N hold at the point where the
 verdict is read. ``block`` is shared by a seed, ``cell`` by all runs of a cell (what the law misses), ``run`` by all
-budgets of a run; ``record`` is a row's own. Each table goes through ``density_over_size`` like a measured one.
+budgets of a run; ``record`` is a row's own. Two more violate what the verdict assumes: slopes of a seed block's own
+(``slope_sd``), and a misfit that is smooth along m and the same for all N_s and seeds (``misfit_sd``), as a learning
+rate that was tuned for one m leaves it. Beside the verdict two guards are judged, each deciding alone: seed blocks as
+the unit (``blocks``), and levels of either axis as the unit (``levels``). Each table goes through ``density_over_size``
+like a measured one.
 """
 
 import dataclasses
@@ -35,6 +39,8 @@ from umscale.questions.density_over_size import (
 from umscale.results.columns import Array
 from umscale.results.table import Table, levels, numeric, select_rows, where
 
+GUARDS = ("blocks", "levels")
+_SMOOTH_OCTAVES = 2.0
 CONTRASTS = ("delta_m", "delta_n", "difference")
 _TEXT = ("run_id", "compensation")
 _COLUMNS = (*_TEXT, "seed", "tokens", "top_m", "sparse_params", "n_keys", "d_model", "d_ffn")
@@ -58,9 +64,13 @@ class Truth:
     block_sd: float = 0.02
     cell_sd: float = 0.0
     record_sd: float = 0.0
+    slope_sd: float = 0.0
+    """Of the slopes along m and N_s between seed blocks, nats per doubling."""
+    misfit_sd: float = 0.0
+    """Of a smooth function of m that every cell has on top of the law, nats."""
 
     def __post_init__(self) -> None:
-        for name in ("run_sd", "block_sd", "cell_sd", "record_sd"):
+        for name in ("run_sd", "block_sd", "cell_sd", "record_sd", "slope_sd", "misfit_sd"):
             if getattr(self, name) < 0:
                 raise UserError(
                     f"{name} = {getattr(self, name):g} is a standard deviation: it must not be negative"
@@ -89,6 +99,15 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """How a stricter way to decide does."""
+
+    false_verdicts: Rate
+    power: Rate | None
+    """Tables decided rightly; None when both effects are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
     """What the verdict said over many tables of one design and truth."""
 
@@ -111,6 +130,8 @@ class Simulation:
     """Tables decided rightly; None when the two are equal."""
     half_width: float
     """Median half-width of the law's interval of δ_m − δ_N, nats."""
+    guards: Mapping[str, Guard]
+    """What deciding by another unit alone would have said (``GUARDS``); those the design cannot give are left out."""
 
 
 def study_design(study: Study, compensation: str | None = None) -> dict[str, np.ndarray]:
@@ -214,7 +235,19 @@ def _losses(design: Table, truth: Truth, rng: np.random.Generator) -> tuple[Arra
     cell = normal(truth.cell_sd, cells)
     run = normal(truth.run_sd, np.asarray(design["run_id"]).astype(str))
     record = normal(truth.record_sd, np.arange(len(losses)))
-    return losses + cell, block + run + record
+    along_m = normal(truth.slope_sd, numeric(design, "seed"))
+    along_n = normal(truth.slope_sd, numeric(design, "seed"))
+    misfit = truth.misfit_sd * _smooth(u, rng)
+    return losses + cell + misfit, block + run + record + along_m * u + along_n * v
+
+
+def _smooth(octaves: Array, rng: np.random.Generator) -> Array:
+    """A draw of unit standard deviation from a Gaussian process that forgets itself within two octaves, [rows]."""
+    levels_, codes = np.unique(octaves.round(6), return_inverse=True)
+    covariance = np.exp(-0.5 * ((levels_[:, None] - levels_[None, :]) / _SMOOTH_OCTAVES) ** 2)
+    values, vectors = np.linalg.eigh(covariance)
+    drawn = vectors @ (np.sqrt(np.maximum(values, 0.0)) * rng.standard_normal(len(levels_)))
+    return np.asarray(drawn[codes.reshape(-1)])
 
 
 def simulate(
@@ -234,12 +267,15 @@ def simulate(
         raise UserError(f"{n_tables} tables: ask for one or more")
     found: list[Verdict] = []
     of_cells: list[Mapping[str, float]] = []
+    guarded: dict[str, list[Estimate]] = {name: [] for name in GUARDS}
     for i in range(n_tables):
         shared, own = _losses(design, truth, np.random.default_rng([seed, i]))
         verdict = density_over_size({**design, "loss": shared + own}, stage=None, seed=i)
         if i == 0 and verdict.from_law is None:
             raise UserError(f"no verdict can be read on this design: {verdict.reason}")
         found.append(verdict)
+        for name, estimate in _guards({**design, "loss": shared + own}).items():
+            guarded[name].append(estimate)
         if not of_cells or truth.cell_sd:
             of_cells.append(_paired_truth({**design, "loss": shared}))
         on_progress(i + 1, n_tables)
@@ -265,7 +301,54 @@ def simulate(
         false_verdicts=Rate(count=sum(a != right for a in decided), of=n_tables),
         power=Rate(count=answers.count(right), of=n_tables) if right else None,
         half_width=float(np.median(widths)) if widths else float("nan"),
+        guards={name: _judged(each, sign) for name, each in guarded.items() if each},
     )
+
+
+def _judged(estimates: Sequence[Estimate], sign: float) -> Guard:
+    """How often intervals that leave out zero have the wrong sign, and how often the right one."""
+    said = np.array([1.0 if e.low > 0 else -1.0 if e.high < 0 else 0.0 for e in estimates])
+    wrong, n = int(((said != 0) & (said != sign)).sum()), len(said)
+    right = Rate(count=int((said == sign).sum()), of=n) if sign else None
+    return Guard(false_verdicts=Rate(count=wrong, of=n), power=right)
+
+
+def _guards(table: Table) -> dict[str, Estimate]:
+    """δ_m − δ_N with an interval from another unit than runs: seed blocks, or levels of either axis."""
+    rows = select_rows(table, [LAWS["interaction"]])
+    found = {}
+    pairs = paired_contrast(rows, corners)
+    if pairs is not None and len(pairs.by_block) > 1:
+        n = len(pairs.by_block)
+        error = float(pairs.by_block.std(ddof=1) / np.sqrt(n))
+        found["blocks"] = _interval(pairs.value, error, n - 1.0)
+    slopes = [_level_slope(rows.values[symbol], rows.loss) for symbol in ("m", "N_s")]
+    if all(freedom > 0 for _, _, freedom in slopes):
+        (m, var_m, free_m), (n_s, var_n, free_n) = slopes
+        total = var_m + var_n
+        freedom = total**2 / (var_m**2 / free_m + var_n**2 / free_n)  # Welch–Satterthwaite
+        found["levels"] = _interval(n_s - m, float(np.sqrt(total)), freedom)
+    return found
+
+
+def _level_slope(values: Array, loss: Array) -> tuple[float, float, float]:
+    """Slope per doubling of the mean loss of each level, its variance from their scatter, its degrees of freedom."""
+    logs, codes = np.unique(np.log2(values).round(2), return_inverse=True)
+    codes = codes.reshape(-1)
+    means = np.bincount(codes, loss) / np.bincount(codes)
+    x = logs - logs.mean()
+    slope = float(x @ means / (x @ x)) if len(x) > 1 else float("nan")
+    freedom = len(x) - 2.0
+    left = means - means.mean() - slope * x
+    variance = float(left @ left / freedom / (x @ x)) if freedom > 0 else float("nan")
+    return slope, variance, freedom
+
+
+def _interval(value: float, error: float, freedom: float) -> Estimate:
+    from umscale.laws.special import stdtrit
+
+    half = float(stdtrit(freedom, 0.975)) * error
+    return Estimate(value=value, low=value - half, high=value + half)
 
 
 def _paired_truth(table: Table) -> dict[str, float]:
@@ -299,6 +382,8 @@ def to_json(found: Simulation) -> dict[str, object]:
             return {"share": value.share, "low": low, "high": high, "count": value.count, "of": value.of}
         if isinstance(value, Mapping):
             return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, Guard):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return dataclasses.asdict(value) if isinstance(value, Truth) else value
 
     return {f.name: plain(getattr(found, f.name)) for f in dataclasses.fields(found)}

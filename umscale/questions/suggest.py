@@ -26,10 +26,11 @@ from umscale.laws.fit import FitResult, fit_rows
 from umscale.laws.forms import LocalLaw, local_features
 from umscale.laws.uncertainty import LEVEL, Estimate, bootstrap
 from umscale.questions.density_over_size import POWER, fit_effects, why_thin
+from umscale.questions.token_trend import token_trend
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, numeric, where
 from umscale.say.blocks import Block, Grid, Listing
-from umscale.say.estimates import fixed
+from umscale.say.estimates import both, fixed
 from umscale.say.numbers import count
 
 _PLANE_AXES = ("top_m", "density", "n_keys", "n_values", "sparse_params", "total_params")
@@ -175,7 +176,7 @@ def suggest(
         half_width=_half(difference),
         runs_to_settle=settled,
         flops_to_settle=flops_to_settle,
-        statements=_statements(chosen, settled, flops_to_settle),
+        statements=(*_statements(chosen, settled, flops_to_settle), *_along_tokens(part, fit, stage, loss)),
     )
 
 
@@ -472,6 +473,31 @@ def _statements(
             f"{settled} runs chosen this way ({flops_to_settle:.2g} training FLOPs) would settle it ({POWER:.0%} power)"
         )
     return tuple(said)
+
+
+def _along_tokens(part: Table, fit: FitResult, stage: str | None, loss: str) -> tuple[str, ...]:
+    """At which tokens these runs narrow the difference, and what they cannot say of others."""
+    if "D" not in fit.domain:
+        return ()
+    low, high = fit.domain["D"]
+    at = f"{count(high)} tokens, the only budget"
+    if low < high:
+        at = f"{count(fit.reference['D'])} tokens, the centre of {count(low)} to {count(high)}"
+    said = f"that is the difference at {at}: beyond it nothing is settled"
+    try:
+        trend = token_trend(part, stage=stage, loss=loss)
+    except UserError:
+        return (f"{said}; a second, longer budget shows how it changes",)
+    if not trend.direction or trend.difference is None:
+        return (said,)
+    words = f"it {trend.direction} with tokens, by {both(trend.difference)} nats per doubling within runs"
+    if trend.turn.reached == "beyond":
+        longer = 2 * trend.turn.tokens.value
+        words += (
+            f", and would be zero at about {count(trend.turn.tokens.value)} tokens, {trend.turn.octaves_beyond:.1f} "
+            f"octaves beyond: a budget of {count(longer)} (axes.tokens) says more of that than any of these runs"
+        )
+    return (said, words)
 
 
 def _half(estimate: Estimate) -> float:

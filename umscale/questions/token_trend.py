@@ -404,6 +404,6 @@ def _contrast(verdict: AtBudget, name: str) -> tuple[str, str]:
 QUESTION = Question(
     asks="How does the verdict on density and size move as training lengthens, and where does it turn?",
     answer=answer,
-    figures=("trend",),
+    figures=("trend", "slices"),
     behind=("density", "size", "curves"),
 )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from umscale.cell_labels import cell_parts
 from umscale.errors import UserError
-from umscale.labels import cell_parts
 from umscale.laws.uncertainty import LEVEL, Estimate
 from umscale.questions.question import Answer, Asked, Question, with_beside
 from umscale.results.columns import Array
@@ -375,7 +375,7 @@ def _grid(one: ChoiceTable) -> Grid:
     )
     return Grid(
         caption=f"{one.axis} at {count(one.budget)} tokens, {when(one.stage)}, {held(one.compensation)}, "
-        f"{loss_name(one.loss)}: nats per token, ± 95% over seeds, {one.n_cells} cells",
+        f"{loss_name(one.loss)}: nats per token, ± 95% over seeds, {one.n_cells} cell{'s' * (one.n_cells > 1)}",
         head=tuple(head),
         sides="lr" + "r" * (len(head) - 2),
         rows=tuple(rows),

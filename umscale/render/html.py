@@ -5,7 +5,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from umscale.plain import plain_lines
+from umscale.escape import plain_lines
 from umscale.render.vector import inline
 from umscale.say.blocks import Page, Picture, spans
 

@@ -2,7 +2,7 @@
 
 import re
 
-from umscale.plain import plain_lines
+from umscale.escape import plain_lines
 from umscale.say.blocks import (
     Block,
     Bullets,

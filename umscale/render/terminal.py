@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from umscale.plain import plain
+from umscale.escape import plain
 from umscale.say.blocks import Block, Bullets, Fold, Grid, Heading, Listing, Paragraph, Verdict, spans
 
 _GAP = 2

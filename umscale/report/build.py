@@ -1,9 +1,9 @@
 """A report of a study, from its store: the answer first, then what it rests on."""
 
 from umscale.files import is_url
-from umscale.report import design, figures, fits
-from umscale.report.answers import answer, question_words
+from umscale.report import design, diagnostics, figures
 from umscale.report.evidence import gather
+from umscale.report.lead import answer, question_words
 from umscale.report.limits import limits
 from umscale.report.reproduce import reproduce
 from umscale.say.blocks import SIGNATURE, Block, Bullets, Page, Section
@@ -24,10 +24,15 @@ def build(store: Store, source: str) -> Page:
         ("Figures", [*shown, *_missed(missed)]),
         ("Laws", evidence.answer.basis() if evidence.answer else []),
         ("Probes", design.probes(evidence)),
-        ("Noise", fits.noise(evidence)),
+        ("Noise", diagnostics.noise(evidence)),
         (
             "Diagnostics",
-            [*fits.diagnostics(evidence), *behind, *_missed(missed_behind), *design.every_run(evidence)],
+            [
+                *diagnostics.diagnostics(evidence),
+                *behind,
+                *_missed(missed_behind),
+                *design.every_run(evidence),
+            ],
         ),
         ("What this study does not show", [Bullets(items=tuple(limits(evidence)))]),
         ("How to reproduce", reproduce(evidence)),

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from umscale.cell_labels import cell_name, cell_parts
 from umscale.design.conditioning import condition
-from umscale.labels import cell_name, cell_parts
 from umscale.report.evidence import Evidence
 from umscale.results.budgets import budget_rows
 from umscale.results.table import Table, levels, numeric, text

@@ -11,7 +11,7 @@ from umscale.questions.noise import Noise, run_noise
 from umscale.questions.question import Answer, Asked, find
 from umscale.results.table import Table, levels
 from umscale.store.schema import STAGES
-from umscale.store.store import Store
+from umscale.store.store import MEASURED, Store
 
 if TYPE_CHECKING:
     from umscale.search.results import Found
@@ -34,11 +34,11 @@ class Evidence:
     every: Table
     """``Store.columns(status=None)``."""
     table: Table
-    """``Store.columns()``: finished runs."""
+    """``Store.columns()``: runs that are finished, or paused."""
     cells: Sequence[Mapping[str, Any]]
     """The design's rows."""
     probes: Sequence[Mapping[str, Any]]
-    """``Store.probes``: how finished runs do on generated tasks."""
+    """``Store.probes``: how these runs do on generated tasks."""
     answer: Answer | None
     """Of the study's question; laws are with diagnostics."""
     noise: tuple[Noise, ...]
@@ -58,7 +58,7 @@ class Evidence:
 
     @property
     def n_finished(self) -> int:
-        """Finished runs."""
+        """Runs in the comparison: finished ones, and those that a sweep was told to pause."""
         return len(levels(self.table, "run_id"))
 
     @property
@@ -93,7 +93,7 @@ def gather(store: Store, source: str) -> Evidence:
     cells = reading(lambda: store.read("cells")).to_pylist()
     if not len(every["run_id"]) and not cells:
         raise UserError(f"{source} holds no runs yet: there is nothing to report; `umscale sweep` makes some")
-    probes = reading(lambda: store.probes("finished"))
+    probes = reading(lambda: store.probes(MEASURED))
     question = store.question()
     answer: Answer | None = None
     refused = ""

@@ -9,6 +9,7 @@ from umscale.say.basis import basis
 from umscale.say.estimates import listed
 from umscale.say.numbers import count
 from umscale.spec import read_run
+from umscale.store.store import MEASURED
 
 _FEW_SEEDS = 5
 
@@ -108,7 +109,7 @@ def _seeds(evidence: Evidence) -> list[str]:
 def _gaps(evidence: Evidence) -> list[str]:
     found = statuses(evidence.every)
     missing = len(evidence.planned - set(levels(evidence.every, "run_id")))
-    lost = [f"{n} {status}" for status, n in found.items() if status != "finished"]
+    lost = [f"{n} {status}" for status, n in found.items() if status not in MEASURED]
     lost += [f"{missing} not begun or in progress"] if missing else []
     said = []
     if lost:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from umscale.labels import cell_parts
+from umscale.cell_labels import cell_parts
 from umscale.results.table import Table, text
 
 if TYPE_CHECKING:

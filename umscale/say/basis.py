@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from umscale.results.budgets import paused
 from umscale.results.documents import document_choice
 from umscale.results.table import Table, levels
+from umscale.say.labels import capital
 from umscale.spec import ADDITIVE_KINDS, RunSpec, read_run
 from umscale.store.store import Store
 
@@ -14,7 +16,9 @@ MANY_DOCUMENTS = 50
 def basis(store: Store, table: Table, loss: str = "loss") -> tuple[str, ...]:
     """Return sentences on what the finished runs of ``table`` (``Store.columns()``) rest on."""
     runs = [read_run(spec) for spec in levels(table, "spec")]
-    return (*old_defaults(runs), *_documents(store, table, loss))
+    stopped = paused(table)
+    said = (f"{capital(stopped)}: `umscale sweep` without --until goes on with them.",) if stopped else ()
+    return (*said, *old_defaults(runs), *_documents(store, table, loss))
 
 
 def old_defaults(runs: Sequence[RunSpec]) -> tuple[str, ...]:

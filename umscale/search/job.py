@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from umscale.design.study import Cell, parse
 from umscale.errors import UserError
+from umscale.execute.claimed_run import STORAGE_VARIABLE, Reporter, train_one
 from umscale.execute.job import Kinds
-from umscale.execute.running import STORAGE_VARIABLE, Reporter, train_one
 from umscale.search.bridge import Bridge, quiet
 from umscale.search.settings import parse_settings
 from umscale.spec import RunSpec

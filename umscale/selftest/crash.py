@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from umscale.processes import start_time
+from umscale.selftest.fork_server import Child, alive, spawn, start_fork_server
 from umscale.selftest.instrument import CLOCK_VARIABLE, FILE_VARIABLE, STEPS_VARIABLE
-from umscale.selftest.nursery import Child, alive, open_nursery, spawn
 from umscale.selftest.steps import read_logs, repetitions, whole_order
 from umscale.store.leases import Claim
 from umscale.store.store import FINAL, RUN_TABLES, Store
@@ -218,10 +218,10 @@ class Scene:
         self.study.write_text(STUDY, encoding="utf-8")
         self.disk = folder / "disk"
         self.disk.mkdir()
-        self.socket = Path(tempfile.mkdtemp(prefix="umscale-")) / "nursery"  # its path must be short
+        self.socket = Path(tempfile.mkdtemp(prefix="umscale-")) / "forks"  # its path must be short
 
     def __enter__(self) -> "Scene":
-        self.nursery = open_nursery(self.socket)
+        self.server = start_fork_server(self.socket)
         self.mounted = _mount(self.disk)
         return self
 
@@ -229,9 +229,9 @@ class Scene:
         self._kill_all()
         if self.totals.problems and self.mounted:
             shutil.copytree(self.disk, self.folder / "stores")
-        assert self.nursery.stdin is not None
-        self.nursery.stdin.close()
-        self.nursery.wait()
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait()
         shutil.rmtree(self.socket.parent, ignore_errors=True)
         if self.mounted:
             subprocess.run(["umount", str(self.disk)], check=False, capture_output=True)
@@ -281,7 +281,9 @@ class Scene:
             **self.environment,
         }
         with self.messages.open("ab") as messages:
-            sweep = spawn(self.socket, "umscale.selftest.sweep", arguments, environment, messages, hear=False)
+            sweep = spawn(
+                self.socket, "umscale.selftest.disturbed_sweep", arguments, environment, messages, hear=False
+            )
         self.sweeps.append(sweep)
         return sweep
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from umscale.errors import UserError
+from umscale.escape import plain
 from umscale.files import Entry, Files, Unusable
-from umscale.plain import plain
 from umscale.store.schema import Damaged, from_parquet, schema, to_parquet
 from umscale.trees import parse_json
 

@@ -22,14 +22,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umscale.cell_labels import label_parts
 from umscale.design.study import QUESTIONS, Cell, Study
 from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
-from umscale.labels import label_parts
 from umscale.spec import LONGEST_TOML, RunSpec, read_run, with_old_meanings
 from umscale.store.cache import PACKED, Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
@@ -52,10 +52,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-__all__ = ["FINAL", "STAGES", "STATUSES", "Row", "Store", "schema"]
+__all__ = ["FINAL", "MEASURED", "STAGES", "STATUSES", "Row", "Store", "schema"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
-STATUSES = ("running", *FINAL, "pruned")
+STATUSES = ("running", "paused", *FINAL, "pruned")
+MEASURED = ("finished", "paused")
+"""Of runs whose records count: all of them, or those up to where a sweep was told to stop."""
 _OUTPUTS = ("figures", "report")
 """Folders that ``umscale plot`` and ``umscale report`` write where a store of that name would be."""
 RUN_TABLES = ("runs", "documents", "curves", "probes")
@@ -291,7 +293,7 @@ class Store:
         for budget in common.pop("budgets"):
             for stage in STAGES:
                 record = found.get((budget, stage))
-                if record is not None or status not in ("running", "finished"):
+                if record is not None or status not in ("running", *MEASURED):
                     rows.append(common | {"budget": budget, "stage": stage} | (record or {}))
         if documents:
             self.write_rows("documents", run_id, [{"run_id": run_id, **row} for row in documents])
@@ -318,18 +320,28 @@ class Store:
 
     def final_record(self, run_id: str) -> Row | None:
         """Return the annealed record at the largest budget of a finished run, None for any other."""
+        kept = [r for r in self._records(run_id) if r["status"] == "finished" and r["stage"] == "annealed"]
+        return max(kept, key=lambda r: int(r["budget"]), default=None)
+
+    def tokens_reached(self, run_id: str) -> int:
+        """Return the largest budget, in tokens, that a paused run has an annealed record of; 0 for any other run."""
+        kept = [r for r in self._records(run_id) if r["status"] == "paused" and r["stage"] == "annealed"]
+        return max((int(r["budget"]) for r in kept), default=0)
+
+    def _records(self, run_id: str) -> list[Row]:
+        """Return a run's rows; none where nothing readable is stored about it."""
         try:
-            rows = from_parquet(self.files.read(f"runs/{run_id}.parquet"), schema("runs"))[0].to_pylist()
+            rows = from_parquet(self.files.read(f"runs/{run_id}.parquet"), schema("runs"))[0]
         except FileNotFoundError:
             packed = self._scanner.packed("runs")
             if packed.rows is None or run_id not in packed.sources:
-                return None
+                return []
             at = packed.sources[run_id][1]
-            rows = packed.rows.slice(at.start, len(at)).to_pylist()
+            rows = packed.rows.slice(at.start, len(at))
         except (Damaged, Unusable):
-            return None
-        kept = [r for r in rows if r["status"] == "finished" and r["stage"] == "annealed"]
-        return max(kept, key=lambda r: int(r["budget"]), default=None)
+            return []
+        found: list[Row] = rows.to_pylist()
+        return found
 
     def specs(self, status: str) -> list[RunSpec]:
         """Return the specs of all runs with a status."""
@@ -339,7 +351,7 @@ class Store:
         texts = table.filter(pc.equal(table["status"], status))["spec"].unique().drop_null().to_pylist()
         return [read_run(text) for text in texts]
 
-    def columns(self, status: str | None = "finished") -> "dict[str, np.ndarray]":
+    def columns(self, status: str | Collection[str] | None = MEASURED) -> "dict[str, np.ndarray]":
         """Return the runs joined with the design, as columns of NumPy arrays, for fits and plots.
 
         A run that serves several cells (the reference under two compensations, say) gives a row for each;
@@ -348,7 +360,7 @@ class Store:
         of an answer.
 
         Args:
-            status: keep the rows of runs with this status alone; None keeps all.
+            status: keep the rows of runs with this status, or one of these; None keeps all.
         """
         import numpy as np
         import pyarrow as pa
@@ -359,7 +371,8 @@ class Store:
         cells = self._labels(["run_id", "compensation"])
         damaged = damaged + self.damaged
         if status is not None:
-            runs = runs.filter(pc.equal(runs["status"], status))
+            kept = [status] if isinstance(status, str) else list(status)
+            runs = runs.filter(pc.is_in(runs["status"], pa.array(kept, pa.string())))
         scalars = [f.name for f in runs.schema if not pa.types.is_list(f.type)]
         joined = _joined(runs.select(scalars), cells, ("compensation", "label"))
         joined = joined.sort_by(
@@ -393,11 +406,11 @@ class Store:
         trees = found.items() if isinstance(found, dict) else ()
         return {k: str(t["baseline"]) for k, t in trees if isinstance(t, dict) and "baseline" in t}
 
-    def probes(self, status: str | None = None) -> list[Row]:
+    def probes(self, status: str | Collection[str] | None = None) -> list[Row]:
         """Return the rows of ``probes`` with the cells' labels, in order of label, run, budget and stage.
 
         Args:
-            status: keep the runs with this status alone; None keeps all.
+            status: keep the runs with this status, or one of these; None keeps all.
         """
         rows = self.read("probes").to_pylist()
         damaged = self.damaged
@@ -407,7 +420,8 @@ class Store:
         self._scanner.damaged = damaged
         kept = [row | {"label": labels.get(row["run_id"])} for row in rows]
         if status is not None:
-            kept = [row for row in kept if statuses.get(row["run_id"]) == status]
+            wanted = {status} if isinstance(status, str) else set(status)
+            kept = [row for row in kept if statuses.get(row["run_id"]) in wanted]
         order = {stage: i for i, stage in enumerate(STAGES)}
         return sorted(
             kept, key=lambda r: (r["label"] or "", r["run_id"], r["budget"], order.get(r["stage"], 0))

@@ -44,7 +44,8 @@ def make_optimizer(
         )
     betas = (train.beta1, train.beta2)
     dense_rows = train.table_gradient != "rows"
-    plain = dense_rows and (train.table_second_moment, train.table_copy) == ("full", "none")
+    on_host = train.table_device == "cpu" and ngram  # whose gradients are rows
+    plain = dense_rows and not on_host and (train.table_second_moment, train.table_copy) == ("full", "none")
     pool = getattr(model, "tables", None)
     compact = isinstance(pool, ValueTables) and (
         pool.compact_gradients or getattr(model, "row_gradients", False)
@@ -246,7 +247,9 @@ def clip_gradients(
         norm = (whole.square() + sum_over_shards(mine.square())).sqrt()
     else:
         norm = torch.nn.utils.get_total_norm(values)
-    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for device in {value.device for value in values}:  # tables may be in host memory
+        torch._foreach_mul_([value for value in values if value.device == device], factor.to(device))
     return norm
 
 

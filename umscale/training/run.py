@@ -7,6 +7,7 @@ Notable:
   a function of the step, and every random draw comes from a stream named in the spec. At most
   ``checkpoint_seconds`` of training are repeated; a checkpoint that is damaged or lost costs what it held.
 - A diverged run ends with that status and keeps the records it made.
+- A run may be told to stop after a budget's branch: it is then paused, and goes on later as if it never had been.
 - Steps are handed to the device without waiting for it: losses are fetched together, at a log point. There a run is
   found to have diverged, at the step at which it did.
 """
@@ -44,6 +45,7 @@ from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
 from umscale.training.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
 from umscale.training.gradients import average_gradients
+from umscale.training.host_tables import HostTables
 from umscale.training.microbatch import forward_backward
 from umscale.training.optimiser import (
     Schedule,
@@ -81,7 +83,7 @@ class Progress:
 
     phase: str
     steps_done: int
-    """Of ``total_steps``, which include all branches."""
+    """Of ``total_steps``, which include all branches up to where it is told to stop."""
     total_steps: int
     tokens: int
     """Position in the budget."""
@@ -145,15 +147,16 @@ class Run:
         self.mixture = ProbeMixture(spec.data, spec.seed) if spec.data.probes else None
         self.probes = self.mixture.held_out() if self.mixture is not None else None
         self.stream = TrainStream(corpus, spec.data.seq_len, spec.train.batch_size, spec.seed, self.mixture)
-        self.batches = Prefetch(
-            functools.partial(self.stream.batch, part=world.rank, n_parts=world.size), device
-        )
+        self.read = functools.partial(self.stream.batch, part=world.rank, n_parts=world.size)
+        self.batches = Prefetch(self.read, device)
         self.validation: ValidationSet = validation_windows(
             corpus, spec.data.seq_len, spec.data.validation_tokens, spec.data.validation_documents
         )
         known = corpus.manifest.generated is not None
         self.floor_nats = validation_floor(corpus, self.validation.targets) if known else None
         self.curve_every = max(1, spec.total_steps // CURVE_POINTS)
+        self.n_budgets = len(spec.train.budgets)
+        """Of the first, those to train now."""
         self._begin()
 
     def _begin(self) -> None:
@@ -178,7 +181,13 @@ class Run:
         model = Decoder(self.spec.model, self.spec.seed, self.spec.data.seq_len, part, self.vocabulary)
         if self.world.size > 1:
             connect(model, self.world)
+        on_host = model.ngram is not None and self.spec.train.table_device == "cpu"
+        if model.ngram is not None and on_host:
+            model.ngram.keep_on_host()
         self.model = model.to(self.device)
+        self.host_tables = (
+            HostTables(model.ngram, self.read, self.device) if model.ngram is not None and on_host else None
+        )
         if self.world.shard_dense:
             from umscale.training.fsdp import shard_dense
 
@@ -223,12 +232,18 @@ class Run:
         window = self.batches(self.step)  # [B / processes, S + 1]
         self.input_seconds += time.perf_counter() - began
         self.optimizer.zero_grad(set_to_none=True)
+        if self.host_tables is not None:
+            self.host_tables.fetch(self.step)
         micro_batch_size = self.spec.train.micro_batch_size
         loss = forward_backward(self.trained, window, micro_batch_size, self.precision)
+        if self.host_tables is not None:
+            self.host_tables.return_gradients()
         average_gradients(self.model, self.world)
         norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
         skip_unless_finite(self.optimizer, norm)
         self.optimizer.step()
+        if self.host_tables is not None:
+            self.host_tables.fetch(self.step + 1)
         self.model.refresh(tables=False)
         if (self.step + 1) % (1 if self._short_branch else WeightAverage.EVERY) == 0:
             self.average.update(self.model, self.step + 1)
@@ -272,20 +287,23 @@ class Run:
         on_record: Callable[[Outcome], None],
         on_progress: Callable[[Progress], None] = lambda progress: None,
         should_stop: Callable[[], bool] = lambda: False,
+        until: int | None = None,
     ) -> Outcome:
         """Train to the end; ``on_record`` is called after each record and at the end.
 
-        ``should_stop`` must answer alike on all processes of a world.
+        ``should_stop`` must answer alike on all processes of a world. With ``until``, the run is paused after the last
+        budget of at most so many tokens, with a checkpoint of its trunk there.
 
         Raises:
             Interrupted: ``should_stop`` returned true (the checkpoint is written and a later call continues), or
                 another worker has taken the run over, or one of several processes is gone.
         """
+        self.n_budgets = self.spec.budgets_until(until)
         try:
             try:
                 while not self._execute(on_record, on_progress, should_stop):
                     self._begin()
-                self.outcome.status = "finished"
+                self._end()
             except Diverged as error:
                 self.outcome.status, self.outcome.reason = "diverged", str(error)
             self.workspace.flush()
@@ -306,7 +324,7 @@ class Run:
     ) -> bool:
         """Train from where the checkpoints are to the end; false if they proved unusable on the way."""
         resume_branch = self._restore()
-        for index, start in enumerate(self.schedule.branches):
+        for index, start in enumerate(self.schedule.branches[: self.n_budgets]):
             if index < self._finished_budgets():
                 continue
             if resume_branch != index:
@@ -325,6 +343,13 @@ class Run:
                 )
                 return False
         return True
+
+    def _end(self) -> None:
+        """Note that all is done that was asked for."""
+        done, budgets = self._finished_budgets(), self.spec.train.budgets
+        self.outcome.status = "finished" if done == len(budgets) else "paused"
+        if done < len(budgets):
+            self.outcome.reason = f"until {budgets[done - 1]:,} of {budgets[-1]:,} tokens"
 
     def _advance(
         self, end: int, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -389,7 +414,7 @@ class Run:
                 Progress(
                     phase=self._phase,
                     steps_done=self.steps_done - ago,
-                    total_steps=self.spec.total_steps,
+                    total_steps=self.spec.steps_of(self.n_budgets),
                     tokens=(self.step - ago) * self.spec.tokens_per_step,
                     loss=loss,
                     tokens_per_second=self._tokens_per_second,
@@ -527,6 +552,8 @@ class Run:
 
     def _load(self, phase: str) -> dict[str, Any] | None:
         state = self.workspace.load(phase, self.model, self.optimizer, self.average)
+        if self.host_tables is not None:
+            self.host_tables.forget()
         if state is None or state.get("run_id") != self.spec.run_id:
             return None
         self.step, self.branch = state["step"], state["branch"]

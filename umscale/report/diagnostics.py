@@ -13,6 +13,7 @@ from umscale.say.blocks import Block, Grid, Paragraph
 from umscale.say.estimates import fixed
 from umscale.say.labels import COMPENSATION_WORDS, LOSS_NAMES, STAGE_WORDS
 from umscale.say.laws import in_order, residuals
+from umscale.store.store import MEASURED
 
 _MOST_FAILED = 20
 
@@ -112,7 +113,7 @@ def diagnostics(evidence: Evidence) -> list[Block]:
     """Runs that did not finish, files that cannot be read, and what the recommended laws leave behind."""
     blocks: list[Block] = []
     table = evidence.every
-    lost = {s: n for s, n in statuses(table).items() if s not in ("finished", "infeasible")}
+    lost = {s: n for s, n in statuses(table).items() if s not in (*MEASURED, "infeasible")}
     if lost:
         blocks.append(Paragraph(text=f"Not finished: {', '.join(f'{n} {s}' for s, n in lost.items())}."))
         blocks.append(_lost(table, tuple(lost)))

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from umscale.design.study import load_study
+from umscale.execute.claimed_run import Reporter
 from umscale.execute.executor import Event, Executor, parse_event, python_path
 from umscale.execute.local import LocalExecutor
-from umscale.execute.running import Reporter
 from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
 from umscale.processes import python_command

@@ -9,21 +9,21 @@ from typing import IO
 from umscale.errors import UserError
 from umscale.execute import executor
 from umscale.execute.local import LocalExecutor, Process
-from umscale.selftest import nursery
+from umscale.selftest import fork_server
 
 
 class ForkedExecutor(LocalExecutor):
-    """Has its workers forked by the nursery at ``address``."""
+    """Has its workers forked by the fork server at ``address``."""
 
     address: Path
 
     def _launch(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[str]) -> Process:
         module, *arguments = command[command.index("-m") + 1 :]
-        return nursery.spawn(self.address, module, arguments, environment, errors, hear=True)
+        return fork_server.spawn(self.address, module, arguments, environment, errors, hear=True)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the sweep STORE STUDY WORKERS NURSERY to its end; returns the exit code."""
+    """Run the sweep STORE STUDY WORKERS ADDRESS to its end; returns the exit code."""
     from umscale.design.study import expand, load_study
     from umscale.execute.workload import make_plan
     from umscale.store.store import Store

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from umscale.laws.kinds import KINDS, draw_table, fit_kind, trial
+from umscale.bench.law_forms import KINDS, draw_table, fit_kind, trial
 
 
 @pytest.mark.parametrize("name", KINDS)

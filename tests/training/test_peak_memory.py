@@ -9,7 +9,7 @@ import pytest
 
 from umscale.data.corpus import open_corpus
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec, from_dict, to_dict
-from umscale.training.memory import Split, predict_memory
+from umscale.training.peak_memory import Split, predict_memory
 
 WIDE = {"d_model": 192, "n_heads": 4}
 MEMORY = {"top_m": 8, "d_key": 16, "d_pre_value": 32, "d_value": 32}
@@ -36,7 +36,7 @@ from umscale.machine import keep_freed_memory, peak_memory_bytes
 keep_freed_memory()
 from umscale.data.corpus import open_corpus
 from umscale.spec import RunSpec, from_dict
-from umscale.training.memory import predict_memory
+from umscale.training.peak_memory import predict_memory
 from umscale.training.run import Run
 spec = from_dict(RunSpec, json.loads(sys.argv[1]))
 run = Run(spec, open_corpus(spec.data.corpus), Path(tempfile.mkdtemp()), torch.device("cpu"))
@@ -48,7 +48,7 @@ print(peak_memory_bytes())
 PREDICT = """
 import json, sys
 from umscale.spec import RunSpec, from_dict
-from umscale.training.memory import predict_memory
+from umscale.training.peak_memory import predict_memory
 print(sum(predict_memory(from_dict(RunSpec, json.loads(sys.argv[1]))).values()))
 """
 

@@ -23,6 +23,7 @@ from umscale.layers.loss import PART_BYTES
 from umscale.layers.tables import Tables, column_groups
 from umscale.machine import resident_bytes
 from umscale.model.decoder import Block
+from umscale.ngram_tables import table_params
 from umscale.spec import MemorySpec, ModelSpec, RunSpec
 from umscale.training.optimiser import gradient_by_rows
 
@@ -54,13 +55,15 @@ def predict_memory(run: RunSpec, split: Split = Split()) -> dict[str, int]:
     """Return bytes by part at the fullest moment of a training step, on one process; they add up to the peak.
 
     The device's own use (a CUDA context, NCCL's buffers) is not in it; on a CPU ``libraries`` are what this process
-    takes with the same ones loaded.
+    takes with the same ones loaded. Token-addressed tables in host memory are not in it either, see ``host_memory``.
     """
     model, train = run.model, run.train
     at_once = min(train.batch_size // split.size, train.micro_batch_size or train.batch_size)
     tokens = at_once * run.data.seq_len
     tables = _table_params(model) // (split.size if split.shard_tables else 1)
-    dense = _dense_params(model) // (split.size if split.shard_dense else 1)
+    away = table_params(model) if train.table_device == "cpu" else 0
+    dense = (_dense_params(model) - away) // (split.size if split.shard_dense else 1)
+    fetched = tokens * _width_fetched(model) if away else 0
     rows = gradient_by_rows(run, split.size, split.shard_tables)
     table_gradient = min(tables, _rows_read(run, tokens, split)) if rows else tables
     moments = tables + (_table_rows(model) if train.table_second_moment == "row" else tables) + 2 * dense
@@ -81,12 +84,29 @@ def predict_memory(run: RunSpec, split: Split = Split()) -> dict[str, int]:
         "copies of tables": 2 * tables if train.table_copy == "bfloat16" else 0,
         "gradients of tables": FLOAT * table_gradient,
         "other gradients": FLOAT * dense if late or several else 0,
+        "rows from host memory": 2 * FLOAT * fetched,
         "activations": 0 if late else activations,
         "loss or a block's work": work if late else max(loss, work),
-        "gathered weights": 2 * FLOAT * _dense_params(model) // model.n_layers if split.shard_dense else 0,
+        "gathered weights": 2 * FLOAT * (_dense_params(model) - away) // model.n_layers
+        if split.shard_dense
+        else 0,
         "libraries": 0 if torch.cuda.is_available() else resident_bytes(),
     }
     return {name: int(n) for name, n in out.items()}
+
+
+def host_memory(run: RunSpec) -> int:
+    """Return the bytes that token-addressed tables take in a process's host memory: weights, moments and average."""
+    if run.train.table_device != "cpu" or run.model.ngram is None:
+        return 0
+    params = table_params(run.model)
+    second = params // run.model.ngram.head_width if run.train.table_second_moment == "row" else params
+    return FLOAT * (3 * params + second)
+
+
+def _width_fetched(model: ModelSpec) -> int:
+    """Return the parameters that a token reads of token-addressed tables."""
+    return 0 if model.ngram is None else model.ngram_modules * model.ngram.read_width
 
 
 def _table_rows(model: ModelSpec) -> int:

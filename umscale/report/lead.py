@@ -5,6 +5,7 @@ from typing import Any
 from umscale.plots.search import objective_words
 from umscale.questions.question import find
 from umscale.report.evidence import Evidence
+from umscale.results.budgets import paused
 from umscale.say.blocks import Block, Grid, Paragraph, Verdict
 from umscale.say.estimates import fixed, listed
 from umscale.say.labels import sentence
@@ -26,6 +27,8 @@ def answer(evidence: Evidence) -> list[Block]:
         blocks.append(
             Paragraph(text=f"Preliminary: {evidence.n_finished} of {planned} planned runs have finished.")
         )
+    if stopped := paused(evidence.table):
+        blocks.append(Paragraph(text=f"Preliminary: {stopped}."))
     if evidence.search:
         blocks += _searched(evidence)
     if evidence.refused:

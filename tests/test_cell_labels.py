@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from umscale.cell_labels import cell_name, cell_parts, label_parts
 from umscale.design.study import expand, parse
 from umscale.errors import UserError
-from umscale.labels import cell_name, cell_parts, label_parts
 from umscale.questions.noise import run_noise
 from umscale.say.estimates import significant
 from umscale.say.numbers import count

@@ -89,11 +89,13 @@ def train_one(
     device_name: str,
     watch: Watch | None = None,
     world: "World | None" = None,
+    until: int | None = None,
 ) -> "Outcome | None":
     """Train one claimed run and write its results; a failure becomes a row with its reason.
 
     Args:
         world: the processes that train it together, of which this one is the first; None: this one alone.
+        until: tokens after whose budget the run is paused, its checkpoint kept; None: train it to its end.
 
     Returns:
         What the run produced; None when it was interrupted (its checkpoint is kept) or failed.
@@ -151,7 +153,7 @@ def train_one(
                 f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
             )
         outcome = Run(run, corpus, Workspace.of(store, run_id), device, world).execute(
-            on_record, on_progress, should_stop
+            on_record, on_progress, should_stop, until
         )
     except Interrupted:
         return None
@@ -166,7 +168,8 @@ def train_one(
         store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
-    store.clear_work(run_id)
+    if outcome.status != "paused":
+        store.clear_work(run_id)
     report("end", run=run_id, status=outcome.status, reason=outcome.reason)
     return outcome
 

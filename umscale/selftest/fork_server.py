@@ -3,7 +3,7 @@
 Importing PyTorch takes seconds. Started anew after every kill, sweeps and workers would spend nine tenths of a test
 there, where there is nothing to lose. What they do once started is what they always do.
 
-    python -m umscale.selftest.nursery SOCKET      until its stdin is closed
+    python -m umscale.selftest.fork_server SOCKET      until its stdin is closed
 
 A client sends JSON with the file descriptors for stdout and stderr, and keeps the connection: ``{"module": …,
 "arguments": […], "environment": {…}}`` is answered with a pid and, when the process has ended, with its exit code;
@@ -32,7 +32,7 @@ from umscale.selftest.instrument import instrument
 
 START_SECONDS = 300.0
 LONGEST_MESSAGE = 1 << 17
-MODULES = ("umscale.execute.worker", "umscale.selftest.sweep")
+MODULES = ("umscale.execute.worker", "umscale.selftest.disturbed_sweep")
 _BEFOREHAND = (
     *MODULES, "torch._dynamo", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local",
     "umscale.execute.workload", "umscale.training.run",
@@ -41,7 +41,7 @@ _BEFOREHAND = (
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The nursery
+# The server
 
 
 def main(arguments: list[str]) -> int:
@@ -123,7 +123,7 @@ def _become(request: Mapping[str, Any], targets: Sequence[int]) -> None:
 
 
 class Child:
-    """A process that the nursery forked, used as a ``subprocess.Popen``."""
+    """A process that the server forked, used as a ``subprocess.Popen``."""
 
     def __init__(self, connection: socket.socket, stdout: IO[str] | None) -> None:
         self.stdout = stdout
@@ -170,11 +170,11 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
 
-def open_nursery(address: Path) -> "subprocess.Popen[bytes]":
-    """Start a nursery and wait until it serves; closing its stdin ends it."""
-    command = python_command("umscale.selftest.nursery", str(address))
+def start_fork_server(address: Path) -> "subprocess.Popen[bytes]":
+    """Start a fork server and wait until it serves; closing its stdin ends it."""
+    command = python_command("umscale.selftest.fork_server", str(address))
     environment = dict(os.environ) | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
-    nursery = subprocess.Popen(
+    server = subprocess.Popen(
         command,
         env=environment,
         stdin=subprocess.PIPE,
@@ -186,12 +186,12 @@ def open_nursery(address: Path) -> "subprocess.Popen[bytes]":
         try:
             _connect(address).close()
         except OSError:
-            if nursery.poll() is not None or time.monotonic() > deadline:
-                nursery.kill()
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
                 raise RuntimeError("the process that forks sweeps and workers did not start") from None
             time.sleep(0.05)
         else:
-            return nursery
+            return server
 
 
 def spawn(
@@ -202,7 +202,7 @@ def spawn(
     errors: IO[Any],
     hear: bool,
 ) -> Child:
-    """Have the nursery run a module's ``main``.
+    """Have the fork server run a module's ``main``.
 
     Args:
         errors: file for its stderr.

@@ -93,6 +93,15 @@ class Entry:
 class Files(Protocol):
     """Files by POSIX names relative to one root.
 
+    Who may write: any process on any machine, any name, without asking another. Two that write one name at once leave
+    the whole content of one of them; nothing here locks, so who must not be overtaken holds a lease
+    (``umscale.store.leases``) and writes a name of its own. What a reader may see: the whole content that a name had
+    at some moment, or that there is no such file; never a part, nor the beginning of one and the end of another. A
+    write that has returned is seen by every later read, and survives a power cut where it was ``durable``. ``entries``
+    may miss what is written meanwhile, and names what is deleted meanwhile: two files are no transaction, and who
+    needs both writes first what the other refers to. A ``settled`` entry's ``version`` changes with its content.
+    A writer that is killed leaves at most a dotted temporary file, which no reader sees and ``tidy`` removes.
+
     Every method raises ``UserError`` for what the user can put right: a full disk, a folder that cannot be written,
     storage that cannot be reached.
     """

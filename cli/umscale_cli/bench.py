@@ -1,12 +1,14 @@
 """``umscale bench``: speed, measured beside a named reference in the same run."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umscale_cli.console import JsonFlag, finite, note, out, print_json
+from umscale_cli.options import takes_options
 
 if TYPE_CHECKING:
     from umscale.bench.measured import Part, Report, Row, Target
@@ -122,16 +124,18 @@ def _print_losses(found: dict[str, Any]) -> None:
     console.print(f"largest difference between seeds of one step: {found['between_seeds']:.4f}")
 
 
-@app.command("kernels")
-def kernels(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelsOptions:
+    """Options of ``umscale bench kernels``."""
+
     file: Annotated[
         Path | None,
         typer.Argument(
             metavar="[FILE]", help="With --json: write it there and print the tables.", show_default=False
         ),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Sets the parts and their shapes.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    ] = None
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Sets the parts and their shapes.")] = "cpu"
+    threads: Annotated[int, typer.Option(min=1)] = 1
     rounds: Annotated[
         int | None,
         typer.Option(
@@ -139,7 +143,7 @@ def kernels(
             help="Timed calls of each variant, interleaved; default 7, on a GPU 20.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     only: Annotated[
         str,
         typer.Option(
@@ -148,7 +152,7 @@ def kernels(
             "backward, adamw (cuda).",
             show_default=False,
         ),
-    ] = "",
+    ] = ""
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,39 +160,43 @@ def kernels(
             metavar="KEY=VALUE",
             help="Another shape: tokens, d_model, n_keys, top_m, d_key, d_pre_value, d_value, table_rows; repeatable.",
         ),
-    ] = None,
+    ] = None
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Time torch.compile too, which takes a minute.")
-    ] = True,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
-    json_: JsonFlag = False,
-) -> None:
+    ] = True
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False
+    json_: JsonFlag = False
+
+
+@app.command("kernels")
+@takes_options
+def kernels(asked: KernelsOptions) -> None:
     """The memory layer and its kernels, beside what they replace and what bounds them."""
     from umscale.bench.kernels import bench_kernels
     from umscale.errors import UserError
 
-    if file is not None and not json_:
-        raise UserError(f"{file} is where --json writes; add --json")
-    if file is not None and not file.parent.is_dir():
-        raise UserError(f"{file}: there is no folder {file.parent}")
+    if asked.file is not None and not asked.json_:
+        raise UserError(f"{asked.file} is where --json writes; add --json")
+    if asked.file is not None and not asked.file.parent.is_dir():
+        raise UserError(f"{asked.file}: there is no folder {asked.file.parent}")
     report = bench_kernels(
-        device,
-        threads=threads,
-        rounds=rounds,
-        only=[name.strip() for name in only.split(",") if name.strip()],
-        overrides=set_ or [],
-        compiled=compiled,
+        asked.device,
+        threads=asked.threads,
+        rounds=asked.rounds,
+        only=[name.strip() for name in asked.only.split(",") if name.strip()],
+        overrides=asked.set_ or [],
+        compiled=asked.compiled,
         progress=lambda what: note(f"measuring: {what} ..."),
     )
-    if json_ and file is None:
+    if asked.json_ and asked.file is None:
         print_json(report.to_dict())
         return
-    if file is not None:
-        file.write_text(
+    if asked.file is not None:
+        asked.file.write_text(
             json.dumps(finite(report.to_dict()), indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
-        note(f"wrote {file}")
-    if markdown:
+        note(f"wrote {asked.file}")
+    if asked.markdown:
         _print_markdown(report)
     else:
         _print_tables(report)
@@ -324,7 +332,11 @@ def sweep(
     if json_:
         print_json(result)
         return
-    console: Any = out()
+    _print_overhead(result, out())
+
+
+def _print_overhead(result: dict[str, Any], console: Any) -> None:
+    """Print throughput beside independent processes, and where the rest of the time goes."""
     table = _table(f"throughput; {result['machine']}; runs of {result['seconds_a_run']:g} s, one thread each")
     for name in ("workers", "runs", "sweep", "independent processes", "tokens/s", "efficiency", "rounds"):
         table.add_column(name, justify="right")

@@ -20,12 +20,7 @@ GIB = 2**30
 
 
 def show_plan(
-    study: "Study",
-    cells: "list[Cell]",
-    n_workers: int,
-    threads: int,
-    json_: bool,
-    until: int | None = None,
+    study: "Study", cells: "list[Cell]", n_workers: int, threads: int, json_: bool, until: int | None = None
 ) -> None:
     """Print the plan of a sweep.
 
@@ -72,11 +67,7 @@ def show_plan(
     console.print(_cell_table(study, cells[:SHOWN_CELLS], len(cells), seconds))
     if len(cells) > SHOWN_CELLS:
         console.print(f"... and {len(cells) - SHOWN_CELLS} more cells; --json lists all")
-    refused = _infeasible(cells)
-    for label, reason in refused[:SHOWN_REASONS]:
-        console.print(f"infeasible: {label}: {reason}", soft_wrap=True)
-    if len(refused) > SHOWN_REASONS:
-        console.print(f"... and {len(refused) - SHOWN_REASONS} more infeasible cells")
+    _print_infeasible(cells)
     for hint in hints:
         console.print(hint, soft_wrap=True)
     console.print("\nDesign")
@@ -86,6 +77,14 @@ def show_plan(
     console.print(
         f"\n{_duration(list(runs.values()), found, n_workers)} Nothing was written.", soft_wrap=True
     )
+
+
+def _print_infeasible(cells: "list[Cell]") -> None:
+    console, refused = out(), _infeasible(cells)
+    for label, reason in refused[:SHOWN_REASONS]:
+        console.print(f"infeasible: {label}: {reason}", soft_wrap=True)
+    if len(refused) > SHOWN_REASONS:
+        console.print(f"... and {len(refused) - SHOWN_REASONS} more infeasible cells")
 
 
 def _until(run: "RunSpec", tokens: int | None) -> "RunSpec":

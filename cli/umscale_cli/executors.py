@@ -127,6 +127,36 @@ def choose(
     return _local(workers, threads, device, per_gpu)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorOptions:
+    """Options of commands that start workers anywhere."""
+
+    executor: ExecutorOption = "local"
+    workers: WorkersOption = None
+    threads: ThreadsOption = 1
+    device: DeviceOption = "auto"
+    per_gpu: PerGpuOption = None
+    partition: PartitionOption = None
+    time_: TimeOption = None
+    slurm: SlurmOption = None
+    address: AddressOption = None
+
+    def choice(self, *, planning: bool) -> Choice:
+        """The executor they describe, as ``choose`` says."""
+        return choose(
+            self.executor,
+            self.workers,
+            self.threads,
+            self.device,
+            per_gpu=self.per_gpu,
+            partition=self.partition,
+            time=self.time_,
+            slurm=self.slurm,
+            address=self.address,
+            planning=planning,
+        )
+
+
 def check_device(device: str) -> None:
     """Raise UserError unless ``device`` is a kind that there is."""
     from umscale.errors import UserError

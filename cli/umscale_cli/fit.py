@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from umscale.design.question_names import QUESTIONS
 from umscale_cli.completion import sources
 from umscale_cli.console import JsonFlag, note, out, print_json, show
 from umscale_cli.law_options import (
     choice,
     ends,
-    mapping_of,
     pairs,
     read_laws,
     split,
@@ -21,6 +21,7 @@ from umscale_cli.law_options import (
 )
 from umscale_cli.options import takes_options
 from umscale_cli.runs import open_store, warn_damaged
+from umscale_cli.selection import FitSelectionOptions
 
 if TYPE_CHECKING:
     from umscale.laws.sections import Settings
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions:
+class FitOptions(FitSelectionOptions):
     """Options of ``umscale fit``."""
 
     source: Annotated[
@@ -41,14 +42,6 @@ class FitOptions:
             autocompletion=sources,
         ),
     ]
-    law: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAW,...",
-            help="Laws by name (`umscale laws`) or as formulas, 'mine: E + A*N**-alpha'; default the local ones.",
-            show_default=False,
-        ),
-    ] = None
     compare: Annotated[
         str | None,
         typer.Option(
@@ -57,47 +50,12 @@ class FitOptions:
             show_default=False,
         ),
     ] = None
-    map_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="SYMBOL=COLUMN,...",
-            help="Columns that the law's symbols and loss stand for; or formulas of columns, numbers: rho=1/experts.",
-        ),
-    ] = None
-    where: Annotated[
-        str | None,
-        typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
-    ] = None
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN,...", help="A fit for each value of it, or of several.", show_default=False
-        ),
-    ] = None
     each: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
             help="With --by: one fit in which only these coefficients are each group's own, as in --each E.",
             show_default=False,
-        ),
-    ] = None
-    group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Rows with one value are resampled together; default a study's cells, a table's run_id or rows.",
-            show_default=False,
-        ),
-    ] = None
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out a table's rows without a loss or a column.")
-    ] = False
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help="huber, least_squares or least_absolute; default the law's own.", show_default=False
         ),
     ] = None
     delta: Annotated[
@@ -168,15 +126,10 @@ class FitOptions:
             "facts_nats."
         ),
     ] = "loss"
-    stage: Annotated[
-        str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
-    ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0
     question: Annotated[
         str | None,
         typer.Option(
-            help="density-over-size, architectures, memory-to-ffn, learning-rates, noise, trainer-choice, token-trend, "
-            "allocation, or laws alone; default the study's.",
+            help=f"{', '.join(QUESTIONS[:-1])}, or {QUESTIONS[-1]} alone; default the study's.",
             show_default=False,
         ),
     ] = None
@@ -210,7 +163,6 @@ class FitOptions:
             show_default=False,
         ),
     ] = None
-    json_: JsonFlag = False
 
 
 @takes_options
@@ -279,7 +231,7 @@ def _settings(asked: FitOptions) -> "Settings":
             above=asked.above,
         ),
         units=dict(pairs(asked.unit, "--unit", "SYMBOL=WORDS")),
-        by=tuple(name.strip("`") for name in split(asked.by)) if asked.by else (),
+        by=asked.parts,
         group=asked.group,
         nulls=comparing,
         # A comparison prints no coefficients: nothing is resampled for it unless asked.
@@ -291,7 +243,7 @@ def _settings(asked: FitOptions) -> "Settings":
 
 
 def _mapping(asked: FitOptions) -> dict[str, str]:
-    return mapping_of(asked.map_) | weights_of(asked.weight, asked.error)
+    return asked.mapping | weights_of(asked.weight, asked.error)
 
 
 def _fit_table(asked: FitOptions) -> None:
@@ -369,14 +321,13 @@ def _fit_study(asked: FitOptions, store: "Store") -> "Table":
 
 
 def _check(source: str, path: Path, json_: bool) -> None:
-    from umscale_cli.predicted import print_check
     from umscale_cli.rows import check_seal
 
     found = check_seal(path, source)
     if json_:
         print_json(found.to_dict())
     else:
-        print_check(found, out())
+        show(found.blocks())
 
 
 def basis_blocks(store: "Store", table: "Table", loss: str = "loss") -> "list[Block]":
@@ -459,9 +410,8 @@ def _suggest_or_contrast(asked: FitOptions, store: "Store", table: "Table") -> N
 
 def laws(json_: JsonFlag = False) -> None:
     """List the laws that `umscale fit --law` knows, with formula and source."""
-    from rich.table import Table
-
     from umscale.laws.forms import LAWS
+    from umscale.say.blocks import Grid
 
     if json_:
         print_json(
@@ -471,9 +421,5 @@ def laws(json_: JsonFlag = False) -> None:
             ]
         )
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("law", "loss in nats", "source"):
-        table.add_column(name, no_wrap=name == "law")
-    for law in LAWS.values():
-        table.add_row(law.name, law.formula, law.source)
-    out().print(table)
+    rows = tuple((law.name, law.formula, law.source) for law in LAWS.values())
+    show([Grid(caption="", head=("law", "loss in nats", "source"), sides="lll", rows=rows)])

@@ -1,7 +1,7 @@
 """``umscale plot``: figures of a study's results, or of any table's laws."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -10,9 +10,11 @@ import typer
 
 from umscale.store.schema import is_probe_column
 from umscale_cli.completion import sources
-from umscale_cli.console import JsonFlag, note, out, print_json
-from umscale_cli.law_options import mapping_of, read_laws
+from umscale_cli.console import note, out, print_json
+from umscale_cli.law_options import read_laws
+from umscale_cli.options import takes_options
 from umscale_cli.runs import open_store, results_folder, warn_damaged
+from umscale_cli.selection import SelectionOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +30,10 @@ _READ_BY_FIGURES = ("C", "r")
 """Symbols that may be mapped although no law reads them: figures do."""
 
 
-def plot(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlotOptions(SelectionOptions):
+    """Options of ``umscale plot``."""
+
     source: Annotated[
         str | None,
         typer.Argument(
@@ -36,7 +41,7 @@ def plot(
             autocompletion=sources,
             show_default=False,
         ),
-    ] = None,
+    ] = None
     kinds: Annotated[
         list[str] | None,
         typer.Argument(
@@ -44,52 +49,14 @@ def plot(
             help="Figures by name, see --list; default all that the data can give.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     list_: Annotated[
         bool,
         typer.Option("--list", help="Say what there is to draw, of a source what it can give, and exit."),
-    ] = False,
+    ] = False
     term: Annotated[
         bool, typer.Option("--term", help="Draw in the terminal instead; needs umscale[term].")
-    ] = False,
-    law: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAW,...",
-            help="Laws to draw, by name or as expressions; default of a study: the one it recommends.",
-            show_default=False,
-        ),
-    ] = None,
-    map_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="SYMBOL=COLUMN,...",
-            help="Columns that the law's symbols and loss stand for, or formulas of columns: rho=1/num_experts.",
-        ),
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(help="Rows to keep, as in \"router == 'Hash' and n > 1e6\".", show_default=False),
-    ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN", help="Rows with one value are resampled together.", show_default=False
-        ),
-    ] = None,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out a table's rows without a loss or a column.")
-    ] = False,
-    loss: Annotated[
-        str,
-        typer.Option(
-            help="Of a study: loss (raw weights), loss_ema (averaged weights) or a generated task's, as in facts_nats."
-        ),
-    ] = "loss",
-    stage: Annotated[
-        str | None, typer.Option(help="annealed or stable; default both.", show_default=False)
-    ] = None,
+    ] = False
     out_dir: Annotated[
         Path | None,
         typer.Option(
@@ -98,85 +65,101 @@ def plot(
             help="Folder to write to; default figures/ in the store, TABLE-figures/ here for a table.",
             show_default=False,
         ),
-    ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Comma-separated: png, svg, pdf.")] = "png",
+    ] = None
+    format_: Annotated[str, typer.Option("--format", help="Comma-separated: png, svg, pdf.")] = "png"
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.csv", help="Also write the points and lines of all figures.", show_default=False
         ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Draw figures of a study, or of any table and its laws; prints the paths it wrote."""
+    ] = None
+
+
+@takes_options
+def plot(asked: PlotOptions) -> None:
+    """Draw figures of a study, or of any table and its laws; prints the paths it wrote.
+
+    Of a study without --law the law that `umscale fit` recommends is drawn.
+    """
     from umscale.errors import UserError
-    from umscale.figures.gallery import Gallery
     from umscale.figures.kinds import KINDS
-    from umscale.laws.sections import Settings
-    from umscale.results.source import is_table, read_table, rows_and_columns
 
-    if source is None:
-        if not list_:
+    if asked.source is None:
+        if not asked.list_:
             raise UserError("plot needs a study or a table; --list says what there is to draw")
-        _list(None, json_)
+        _list(None, asked.json_)
         return
-    named = tuple(dict.fromkeys(kinds or ()))
+    named = tuple(dict.fromkeys(asked.kinds or ()))
     _check(named, KINDS, "kind of figure")
-    formats = format_.split(",")
-    _check(formats, FORMATS, "format")
-    mapping = mapping_of(map_)
-    store: Store | None = None
-    if is_table(source):
-        if loss != "loss":
-            raise UserError(f"--loss needs a study: name the loss of {source} with --map loss=COLUMN")
-        whole = read_table(source)
+    _check(asked.format_.split(","), FORMATS, "format")
+    gallery, store = _gallery(asked, asked.source)
+    if asked.list_:
+        _list(gallery, asked.json_)
+    elif asked.term:
+        _print(gallery, named, asked.source)
     else:
-        if drop_invalid:
-            raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
-        store = open_store(source)
-        whole = store.columns()
-        _check((loss,), ("loss", "loss_ema", *filter(is_probe_column, whole)), "loss")
-    table, columns = rows_and_columns(whole, where, mapping)
-    measured = columns.pop("loss", None)
-    extra = tuple(symbol for symbol in mapping if symbol in columns and symbol not in _READ_BY_FIGURES)
-    settings = Settings(columns=columns, group=group)
-    if store is None:
-        settings = replace(settings, is_study=False, extra=extra, drop_invalid=drop_invalid)
-    gallery = Gallery(
-        table,
-        laws=read_laws(law, table, columns, mapping, (), where) if law else (),
-        question=store.question() if store else "",
-        loss=measured or loss,
-        stage=stage,
-        settings=settings,
-        training=partial(_curves, store, table) if store else None,
-        seed=seed,
-    )
-    if list_:
-        _list(gallery, json_)
-    elif term:
-        _print(gallery, named, source)
-    else:
-        from umscale.files import write_text
-
-        folder = out_dir or _folder(store, source)
-        paths, numbers = [], ["figure,panel,series,drawn_as,x,y"]
-        for name, figure in _figures(gallery, named, source):
-            paths += _save(figure, folder / name, formats)
-            numbers += _numbers(name, figure) if data else []
-        if data:
-            write_text(data, "\n".join([*numbers, ""]))
-            paths.append(data)
-        if json_:
+        paths = _write(asked, gallery, named, asked.out_dir or _folder(store, asked.source))
+        if asked.json_:
             print_json([str(path) for path in paths])
         else:
             for path in paths:
                 print(path)
-    for line in gallery.skipped if law else ():
+    for line in gallery.skipped if asked.law else ():
         note(f"not fitted: {line}")
     if store:
         warn_damaged(store)
+
+
+def _gallery(asked: PlotOptions, source: str) -> "tuple[Gallery, Store | None]":
+    """What is drawn from, and the store of a study."""
+    from umscale.errors import UserError
+    from umscale.figures.gallery import Gallery
+    from umscale.laws.sections import Settings
+    from umscale.results.source import is_table, read_table, rows_and_columns
+
+    store: Store | None = None
+    if is_table(source):
+        if asked.loss != "loss":
+            raise UserError(f"--loss needs a study: name the loss of {source} with --map loss=COLUMN")
+        whole = read_table(source)
+    else:
+        if asked.drop_invalid:
+            raise UserError("--drop-invalid is for tables: a study's rows without a loss are always left out")
+        store = open_store(source)
+        whole = store.columns()
+        _check((asked.loss,), ("loss", "loss_ema", *filter(is_probe_column, whole)), "loss")
+    mapping = asked.mapping
+    table, columns = rows_and_columns(whole, asked.where, mapping)
+    measured = columns.pop("loss", None)
+    extra = tuple(symbol for symbol in mapping if symbol in columns and symbol not in _READ_BY_FIGURES)
+    settings = Settings(columns=columns, group=asked.group)
+    if store is None:
+        settings = replace(settings, is_study=False, extra=extra, drop_invalid=asked.drop_invalid)
+    gallery = Gallery(
+        table,
+        laws=read_laws(asked.law, table, columns, mapping, (), asked.where) if asked.law else (),
+        question=store.question() if store else "",
+        loss=measured or asked.loss,
+        stage=asked.stage,
+        settings=settings,
+        training=partial(_curves, store, table) if store else None,
+        seed=asked.seed,
+    )
+    return gallery, store
+
+
+def _write(asked: PlotOptions, gallery: "Gallery", named: Sequence[str], folder: Path) -> list[Path]:
+    """Draw into ``folder``; returns the paths, that of --data last."""
+    from umscale.files import write_text
+
+    paths, numbers = [], ["figure,panel,series,drawn_as,x,y"]
+    for name, figure in _figures(gallery, named, str(asked.source)):
+        paths += _save(figure, folder / name, asked.format_.split(","))
+        numbers += _numbers(name, figure) if asked.data else []
+    if asked.data:
+        write_text(asked.data, "\n".join([*numbers, ""]))
+        paths.append(asked.data)
+    return paths
 
 
 def _list(gallery: "Gallery | None", json_: bool) -> None:

@@ -1,77 +1,45 @@
 """``umscale predict``: losses where nothing was measured, with intervals, sealed on request."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umscale_cli.console import JsonFlag, note, out, print_json
-from umscale_cli.law_options import mapping_of, split
-from umscale_cli.predicted import print_predictions
-from umscale_cli.rows import RowsAsked, rows_of
+from umscale_cli.console import note, print_json, show
+from umscale_cli.law_options import split
+from umscale_cli.options import takes_options
+from umscale_cli.rows import Rows, RowsAsked, rows_of
 from umscale_cli.runs import warn_damaged
+from umscale_cli.selection import FittedRowsOptions
 
 if TYPE_CHECKING:
     from umscale.laws.fit import FitResult
+    from umscale.questions.fitted import Fitted
     from umscale.questions.predict import Predictions
+    from umscale.questions.rollout import Rollout
 
 
-def predict(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY|TABLE|FIT",
-            help="A study, a table, or a .json file that `umscale fit --json` printed.",
-        ),
-    ],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions(FittedRowsOptions):
+    """Options of ``umscale predict``."""
+
     at: Annotated[
         list[str] | None,
         typer.Option(
             metavar="AXIS=VALUE,...",
             help="Where: symbols or columns, several values apart by commas, 'N=1B,10B,D=200B'; repeatable. Axes left "
-            "out "
-            "take the cells of the rows.",
+            "out take the cells of the rows.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     points: Annotated[
         Path | None,
         typer.Option(
             help="A table of points instead, with the law's columns or symbols.", show_default=False
         ),
-    ] = None,
-    law: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAW,...",
-            help="Laws by name or as formulas; default of a study: the best along tokens, held out.",
-            show_default=False,
-        ),
-    ] = None,
-    map_: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="SYMBOL=COLUMN,...", help="As of `umscale fit`."),
-    ] = None,
-    where: Annotated[str | None, typer.Option(help="Rows to keep.", show_default=False)] = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="COLUMN,...", help="A fit for each value.", show_default=False)
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Rows that err together.", show_default=False)
-    ] = None,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out a table's rows without a loss or a column.")
-    ] = False,
-    objective: Annotated[
-        str | None, typer.Option(help="huber, least_squares or least_absolute.", show_default=False)
-    ] = None,
-    stage: Annotated[
-        str | None, typer.Option(help="Of a study: annealed or stable; default both.", show_default=False)
-    ] = None,
-    loss: Annotated[str, typer.Option(help="Of a study: loss, loss_ema or a generated task's.")] = "loss",
-    draws: Annotated[
-        int | None, typer.Option(min=1, help="Of the bootstrap; default 1000 refits.", show_default=False)
-    ] = None,
+    ] = None
     rollout: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +47,7 @@ def predict(
             help="Instead of points: fit on the smaller values of a symbol or column, predict the next, and score it.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     seal: Annotated[
         Path | None,
         typer.Option(
@@ -88,57 +56,58 @@ def predict(
             "later.",
             show_default=False,
         ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    json_: JsonFlag = False,
-) -> None:
-    """Predict losses where nothing was measured: an interval for the law, one for a new run, and how far it reaches."""
-    from umscale.errors import UserError
-    from umscale.laws.uncertainty import bootstrap
+    ] = None
 
-    asked = RowsAsked(
-        source=source, laws=law, mapping=mapping_of(map_), where=where, by=tuple(split(by)) if by else (),
-        group=group, drop_invalid=drop_invalid, objective=objective, stage=stage, loss=loss,
-    )  # fmt: skip
-    if rollout is not None:
-        for option, given in (("--at", at), ("--points", points), ("--seal", seal)):
+
+@takes_options
+def predict(asked: PredictOptions) -> None:
+    """Predict losses where nothing was measured: an interval for the law, one for a new run, and how far it reaches.
+
+    Of a study without --law the law is the best along tokens, held out.
+    """
+    from umscale.errors import UserError
+
+    if asked.rollout is not None:
+        for option, given in (("--at", asked.at), ("--points", asked.points), ("--seal", asked.seal)):
             if given:
                 raise UserError(f"--rollout predicts rows that are there: leave out {option}")
-    elif not at and points is None:
+    elif not asked.at and asked.points is None:
         raise UserError("say where to predict: --at 'N=1B,D=20B', or --points FILE")
-    rows = rows_of(asked)
-    found: list[Predictions] = []
-    parts = []
-    scores = []
-    for one in rows.fits:
-        if rollout is not None:
-            from umscale.questions.rollout import roll_out
-
-            scores.append(roll_out(one.fit, one.axis(rollout), rollout, by=one.by))
-            continue
-        uncertainty = bootstrap(one.fit, n_draws=draws, group=one.groups, unit=one.unit, seed=seed)
-        from umscale.questions.predict import predict as expect
-
-        where_to = _table_points(points, one.fit) if points is not None else _points(at or (), one.fit)
-        predictions = expect(uncertainty, where_to, reason=one.reason, by=one.by)
-        found.append(predictions)
-        parts.append((predictions, one))
-    if seal is not None:
-        _write_seal(seal, parts, rows.asked)
-        note(f"sealed {sum(len(p.points) for p in found)} predictions in {seal}")
-    if json_:
-        print_json([one.to_dict() for one in (found or scores)])
-    elif rollout is not None:
-        from umscale_cli.predicted import print_rollouts
-
-        print_rollouts(scores, out())
+    rows = rows_of(asked.rows(asked.law))
+    answers: Sequence[Predictions | Rollout]
+    if asked.rollout is not None:
+        answers = _roll_out(asked.rollout, rows)
     else:
-        print_predictions(found, out())
+        answers = predictions = [_predict(asked, one) for one in rows.fits]
+        if asked.seal is not None:
+            _write_seal(asked.seal, list(zip(predictions, rows.fits, strict=True)), rows.asked)
+            note(f"sealed {sum(len(p.points) for p in predictions)} predictions in {asked.seal}")
+    if asked.json_:
+        print_json([one.to_dict() for one in answers])
+    else:
+        show([block for one in answers for block in one.blocks()])
     if rows.store is not None:
         warn_damaged(rows.store)
 
 
-def _points(at: "list[str] | tuple[str, ...]", fit: "FitResult") -> list[dict[str, float]]:
+def _roll_out(axis: str, rows: Rows) -> "list[Rollout]":
+    from umscale.questions.rollout import roll_out
+
+    return [roll_out(one.fit, one.axis(axis), axis, by=one.by) for one in rows.fits]
+
+
+def _predict(asked: PredictOptions, one: "Fitted") -> "Predictions":
+    from umscale.laws.uncertainty import bootstrap
+    from umscale.questions.predict import predict as expect
+
+    uncertainty = bootstrap(one.fit, n_draws=asked.draws, group=one.groups, unit=one.unit, seed=asked.seed)
+    points = (
+        _points(asked.at or (), one.fit) if asked.points is None else _table_points(asked.points, one.fit)
+    )
+    return expect(uncertainty, points, reason=one.reason, by=one.by)
+
+
+def _points(at: Sequence[str], fit: "FitResult") -> list[dict[str, float]]:
     """The points of every --at."""
     from umscale.questions.predict import points_of
 
@@ -189,7 +158,7 @@ def _table_points(path: Path, fit: "FitResult") -> list[dict[str, float]]:
     return [{s: float(cells[i]) for s, cells in columns.items()} for i in range(n_rows(table))]
 
 
-def _write_seal(path: Path, parts: "list[tuple[Predictions, Any]]", asked: RowsAsked) -> None:
+def _write_seal(path: Path, parts: "Sequence[tuple[Predictions, Fitted]]", asked: RowsAsked) -> None:
     import datetime
     import json
 

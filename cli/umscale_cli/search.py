@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,21 +11,13 @@ import typer
 from umscale_cli.completion import studies
 from umscale_cli.console import JsonFlag, SetOption, StoreOption, count, duration, note, out, print_json
 from umscale_cli.executors import (
-    AddressOption,
     Choice,
-    DeviceOption,
-    ExecutorOption,
-    PartitionOption,
-    PerGpuOption,
+    ExecutorOptions,
     Remarks,
-    SlurmOption,
-    ThreadsOption,
-    TimeOption,
-    WorkersOption,
-    choose,
     parting,
     stopping_noted,
 )
+from umscale_cli.options import takes_options
 from umscale_cli.runs import DEFAULT_ROOT, results_folder
 
 if TYPE_CHECKING:
@@ -34,145 +26,84 @@ if TYPE_CHECKING:
     from umscale.search.bridge import Bridge
     from umscale.search.job import SearchJob
     from umscale.search.results import Found
+    from umscale.spec import RunSpec
 
 _SPACE_POINTS = 200  # random points of a dry run
 _SHOWN = 12
 
 
-def search(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions(ExecutorOptions):
+    """Options of ``umscale search``."""
+
     study: Annotated[
         str,
         typer.Argument(
             help="A study file with a [search] table, or one that ships with umscale.", autocompletion=studies
         ),
-    ],
-    store: StoreOption = None,
-    set_: SetOption = None,
+    ]
+    store: StoreOption = None
+    set_: SetOption = None
     trials: Annotated[
         int | None, typer.Option(min=1, help="Trials in all; default the study's.", show_default=False)
-    ] = None,
+    ] = None
     sampler: Annotated[
         str | None,
         typer.Option(help="tpe, gp, nsga2, nsga3, cmaes, qmc, random or brute_force.", show_default=False),
-    ] = None,
+    ] = None
     pruner: Annotated[
         str | None, typer.Option(help="none, median, hyperband, asha or wilcoxon.", show_default=False)
-    ] = None,
+    ] = None
     storage: Annotated[
         str | None,
         typer.Option(
             help="An Optuna storage URL or journal file; default a journal in the store.", show_default=False
         ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampler.")] = 0,
-    executor: ExecutorOption = "local",
-    workers: WorkersOption = None,
-    threads: ThreadsOption = 1,
-    device: DeviceOption = "auto",
-    per_gpu: PerGpuOption = None,
-    partition: PartitionOption = None,
-    time_: TimeOption = None,
-    slurm: SlurmOption = None,
-    address: AddressOption = None,
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampler.")] = 0
     warm_start: Annotated[
         bool, typer.Option(help="Take finished runs of the store that lie in the space as trials.")
-    ] = True,
+    ] = True
     winners: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Write a study that trains the best trials again.", show_default=False
         ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each winner in that study.")] = 3,
-    show: Annotated[bool, typer.Option("--show", help="Print what was found so far; train nothing.")] = False,
+    ] = None
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each winner in that study.")] = 3
+    show: Annotated[bool, typer.Option("--show", help="Print what was found so far; train nothing.")] = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the space and how much of it is feasible; write nothing.")
-    ] = False,
+    ] = False
     measure: Annotated[
         bool, typer.Option(help="Dry run: time a few steps to say how long it takes; else only count.")
-    ] = True,
-    json_: JsonFlag = False,
-) -> None:
+    ] = True
+    json_: JsonFlag = False
+
+
+@takes_options
+def search(asked: SearchOptions) -> None:
     """Search a study's space with Optuna; every trial is a run of the store.
 
     The same command continues a search, on as many machines as share the store. optuna-dashboard and Optuna's own
     command line open its storage as it is.
     """
-    from umscale.design.study import load_study, parse
-    from umscale.errors import UserError
     from umscale.execute.claimed_run import STORAGE_VARIABLE
-    from umscale.files import write_text
-    from umscale.machine import resolve_precision
-    from umscale.search.bridge import Bridge
-    from umscale.search.job import SearchJob
-    from umscale.search.results import summarise, winners_study
-    from umscale.search.settings import parse_settings
-    from umscale.store.store import Store
-    from umscale_cli.runs import open_store
+    from umscale.search.results import summarise
 
-    if show and not Path(study).suffix:
-        opened = open_store(str(store or study))
-        plan = parse(opened.study_tree(), opened.files.describe("study.toml"))
-    else:
-        plan = load_study(study, set_ or ())
-        opened = Store(store or DEFAULT_ROOT / plan.name)
-    if not plan.search:
-        raise UserError(
-            f"study {plan.name!r} has no [search] table: say what to vary, see `umscale search --help`"
-        )
-    given = {"sampler": sampler, "pruner": pruner, "n_trials": trials}
-    tree = {**plan.search, **{key: value for key, value in given.items() if value is not None}}
-    settings, plan = parse_settings(tree), replace(plan, search=tree)
-    choice = choose(
-        executor,
-        workers,
-        threads,
-        device,
-        per_gpu=per_gpu,
-        partition=partition,
-        time=time_,
-        slurm=slurm,
-        address=address,
-        planning=dry_run or show,
-    )
-    known = Store.open_if_any(opened.address)
-    precision = known.pinned_precision() if known else None
-    precision = precision or resolve_precision(plan.reference.train.precision)
-    bridge = Bridge(plan, settings, opened, precision)
-    if dry_run:
-        _dry_run(bridge, seed, choice.workers, threads if measure else 0, json_)
+    choice = asked.choice(planning=asked.dry_run or asked.show)
+    bridge = _bridge(asked)
+    if asked.dry_run:
+        _dry_run(bridge, asked.seed, choice.workers, asked.threads if asked.measure else 0, asked.json_)
         return
-    if storage:
-        os.environ[STORAGE_VARIABLE] = storage
-    job = SearchJob(
-        study=plan.to_dict(),
-        precision=precision,
-        n_trials=settings.n_trials,
-        n_workers=choice.workers,
-        seed=seed,
-    )
-    if show:
-        if known is None:
-            raise UserError(f"there is no store at {opened.name}; leave out --show to begin the search")
-        optuna_study = bridge.look(storage)
-    else:
-        Store.create(opened.address)
-        for damage in opened.repair():
-            note(damage)
-        if opened.pinned_precision() is None:
-            opened.pin_precision(precision)
-        opened.write_design(plan, [])
-        optuna_study = job.open(bridge)
-        _run(bridge, optuna_study, job, choice, warm_start)
-    found = summarise(bridge, optuna_study)
-    if winners is not None:
-        if not found.best:
-            raise UserError("no trial has finished: there are no winners yet")
-        write_text(winners, winners_study(bridge, found, seeds))
-    if json_:
+    if asked.storage:
+        os.environ[STORAGE_VARIABLE] = asked.storage
+    found = summarise(bridge, _look(bridge, asked.storage) if asked.show else _search(asked, bridge, choice))
+    _write_winners(asked, bridge, found)
+    if asked.json_:
         print_json(
             {
-                "study": plan.name,
+                "study": bridge.study.name,
                 "objectives": found.objectives,
                 "trials": [asdict(t) for t in found.trials],
                 "best": [t.number for t in found.best],
@@ -182,10 +113,85 @@ def search(
         )
     else:
         _print(bridge, found)
-        for path in _figures(found, results_folder(opened, plan.name) / "figures"):
+        for path in _figures(found, results_folder(bridge.store, bridge.study.name) / "figures"):
             out().print(f"Figure    {path}", soft_wrap=True)
-    if winners is not None:
-        note(f"wrote {winners}; run it with: umscale sweep {winners}")
+    if asked.winners is not None:
+        note(f"wrote {asked.winners}; run it with: umscale sweep {asked.winners}")
+
+
+def _bridge(asked: SearchOptions) -> "Bridge":
+    """The study that is searched with the settings given, and its store, which need not be there yet."""
+    from umscale.design.study import load_study, parse
+    from umscale.errors import UserError
+    from umscale.machine import resolve_precision
+    from umscale.search.bridge import Bridge
+    from umscale.search.settings import parse_settings
+    from umscale.store.store import Store
+    from umscale_cli.runs import open_store
+
+    if asked.show and not Path(asked.study).suffix:
+        opened = open_store(str(asked.store or asked.study))
+        plan = parse(opened.study_tree(), opened.files.describe("study.toml"))
+    else:
+        plan = load_study(asked.study, asked.set_ or ())
+        opened = Store(asked.store or DEFAULT_ROOT / plan.name)
+    if not plan.search:
+        raise UserError(
+            f"study {plan.name!r} has no [search] table: say what to vary, see `umscale search --help`"
+        )
+    given = {"sampler": asked.sampler, "pruner": asked.pruner, "n_trials": asked.trials}
+    tree = {**plan.search, **{key: value for key, value in given.items() if value is not None}}
+    settings = parse_settings(tree)
+    known = Store.open_if_any(opened.address)
+    precision = known.pinned_precision() if known else None
+    precision = precision or resolve_precision(plan.reference.train.precision)
+    return Bridge(replace(plan, search=tree), settings, opened, precision)
+
+
+def _look(bridge: "Bridge", storage: str | None) -> "optuna.Study":
+    """A search as it stands."""
+    from umscale.errors import UserError
+    from umscale.store.store import Store
+
+    if Store.open_if_any(bridge.store.address) is None:
+        raise UserError(f"there is no store at {bridge.store.name}; leave out --show to begin the search")
+    return bridge.look(storage)
+
+
+def _search(asked: SearchOptions, bridge: "Bridge", choice: Choice) -> "optuna.Study":
+    """Begin a search or continue it, to its last trial."""
+    from umscale.search.job import SearchJob
+    from umscale.store.store import Store
+
+    job = SearchJob(
+        study=bridge.study.to_dict(),
+        precision=bridge.precision,
+        n_trials=bridge.settings.n_trials,
+        n_workers=choice.workers,
+        seed=asked.seed,
+    )
+    opened = bridge.store
+    Store.create(opened.address)
+    for damage in opened.repair():
+        note(damage)
+    if opened.pinned_precision() is None:
+        opened.pin_precision(bridge.precision)
+    opened.write_design(bridge.study, [])
+    study = job.open(bridge)
+    _run(bridge, study, job, choice, asked.warm_start)
+    return study
+
+
+def _write_winners(asked: SearchOptions, bridge: "Bridge", found: "Found") -> None:
+    from umscale.errors import UserError
+    from umscale.files import write_text
+    from umscale.search.results import winners_study
+
+    if asked.winners is None:
+        return
+    if not found.best:
+        raise UserError("no trial has finished: there are no winners yet")
+    write_text(asked.winners, winners_study(bridge, found, asked.seeds))
 
 
 def _run(bridge: "Bridge", study: "optuna.Study", job: "SearchJob", choice: Choice, warm_start: bool) -> None:
@@ -315,30 +321,10 @@ def _figures(found: "Found", folder: Path) -> list[Path]:
 def _dry_run(bridge: "Bridge", seed: int, n_workers: int, threads: int, json_: bool) -> None:
     """Say what would be searched, and try random points of the space."""
     import numpy as np
-    import optuna
 
-    from umscale.errors import UserError
     from umscale.execute.estimate import estimate
-    from umscale.search.bridge import quiet
 
-    with quiet():
-        study = optuna.create_study(
-            directions=["minimize"] * len(bridge.settings.objectives),
-            sampler=optuna.samplers.RandomSampler(seed=seed),
-        )
-        points = [study.ask(bridge.distributions()).params for _ in range(_SPACE_POINTS)]
-    runs, why = [], {"not solvable": 0, "over budget": 0}
-    for params in points:
-        try:
-            run = bridge.cell(params).run
-        except UserError:
-            run = None
-        if run is None:
-            why["not solvable"] += 1
-        elif max(bridge.excess(run).values(), default=0.0) > 0:
-            why["over budget"] += 1
-        else:
-            runs.append(run)
+    runs, why = _random_points(bridge, seed)
     seconds = estimate(runs, threads).runs if runs and threads else ()
     typical = float(np.median(seconds)) if seconds else float("nan")
     settings = bridge.settings
@@ -352,7 +338,7 @@ def _dry_run(bridge: "Bridge", seed: int, n_workers: int, threads: int, json_: b
                 "objectives": settings.objectives,
                 "sampler": settings.sampler,
                 "trials": settings.n_trials,
-                "feasible": len(runs) / len(points),
+                "feasible": len(runs) / _SPACE_POINTS,
                 "reasons": why,
                 "seconds_a_trial": typical,
                 "seconds": total,
@@ -370,7 +356,7 @@ def _dry_run(bridge: "Bridge", seed: int, n_workers: int, threads: int, json_: b
     limits = ", ".join(f"{name} at most {count(limit)}" for name, limit in settings.constraints.items())
     console.print(f"minimise {', '.join(settings.objectives)}; {limits or 'no constraints'}")
     console.print(
-        f"{len(runs)} of {len(points)} random points are feasible ({why['over budget']} over budget, "
+        f"{len(runs)} of {_SPACE_POINTS} random points are feasible ({why['over budget']} over budget, "
         f"{why['not solvable']} with dimensions no model has)"
     )
     if seconds:
@@ -378,3 +364,32 @@ def _dry_run(bridge: "Bridge", seed: int, n_workers: int, threads: int, json_: b
             f"{settings.n_trials} trials by {settings.sampler}, {duration(typical)} each, about {duration(total)} with "
             f"{n_workers} workers. Nothing was written."
         )
+
+
+def _random_points(bridge: "Bridge", seed: int) -> "tuple[list[RunSpec], dict[str, int]]":
+    """The runs of random points that are feasible, and how many of the others fail for what."""
+    import optuna
+
+    from umscale.errors import UserError
+    from umscale.search.bridge import quiet
+
+    with quiet():
+        study = optuna.create_study(
+            directions=["minimize"] * len(bridge.settings.objectives),
+            sampler=optuna.samplers.RandomSampler(seed=seed),
+        )
+        points = [study.ask(bridge.distributions()).params for _ in range(_SPACE_POINTS)]
+    runs: list[RunSpec] = []
+    why = {"not solvable": 0, "over budget": 0}
+    for params in points:
+        try:
+            run = bridge.cell(params).run
+        except UserError:
+            run = None
+        if run is None:
+            why["not solvable"] += 1
+        elif max(bridge.excess(run).values(), default=0.0) > 0:
+            why["over budget"] += 1
+        else:
+            runs.append(run)
+    return runs, why

@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,22 +25,14 @@ from umscale_cli.console import (
 from umscale_cli.dry_run import show_plan
 from umscale_cli.executors import (
     WAITING,
-    AddressOption,
     Choice,
-    DeviceOption,
-    ExecutorOption,
-    PartitionOption,
-    PerGpuOption,
+    ExecutorOptions,
     Remarks,
-    SlurmOption,
-    ThreadsOption,
-    TimeOption,
-    WorkersOption,
-    choose,
     parting,
     recorded,
     stopping_noted,
 )
+from umscale_cli.options import takes_options
 from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
 
 if TYPE_CHECKING:
@@ -52,30 +45,24 @@ KEPT_LINES = 200
 """Lines that are shown again when a terminal changes its size."""
 
 
-def sweep(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions(ExecutorOptions):
+    """Options of ``umscale sweep``."""
+
     study: Annotated[
         str,
         typer.Argument(
             help="A study that ships with umscale (quickstart) or a .toml file.", autocompletion=studies
         ),
-    ],
-    store: StoreOption = None,
-    set_: SetOption = None,
-    executor: ExecutorOption = "local",
-    workers: WorkersOption = None,
-    threads: ThreadsOption = 1,
-    device: DeviceOption = "auto",
-    per_gpu: PerGpuOption = None,
-    partition: PartitionOption = None,
-    time_: TimeOption = None,
-    slurm: SlurmOption = None,
-    address: AddressOption = None,
+    ]
+    store: StoreOption = None
+    set_: SetOption = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and what they cost; write nothing.")
-    ] = False,
+    ] = False
     measure: Annotated[
         bool, typer.Option(help="Dry run: time a few steps to say how long it takes; else only count.")
-    ] = True,
+    ] = True
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -84,16 +71,16 @@ def sweep(
             help="Deviation from a target that a cell may have.",
             show_default="the study's, 0.01",
         ),
-    ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the study after overrides.")
-    ] = False,
+    ] = None
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the study after overrides.")] = (
+        False
+    )
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Train failed and diverged runs again.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Train every run again, replacing its results.")
-    ] = False,
+    ] = False
+    force: Annotated[bool, typer.Option("--force", help="Train every run again, replacing its results.")] = (
+        False
+    )
     until: Annotated[
         str | None,
         typer.Option(
@@ -101,10 +88,13 @@ def sweep(
             help="Pause each run after its budgets up to TOKENS (2.5M); the same command without it goes on.",
             show_default="train to the end",
         ),
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True,
-    json_: JsonFlag = False,
-) -> None:
+    ] = None
+    report: Annotated[bool, typer.Option(help="Fit and plot when the sweep is done.")] = True
+    json_: JsonFlag = False
+
+
+@takes_options
+def sweep(asked: SweepOptions) -> None:
     """Train a grid of proxy language models and store every result.
 
     Finished runs are skipped and interrupted ones continue, so the same command resumes a sweep. A long one can be done
@@ -115,41 +105,31 @@ def sweep(
     from umscale.execute.workload import make_plan
     from umscale.spec import quantity
 
-    plan_study = load_study(study, [*(set_ or ()), *([f"tolerance={tolerance!r}"] if tolerance else ())])
-    if print_config:
+    tolerance = [f"tolerance={asked.tolerance!r}"] if asked.tolerance else []
+    plan_study = load_study(asked.study, [*(asked.set_ or ()), *tolerance])
+    if asked.print_config:
         print(plan_study.to_toml(), end="")
         return
-    choice = choose(
-        executor,
-        workers,
-        threads,
-        device,
-        per_gpu=per_gpu,
-        partition=partition,
-        time=time_,
-        slurm=slurm,
-        address=address,
-        planning=dry_run,
-    )
-    root = store or str(DEFAULT_ROOT / plan_study.name)
+    choice = asked.choice(planning=asked.dry_run)
+    root = asked.store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
-    end = None if until is None else int(quantity(until, "--until"))
-    if dry_run:
-        show_plan(plan_study, cells, choice.workers, threads if measure else 0, json_, end)
+    end = None if asked.until is None else int(quantity(asked.until, "--until"))
+    if asked.dry_run:
+        show_plan(plan_study, cells, choice.workers, asked.threads if asked.measure else 0, asked.json_, end)
         return
     plan = make_plan(plan_study.name, cells, end)
     opened = ready(root, precision)
-    _clear(opened, cells, retry_failed, force)
+    _clear(opened, cells, asked.retry_failed, asked.force)
     opened.write_design(plan_study, cells)
     began = time.monotonic()
     _train(opened, plan, cells, choice)
     summary = _summary(opened, cells, time.monotonic() - began)
-    if json_:
+    if asked.json_:
         print_json(summary)
     else:
         _print_results(opened, plan_study, cells, summary)
-        if report:
-            _report(opened, plan_study, study)
+        if asked.report:
+            _report(opened, plan_study, asked.study)
     if summary["failed"] or summary["diverged"] or summary["infeasible"]:
         raise typer.Exit(EXIT_PARTLY)
 

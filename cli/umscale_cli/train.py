@@ -25,6 +25,7 @@ from umscale_cli.console import (
     print_json,
 )
 from umscale_cli.executors import DeviceOption, ThreadsOption, check_device, stopping_noted
+from umscale_cli.options import takes_options
 from umscale_cli.runs import DEFAULT_ROOT
 from umscale_cli.splits import DenseOption, TablesOption, check_split
 from umscale_cli.sweep import View, planned, ready
@@ -44,13 +45,16 @@ SHOWN = 8
 """Labels that a message lists."""
 
 
-def train(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Options of ``umscale train``."""
+
     study: Annotated[
         str,
         typer.Argument(
             help="A study that ships with umscale (quickstart) or a .toml file.", autocompletion=studies
         ),
-    ],
+    ]
     cell: Annotated[
         str | None,
         typer.Option(
@@ -58,21 +62,24 @@ def train(
             help="Which cell, as in 'top_m=8 seed=0'; needed when there are several.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     run: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Which run, by the beginning of its id.", show_default=False),
-    ] = None,
-    nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1,
-    tables: TablesOption = "replicated",
-    dense: DenseOption = "replicated",
-    store: StoreOption = None,
-    set_: SetOption = None,
-    threads: ThreadsOption = 1,
-    device: DeviceOption = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Train again, replacing what is stored.")] = False,
-    json_: JsonFlag = False,
-) -> None:
+    ] = None
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1
+    tables: TablesOption = "replicated"
+    dense: DenseOption = "replicated"
+    store: StoreOption = None
+    set_: SetOption = None
+    threads: ThreadsOption = 1
+    device: DeviceOption = "auto"
+    force: Annotated[bool, typer.Option("--force", help="Train again, replacing what is stored.")] = False
+    json_: JsonFlag = False
+
+
+@takes_options
+def train(asked: TrainOptions) -> None:
     """Train one run of a study with several processes as data parallel, each on its own GPU or core.
 
     The results are those of one process up to rounding, in the same store under the same id. Interrupted, the same
@@ -82,43 +89,50 @@ def train(
     from umscale.store.store import FINAL
     from umscale.training.shards import check
 
-    check_device(device)
-    size = _torchrun_size(nproc) or nproc
-    split = check_split(size, tables, dense)
-    how = How(
-        size=size,
-        shard_tables=split.shard_tables,
-        shard_dense=split.shard_dense,
-        device=device,
-        threads=threads,
-    )
+    how = _how(asked)
     if int(os.environ.get("RANK", "0")) and under_torchrun():
         _follow(how)
         return
-    plan_study = load_study(study, set_ or ())
-    root = store or str(DEFAULT_ROOT / plan_study.name)
+    plan_study = load_study(asked.study, asked.set_ or ())
+    root = asked.store or str(DEFAULT_ROOT / plan_study.name)
     cells, precision = planned(plan_study, root)
-    chosen = _choose(cells, cell, run)
+    chosen = _choose(cells, asked.cell, asked.run)
     assert chosen.run is not None
-    check(chosen.run, size, how.shard_tables)
+    check(chosen.run, how.size, how.shard_tables)
     opened = ready(root, precision)
-    if force:
+    if asked.force:
         opened.forget(chosen.run_id)
     opened.write_design(plan_study, cells)
     began, peaks = time.monotonic(), list[int]()
     if (status := opened.status(chosen.run_id)) in FINAL:
         note(f"run {chosen.run_id} is {status} already; --force trains it again")
     else:
-        what = f"{size} processes, tables {tables}, the rest {dense}" if size > 1 else "1 process"
-        note(f"{plan_study.name}: {chosen.label}, {what}; results in {opened.name}")
+        split = f"{how.size} processes, tables {asked.tables}, the rest {asked.dense}"
+        note(
+            f"{plan_study.name}: {chosen.label}, {split if how.size > 1 else '1 process'}; results in {opened.name}"
+        )
         reason, peaks = _train(opened, plan_study.name, chosen, how)
         status = opened.status(chosen.run_id)
         if status not in FINAL:
             note(f"umscale: {reason or 'the run was stopped'}; the same command continues")
             raise typer.Exit(EXIT_FAILED)
-    _print(opened, chosen, peaks, time.monotonic() - began, json_)
+    _print(opened, chosen, peaks, time.monotonic() - began, asked.json_)
     if status != "finished":
         raise typer.Exit(EXIT_FAILED)
+
+
+def _how(asked: TrainOptions) -> "How":
+    """How the run is spread, by the options or by torchrun."""
+    check_device(asked.device)
+    size = _torchrun_size(asked.nproc) or asked.nproc
+    split = check_split(size, asked.tables, asked.dense)
+    return How(
+        size=size,
+        shard_tables=split.shard_tables,
+        shard_dense=split.shard_dense,
+        device=asked.device,
+        threads=asked.threads,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

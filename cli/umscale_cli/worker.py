@@ -1,12 +1,14 @@
 """``umscale worker``: take part in the job of a store, from any machine that can reach it."""
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umscale_cli.console import EXIT_PARTLY, JsonFlag, note, print_json
 from umscale_cli.executors import (
+    Choice,
     DeviceOption,
     PerGpuOption,
     Remarks,
@@ -17,6 +19,7 @@ from umscale_cli.executors import (
     recorded,
     stopping_noted,
 )
+from umscale_cli.options import takes_options
 from umscale_cli.runs import is_recorded, open_store
 
 if TYPE_CHECKING:
@@ -27,69 +30,89 @@ PROGRESS_SECONDS = 20.0
 LOOK_SECONDS = 5.0
 
 
-def worker(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Options of ``umscale worker``."""
+
     store: Annotated[
         str,
         typer.Argument(
             help="The store that the machines share: a folder or a URL such as s3://bucket/prefix."
         ),
-    ],
+    ]
     job: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A job of the store; default: its newest.", show_default=False),
-    ] = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = 1,
-    device: DeviceOption = "auto",
-    per_gpu: PerGpuOption = None,
+    ] = None
+    workers: WorkersOption = None
+    threads: ThreadsOption = 1
+    device: DeviceOption = "auto"
+    per_gpu: PerGpuOption = None
     wait: Annotated[
         bool, typer.Option("--wait", help="When nothing is left, wait for further work until Ctrl-C.")
-    ] = False,
-    json_: JsonFlag = False,
-) -> None:
+    ] = False
+    json_: JsonFlag = False
+
+
+@takes_options
+def worker(asked: WorkerOptions) -> None:
     """Work on what a sweep or search has put into a store, until nothing of it is left.
 
     Any number of machines may do so, and come and go; no scheduler and no network but the store is needed.
+    """
+    from umscale.errors import UserError
+
+    choice = choose("local", asked.workers, asked.threads, asked.device, per_gpu=asked.per_gpu)
+    opened = open_store(asked.store)
+    if is_recorded(opened):
+        raise UserError(f"{opened.name} ships with umscale and is not written to")
+    view = Lines(opened)
+    waiting = False
+    while True:
+        name, worked = _work(opened, asked.job, choice, view, wait=asked.wait)
+        if not asked.wait:
+            break
+        if worked:
+            waiting = False
+        if not waiting:
+            waiting = True
+            note(f"nothing is left; waiting for work in {opened.name} (Ctrl-C ends)")
+        time.sleep(LOOK_SECONDS)
+    note(f"nothing is left of job {name}; {view.summary()}")
+    if asked.json_:
+        print_json({"store": opened.name, "job": name, "here": view.ended})
+    if view.ended.keys() - {"finished", "paused", "pruned"}:
+        raise typer.Exit(EXIT_PARTLY)
+
+
+def _work(
+    store: "Store", job: str | None, choice: Choice, view: "Lines", *, wait: bool
+) -> tuple[str | None, bool]:
+    """Work on a job, or the newest, until nothing is left; returns its name and whether there was anything to do.
+
+    Raises:
+        UserError: there is no job, and none is waited for.
     """
     from umscale.errors import UserError
     from umscale.execute.job import newest_job, read_job
     from umscale.execute.workload import JOBS as SWEEPS
     from umscale.search.job import JOBS as SEARCHES
 
-    choice = choose("local", workers, threads, device, per_gpu=per_gpu)
-    opened = open_store(store)
-    if is_recorded(opened):
-        raise UserError(f"{opened.name} ships with umscale and is not written to")
-    view = Lines(opened)
-    waiting = False
-    while True:
-        name = job or newest_job(opened)
-        if name is None and not wait:
-            raise UserError(
-                f"{opened.name} has no job yet; `umscale sweep` and `umscale search` put one there"
-            )
-        work = read_job(opened, name, {**SWEEPS, **SEARCHES}) if name else None
-        remaining = work.remaining(opened) if work else 0
-        if name and work and remaining:
-            waiting = False
-            n_workers = min(choice.workers, remaining)
-            note(
-                f"job {name} ({work.kind}): {remaining} left; {n_workers} workers here; results in {opened.name}"
-            )
-            view.begin(work)
-            with choice.open(opened, work).join(name) as executor, stopping_noted():
-                executor.run(view.handle)
-        if not wait:
-            break
-        if not waiting:
-            waiting = True
-            note(f"nothing is left; waiting for work in {opened.name} (Ctrl-C ends)")
-        time.sleep(LOOK_SECONDS)
-    note(f"nothing is left of job {name}; {view.summary()}")
-    if json_:
-        print_json({"store": opened.name, "job": name, "here": view.ended})
-    if view.ended.keys() - {"finished", "paused", "pruned"}:
-        raise typer.Exit(EXIT_PARTLY)
+    name = job or newest_job(store)
+    if name is None:
+        if wait:
+            return None, False
+        raise UserError(f"{store.name} has no job yet; `umscale sweep` and `umscale search` put one there")
+    work = read_job(store, name, {**SWEEPS, **SEARCHES})
+    remaining = work.remaining(store)
+    if not remaining:
+        return name, False
+    n_workers = min(choice.workers, remaining)
+    note(f"job {name} ({work.kind}): {remaining} left; {n_workers} workers here; results in {store.name}")
+    view.begin(work)
+    with choice.open(store, work).join(name) as executor, stopping_noted():
+        executor.run(view.handle)
+    return name, True
 
 
 class Lines:

@@ -4,6 +4,8 @@ import pytest
 from tests.laws.tables import study_table
 from umscale.errors import UserError
 from umscale.laws.fit import fit_law
+from umscale.laws.forms import LAWS
+from umscale.results.table import select_rows, where
 
 
 def test_local_law_recovers_its_slopes() -> None:
@@ -73,7 +75,7 @@ def test_rows_without_a_loss_are_counted() -> None:
     assert fit.n_rows == 11
     assert any("1 of 12 rows" in warning for warning in fit.warnings)
     with pytest.raises(UserError, match="1 of 12 rows lack"):
-        fit_law(table, "additive", stage="stable", drop_invalid=False)
+        select_rows(where(table, stage="stable"), [LAWS["additive"]], drop_invalid=False)
 
 
 def test_missing_cells_may_be_none() -> None:

@@ -11,10 +11,11 @@ import torch
 from tests.numerics import assert_close, seeded
 from umscale.errors import UserError
 from umscale.layers.ffn import SwiGlu
+from umscale.layers.loss import mean_loss
 from umscale.layers.memory import Memory
 from umscale.layers.tables import Shuffle, first_table
 from umscale.layers.tucker import TuckerMemory, balance_loss
-from umscale.model.decoder import Decoder, mean_loss
+from umscale.model.decoder import Decoder
 from umscale.model.initialise import initialise
 from umscale.model.scaling import effective_width, value_std
 from umscale.rng import generator

@@ -17,7 +17,7 @@ from umscale.design.study import parse
 from umscale.errors import UserError
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult, fit_law
-from umscale.questions.plan import Limits, Plan, plan, sized_model, to_json
+from umscale.questions.plan import Limits, Plan, Preferences, plan, sized_model, to_json
 from umscale.questions.simulate import Truth, draw, study_design
 from umscale.spec import FfnSpec, ModelSpec, from_dict, read_toml
 from umscale_cli.main import app
@@ -28,7 +28,7 @@ LIMITS = Limits(total_params=4e6, active_flops=4.0e5, memory_access_bytes=6e5, b
 
 def planned(truth: Truth, limits: Limits = LIMITS, **options: Any) -> Plan:
     table = draw(study_design(parse(TREE, "tree")), truth, np.random.default_rng(0))
-    return plan(table, BASE, limits, law=options.pop("law", "additive"), seq_len=256, **options)
+    return plan(table, BASE, limits, Preferences(**{"law": "additive", "seq_len": 256, **options}))
 
 
 def test_every_configuration_keeps_its_limits_and_counts_as_accounting_does() -> None:
@@ -202,7 +202,9 @@ def mixture_fit() -> FitResult:
 def test_a_dense_law_plans_dense_models_and_says_what_its_n_is() -> None:
     fit = dense_fit()
     limits = Limits(active_flops=8e8)
-    found = plan(dict(fit_table(fit)), DENSE, limits, law=fit, tokens=2e10, units={"N": "with embeddings"})
+    found = plan(
+        dict(fit_table(fit)), DENSE, limits, Preferences(law=fit, tokens=2e10, units={"N": "with embeddings"})
+    )
     best = found.recommended
     assert best.cost.flops_per_token <= 8e8
     assert best.model.memory is None
@@ -211,9 +213,8 @@ def test_a_dense_law_plans_dense_models_and_says_what_its_n_is() -> None:
         float(fit.predict({"N": np.array([best.cost.active_params]), "D": np.array([2e10])})[0])
     )
     assert "the rows say: with embeddings" in found.statements[0]
-    counted = plan(
-        dict(fit_table(fit)), DENSE, limits, law=fit, tokens=2e10, means={"N": "total_params_with_embedding"}
-    )
+    means = {"N": "total_params_with_embedding"}
+    counted = plan(dict(fit_table(fit)), DENSE, limits, Preferences(law=fit, tokens=2e10, means=means))
     assert counted.reads["N"] == "total_params_with_embedding"
     assert counted.recommended.loss.value < best.loss.value
     assert to_json(counted)["reads"] == {"N": "total_params_with_embedding", "D": "tokens"}
@@ -221,7 +222,9 @@ def test_a_dense_law_plans_dense_models_and_says_what_its_n_is() -> None:
 
 def test_a_law_of_mixtures_plans_mixtures() -> None:
     fit = mixture_fit()
-    found = plan(dict(fit_table(fit)), MIXTURE, Limits(total_params=2e9, active_flops=6e8), law=fit)
+    found = plan(
+        dict(fit_table(fit)), MIXTURE, Limits(total_params=2e9, active_flops=6e8), Preferences(law=fit)
+    )
     assert found.recommended.cost.total_params <= 2e9
     assert found.recommended.dimensions["n_experts"] > 8
     assert {"n_experts", "top_k"} <= set(found.recommended.dimensions)
@@ -239,14 +242,14 @@ def test_a_law_of_mixtures_plans_mixtures() -> None:
 def test_what_the_rows_cannot_speak_of_is_refused(fit: Any, base: ModelSpec, message: str) -> None:
     one = fit()
     with pytest.raises(UserError, match=message):
-        plan(dict(fit_table(one)), base, Limits(total_params=1e10, active_flops=1e10), law=one)
+        plan(dict(fit_table(one)), base, Limits(total_params=1e10, active_flops=1e10), Preferences(law=one))
 
 
 def test_rows_with_memory_layers_plan_no_dense_model() -> None:
     truth = Truth(delta_m=0.03, delta_n=0.02, run_sd=0.005)
     table = draw(study_design(parse(TREE, "tree")), truth, np.random.default_rng(0))
     with pytest.raises(UserError, match="a dense model has none"):
-        plan(table, DENSE, Limits(active_flops=1e9), law="additive")
+        plan(table, DENSE, Limits(active_flops=1e9), Preferences(law="additive"))
 
 
 def fit_table(fit: FitResult) -> dict[str, np.ndarray]:

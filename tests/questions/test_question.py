@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import umscale.questions
-from umscale.design.study import QUESTIONS
+from umscale.design.question_names import QUESTIONS
 from umscale.errors import UserError
 from umscale.figures.kinds import KINDS
 from umscale.questions.question import find

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tests.numerics import assert_close, seeded
 from umscale.data.corpus import open_corpus
-from umscale.model.decoder import Decoder, mean_loss
+from umscale.layers.loss import mean_loss
+from umscale.model.decoder import Decoder
 from umscale.model.scaling import BASE, learning_rates, table_decay
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.training import checkpoint

@@ -20,7 +20,7 @@ from torch import Tensor
 from tests.numerics import seeded
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
-from umscale.model.decoder import mean_loss
+from umscale.layers.loss import mean_loss
 from umscale.model.scaling import table_decay
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store.store import Store

@@ -63,63 +63,22 @@ def bench_fit(
     """
     table = synthetic_table(seed) if path is None else _read(path)
     fit = fit_law(table, "chinchilla", columns=_COLUMNS)
-    law, values, loss = LAWS["chinchilla"], fit.rows.values, fit.rows.loss
-    assert isinstance(law, PowerLaw)
-    problem = engine.make_problem(law, values, residual="log", delta=HUBER_DELTA)
-    grid = hoffmann_starts()
+    loss, grid = fit.rows.loss, hoffmann_starts()
     rng = np.random.Generator(np.random.PCG64(seed))
     resampled = rng.multinomial(len(loss), np.full(len(loss), 1 / len(loss)), size=N_REFITS).astype(
         np.float64
     )
     chosen = grid[rng.choice(len(grid), size=min(sample, len(grid)), replace=False)]
-
-    def newton() -> Array:
-        coefficients = np.where(_LOGARITHMS, np.exp(np.where(_LOGARITHMS, grid, 0.0)), grid)
-        return engine.minimise(problem, problem.theta(coefficients), loss).objective
-
-    def refits() -> Array:
-        refit(fit, resampled)
-        return np.zeros(0)
-
-    tasks: dict[str, tuple[int, int, Callable[[], Array]]] = {
-        "this project: one fit": (
-            fit.n_starts,
-            fit.n_starts,
-            lambda: np.array([fit_law(table, "chinchilla", columns=_COLUMNS).objective]),
-        ),
-        f"this project: {N_REFITS} bootstrap refits": (N_REFITS, N_REFITS, refits),
-        _WHOLE_GRID: (len(grid), len(grid), newton),
-        "scipy L-BFGS-B, analytic gradient": (
-            len(grid),
-            len(chosen),
-            partial(_scipy, chosen, values, loss, True),
-        ),
-        "scipy L-BFGS-B, finite differences": (
-            len(grid),
-            len(chosen),
-            partial(_scipy, chosen, values, loss, False),
-        ),
-    }
-    if peer and find_spec("lmfit") is not None:
-        name = f"lmfit {version('lmfit')}, least_squares with huber"
-        tasks[name] = (len(grid), len(chosen), partial(_lmfit, chosen, values, loss))
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    reached: dict[str, Array] = {}
-    for turn in range(rounds):
-        for name, (_, _, run) in tasks.items():
-            if turn and name == _WHOLE_GRID:
-                continue
-            began = time.process_time()
-            reached[name] = run()
-            times[name].append(time.process_time() - began)
-    if peer and (found := _peer(values, loss)) is not None:
+    tasks = _tasks(table, fit, grid, chosen, resampled, with_lmfit=peer)
+    times, reached = _interleaved(tasks, rounds)
+    if peer and (found := _peer(fit.rows.values, fit.rows.loss)) is not None:
         name, n_timed, seconds, objective = found
         tasks[name] = (len(grid), n_timed, partial(np.array, [objective]))
         times[name], reached[name] = [seconds], np.array([objective])
     least = min(fit.objective, *(float(o.min()) for o in reached.values() if o.size))
     return {
         "table": "synthetic" if path is None else path.name,
-        "rows": len(loss),
+        "rows": len(fit.rows.loss),
         "rounds": rounds,
         "objective": least,
         "coefficients": dict(fit.coefficients),
@@ -136,6 +95,57 @@ def bench_fit(
             for name, (starts, timed, _) in tasks.items()
         ],
     }
+
+
+Task = tuple[int, int, Callable[[], Array]]
+"""Starts it stands for, how many of them are timed, and what is timed: it returns the objectives reached."""
+
+
+def _tasks(
+    table: Table, fit: FitResult, grid: Array, chosen: Array, resampled: Array, *, with_lmfit: bool
+) -> dict[str, Task]:
+    """Every way of fitting by name."""
+    law, values, loss = LAWS["chinchilla"], fit.rows.values, fit.rows.loss
+    assert isinstance(law, PowerLaw)
+    problem = engine.make_problem(law, values, residual="log", delta=HUBER_DELTA)
+
+    def newton() -> Array:
+        coefficients = np.where(_LOGARITHMS, np.exp(np.where(_LOGARITHMS, grid, 0.0)), grid)
+        return engine.minimise(problem, problem.theta(coefficients), loss).objective
+
+    def refits() -> Array:
+        refit(fit, resampled)
+        return np.zeros(0)
+
+    def one_fit() -> Array:
+        return np.array([fit_law(table, "chinchilla", columns=_COLUMNS).objective])
+
+    n, timed = len(grid), len(chosen)
+    tasks: dict[str, Task] = {
+        "this project: one fit": (fit.n_starts, fit.n_starts, one_fit),
+        f"this project: {N_REFITS} bootstrap refits": (N_REFITS, N_REFITS, refits),
+        _WHOLE_GRID: (n, n, newton),
+        "scipy L-BFGS-B, analytic gradient": (n, timed, partial(_scipy, chosen, values, loss, True)),
+        "scipy L-BFGS-B, finite differences": (n, timed, partial(_scipy, chosen, values, loss, False)),
+    }
+    if with_lmfit and find_spec("lmfit") is not None:
+        name = f"lmfit {version('lmfit')}, least_squares with huber"
+        tasks[name] = (n, timed, partial(_lmfit, chosen, values, loss))
+    return tasks
+
+
+def _interleaved(tasks: Mapping[str, Task], rounds: int) -> tuple[dict[str, list[float]], dict[str, Array]]:
+    """Seconds of processor time of every task, in turn, and the objectives of its last turn."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    reached: dict[str, Array] = {}
+    for turn in range(rounds):
+        for name, (_, _, run) in tasks.items():
+            if turn and name == _WHOLE_GRID:  # it takes long: once will do
+                continue
+            began = time.process_time()
+            reached[name] = run()
+            times[name].append(time.process_time() - began)
+    return times, reached
 
 
 def hoffmann_starts() -> Array:

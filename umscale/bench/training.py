@@ -80,8 +80,6 @@ def bench_train(
 
     Seconds are of processor time where there is one thread, and wall time otherwise.
     """
-    from umscale_kernels import available_backends
-
     torch.set_num_threads(threads)
     keep_freed_memory()
     precision = resolve_precision(precision)
@@ -90,15 +88,7 @@ def bench_train(
     tokens = torch.randint(
         0, spec.vocab_size, (batch, SEQ_LEN + 1), generator=torch.Generator().manual_seed(0)
     )
-    backends = [b for b in available_backends("lookup") if b not in ("reference", "triton")]
-    steps: dict[str, Step] = {"plain": current_step(spec, tokens, precision, "reference")}
-    steps |= {name: current_step(spec, tokens, precision, name) for name in backends}
-    steps[RELEASE] = release_step(spec, tokens, precision)
-    steps["dense"] = current_step(bare, tokens, precision)
-    steps[f"dense, {RELEASE}"] = release_step(bare, tokens, precision)
-    if compiled:
-        steps[f"dense, {NANO}"] = plain_decoder_step(bare, tokens, precision)
-    fastest = backends[-1]
+    steps, fastest = _steps(spec, bare, tokens, precision, compiled=compiled)
     references = {fastest: RELEASE, "dense": f"dense, {RELEASE}"}
     with ExitStack() as stack:
         if beside is not None:
@@ -123,6 +113,23 @@ def bench_train(
         },
         "profile": _profile(steps[fastest]),
     }
+
+
+def _steps(
+    spec: ModelSpec, bare: ModelSpec, tokens: Tensor, precision: str, *, compiled: bool
+) -> tuple[dict[str, Step], str]:
+    """Every variant of the step, and the name of the fastest backend's."""
+    from umscale_kernels import available_backends
+
+    backends = [b for b in available_backends("lookup") if b not in ("reference", "triton")]
+    steps: dict[str, Step] = {"plain": current_step(spec, tokens, precision, "reference")}
+    steps |= {name: current_step(spec, tokens, precision, name) for name in backends}
+    steps[RELEASE] = release_step(spec, tokens, precision)
+    steps["dense"] = current_step(bare, tokens, precision)
+    steps[f"dense, {RELEASE}"] = release_step(bare, tokens, precision)
+    if compiled:
+        steps[f"dense, {NANO}"] = plain_decoder_step(bare, tokens, precision)
+    return steps, backends[-1]
 
 
 def _flops(spec: ModelSpec) -> float:

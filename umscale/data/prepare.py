@@ -110,10 +110,7 @@ def prepare(
     known = _known_tokenizer(tokenizer)
     sources, skipped = find_sources(paths, boundary, text_field)
     if not sources:
-        left = (
-            f" (left out: {'; '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''})" if skipped else ""
-        )
-        raise UserError(f"{paths[0]}: holds no file of text, JSON, CSV or Parquet{left}")
+        raise UserError(f"{paths[0]}: holds no file of text, JSON, CSV or Parquet{_left_out(skipped)}")
     recipe = Recipe(
         tokenizer=tokenizer if known is None or known is BYTES else f"file:{known.sha256}",
         documents=documents,
@@ -125,15 +122,12 @@ def prepare(
     if not force and (found := _existing(target, recipe, infos)) is not None:
         return found
     return build(
-        target,
-        sources,
-        infos,
-        recipe,
-        tokenizer=known,
-        skipped=skipped,
-        force=force,
-        progress=progress,
+        target, sources, infos, recipe, tokenizer=known, skipped=skipped, force=force, progress=progress
     )
+
+
+def _left_out(skipped: Sequence[str]) -> str:
+    return f" (left out: {'; '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''})" if skipped else ""
 
 
 def check_options(name: str, validation_fraction: float) -> None:
@@ -248,30 +242,11 @@ def build(
             below = written.survey.threshold(below)
             written = _write(folder, sources, tokenizer, recipe, below, shard_bytes, progress)
         _check_result(written, sources, recipe)
-        train, validation = written.splits
-        manifest = Manifest(
-            format=FORMAT,
-            version=VERSION,
+        manifest = dataclasses.replace(
+            _manifest(written, tokenizer, infos, recipe, below),
             name=target.name,
-            hash="",
-            dtype="<u2" if tokenizer.dtype.itemsize == 2 else "<u4",
-            vocab_size=tokenizer.vocab_size,
-            eot=tokenizer.eot,
-            validation_below=f"{below:016x}",
-            tokenizer=TokenizerInfo(
-                kind=tokenizer.kind, sha256=tokenizer.sha256, sample_bytes=tokenizer.sample_bytes
-            ),
-            recipe=recipe,
-            train=train,
-            validation=validation,
-            sources=infos,
             skipped_files=len(skipped),
             left_out=tuple(skipped[:LEFT_OUT_NAMED]),
-            undecodable_documents=written.undecodable,
-            null_rows=written.rows.null,
-            empty_rows=written.rows.empty,
-            header_rows=written.rows.headers,
-            lost_bytes=written.lost_bytes,
             generated=generated,
         )
         manifest = dataclasses.replace(manifest, hash=content_hash(manifest))
@@ -281,6 +256,35 @@ def build(
         sync_folder(folder)
         _put(folder, target, manifest, force)
     return read_corpus(target)
+
+
+def _manifest(
+    written: "_Written", tokenizer: Tokenizer, infos: tuple[SourceInfo, ...], recipe: Recipe, below: int
+) -> Manifest:
+    """What was written, before its name and its hash."""
+    train, validation = written.splits
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        name="",
+        hash="",
+        dtype="<u2" if tokenizer.dtype.itemsize == 2 else "<u4",
+        vocab_size=tokenizer.vocab_size,
+        eot=tokenizer.eot,
+        validation_below=f"{below:016x}",
+        tokenizer=TokenizerInfo(
+            kind=tokenizer.kind, sha256=tokenizer.sha256, sample_bytes=tokenizer.sample_bytes
+        ),
+        recipe=recipe,
+        train=train,
+        validation=validation,
+        sources=infos,
+        undecodable_documents=written.undecodable,
+        null_rows=written.rows.null,
+        empty_rows=written.rows.empty,
+        header_rows=written.rows.headers,
+        lost_bytes=written.lost_bytes,
+    )
 
 
 def _check_result(written: "_Written", sources: Sequence[Source], recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 
@@ -54,52 +55,58 @@ def generate(
     recipe = Recipe(tokenizer="bytes", documents=r"\n", validation_fraction=validation_fraction)
     target = corpora_folder() / name
     n_bytes = count * (source.document + 1)
-    if not force and (target / MANIFEST).exists():
-        found = read_corpus(target)
-        m = found.manifest
-        # Not the floors: their last digits are the machine's.
-        made = m.generated.source if m.generated else None
-        if (made, m.recipe, m.sources[0].n_bytes) == (source, recipe, n_bytes):
-            return found
-        raise UserError(
-            f"corpus {name!r} exists and was made otherwise; replace it with --force or choose another name"
-        )
+    if not force and (found := _made_before(target, source, recipe, n_bytes)) is not None:
+        return found
     with temporary_folder(target) as folder:
-        needed, free = n_bytes * (1 + BYTES.dtype.itemsize), shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"{tokens:,} tokens take {needed / 1e9:,.1f} GB of disk while they are made, {free / 1e9:,.1f} GB are "
-                "free; ask for fewer tokens or set UMSCALE_DATA to a larger disk"
-            )
-        path, digest, done = folder / f"{source.kind}.txt", hashlib.sha256(), 0
-        with path.open("wb") as stream:
-            for texts in document_batches(source, count):
-                lines = np.full((len(texts), source.document + 1), ord("\n"), np.uint8)
-                lines[:, :-1] = texts
-                digest.update(lines.data)
-                stream.write(lines.data)
-                done += lines.size
-                progress("generate", done, n_bytes)
-        info = SourceInfo(
-            name=path.name,
-            n_bytes=n_bytes,
-            sha256=digest.hexdigest(),
-            kind="text",
-            documents=str(boundary),
-        )
+        _require_room(folder, n_bytes, tokens)
+        path = folder / f"{source.kind}.txt"
+        sha = _write_text(path, source, count, progress)
+        info = SourceInfo(name=path.name, n_bytes=n_bytes, sha256=sha, kind="text", documents=str(boundary))
         text = Source(
             path=path, label=path.name, kind="text", compression="", n_bytes=n_bytes, boundary=boundary
         )
         return build(
-            target,
-            [text],
-            (info,),
-            recipe,
-            tokenizer=BYTES,
-            force=force,
-            progress=progress,
-            generated=generated,
+            target, [text], (info,), recipe,
+            tokenizer=BYTES, force=force, progress=progress, generated=generated,
+        )  # fmt: skip
+
+
+def _made_before(target: Path, source: MarkovFacts, recipe: Recipe, n_bytes: int) -> Corpus | None:
+    """The corpus of that name if it is the one asked for; raises ``UserError`` if it is another."""
+    if not (target / MANIFEST).exists():
+        return None
+    found = read_corpus(target)
+    m = found.manifest
+    # Not the floors: their last digits are the machine's.
+    made = m.generated.source if m.generated else None
+    if (made, m.recipe, m.sources[0].n_bytes) == (source, recipe, n_bytes):
+        return found
+    raise UserError(
+        f"corpus {target.name!r} exists and was made otherwise; replace it with --force or choose another name"
+    )
+
+
+def _require_room(folder: Path, n_bytes: int, tokens: int) -> None:
+    needed, free = n_bytes * (1 + BYTES.dtype.itemsize), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{tokens:,} tokens take {needed / 1e9:,.1f} GB of disk while they are made, {free / 1e9:,.1f} GB are "
+            "free; ask for fewer tokens or set UMSCALE_DATA to a larger disk"
         )
+
+
+def _write_text(path: Path, source: MarkovFacts, count: int, progress: Progress) -> str:
+    """Write documents, a line each; returns their SHA-256."""
+    digest, done, n_bytes = hashlib.sha256(), 0, count * (source.document + 1)
+    with path.open("wb") as stream:
+        for texts in document_batches(source, count):
+            lines = np.full((len(texts), source.document + 1), ord("\n"), np.uint8)
+            lines[:, :-1] = texts
+            digest.update(lines.data)
+            stream.write(lines.data)
+            done += lines.size
+            progress("generate", done, n_bytes)
+    return digest.hexdigest()
 
 
 def validation_floor(corpus: Corpus, targets: np.ndarray) -> float:

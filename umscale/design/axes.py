@@ -150,6 +150,26 @@ def solve(
         UserError: targets that make no sense together, or an invalid model.
     """
     reference = model if reference is None else reference
+    model, targets = _with_direct(model, targets)
+    # A rounder width may put another target out of reach: then a less round one has to do.
+    multiple = d_ffn_multiple
+    while True:
+        try:
+            found, wanted, got = _balance(
+                model, targets, compensation, seq_len, tolerance, reference, multiple
+            )
+            break
+        except Infeasible:
+            if compensation == "none" or multiple == 1:
+                raise
+            multiple //= 2
+    if compensation != "none":
+        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(found.ffn.d_ffn, d_ffn_multiple))
+    return Solved(model=found, cost=cost(found, seq_len), targets=wanted, achieved=got)
+
+
+def _with_direct(model: ModelSpec, targets: Mapping[str, Any]) -> tuple[ModelSpec, Mapping[str, Any]]:
+    """The model with the targets that are dimensions of it, and the targets that its kind has."""
     if "d_model" in targets:
         model = scale_width(model, int(targets["d_model"]))
     direct: dict[str, Any] = {k: int(targets[k]) for k in DIRECT_MODEL if k in targets}
@@ -172,21 +192,7 @@ def solve(
         raise UserError(
             "axis 'total_params' sets the number of values or experts; leave the other size axes out"
         )
-    # A rounder width may put another target out of reach: then a less round one has to do.
-    multiple = d_ffn_multiple
-    while True:
-        try:
-            found, wanted, got = _balance(
-                model, targets, compensation, seq_len, tolerance, reference, multiple
-            )
-            break
-        except Infeasible:
-            if compensation == "none" or multiple == 1:
-                raise
-            multiple //= 2
-    if compensation != "none":
-        got["d_ffn_multiple"] = float(d_ffn_multiple >> _halvings(found.ffn.d_ffn, d_ffn_multiple))
-    return Solved(model=found, cost=cost(found, seq_len), targets=wanted, achieved=got)
+    return model, targets
 
 
 def _balance(

@@ -48,6 +48,7 @@ from umscale.design.axes import (
     check_axis,
     solve,
 )
+from umscale.design.question_names import QUESTIONS
 from umscale.errors import UserError, nearest
 from umscale.spec import (
     DataSpec,
@@ -63,17 +64,6 @@ from umscale.spec import (
     to_toml,
 )
 
-QUESTIONS = (
-    "density-over-size",
-    "architectures",
-    "memory-to-ffn",
-    "learning-rates",
-    "noise",
-    "trainer-choice",
-    "token-trend",
-    "allocation",
-    "laws",
-)
 KEYS = (
     "name", "question", "description", "compensation", "tolerance", "d_ffn_multiple", "axes", "cells",
     "architectures", "search", "model", "data", "train",

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from umscale.errors import UserError
@@ -19,6 +19,7 @@ from umscale.training.record import spec_row
 if TYPE_CHECKING:
     import torch
 
+    from umscale.data.corpus import Corpus
     from umscale.training.process_group import World
     from umscale.training.run import Outcome, Progress
 
@@ -103,7 +104,6 @@ def train_one(
     Raises:
         UserError: something the user must put right before any run can go on (disk, corpus).
     """
-    from umscale.data.corpus import open_corpus
     from umscale.model.decoder import resolve_device
     from umscale.training.process_group import ALONE
     from umscale.training.run import Interrupted, Run
@@ -116,62 +116,93 @@ def train_one(
     context = provenance(device, world.size)
     if device.type == "cpu":
         report.remark(native_remarks())
-
-    def on_record(outcome: "Outcome") -> None:
-        store.write_run(
-            spec_row(run),
-            study,
-            status=outcome.status,
-            reason=outcome.reason,
-            records=outcome.records,
-            documents=outcome.documents,
-            curve=outcome.curve,
-            probes=outcome.probes,
-            context=context | {"kernels": ", then ".join(dict.fromkeys(outcome.kernels))},
-        )
-        if outcome.records and outcome.status == "running":
-            last = outcome.records[-1]
-            report("record", run=run_id, **{k: last[k] for k in ("budget", "stage", "loss", "loss_ema")})
-        if watch is not None:
-            watch.record(outcome)
-
-    def on_progress(progress: "Progress") -> None:
-        report.progress(run_id, dataclasses.asdict(progress))
-        if watch is not None:
-            watch.progress(progress)
-
-    def should_stop() -> bool:
-        if world.any(report.stopping or (watch is not None and watch.should_stop())):
-            report.stopping = report.stopping or world.size > 1
-            return True
-        return False
-
+    heard = _Heard(store, study, run, report, watch, world, context)
     try:
-        corpus = open_corpus(run.data.corpus)
-        if corpus.hash != run.data.hash:
-            raise UserError(
-                f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
-            )
-        outcome = Run(run, corpus, Workspace.of(store, run_id), device, world).execute(
-            on_record, on_progress, should_stop, until
+        outcome = Run(run, _corpus(run), Workspace.of(store, run_id), device, world).execute(
+            heard.record, heard.progress, heard.should_stop, until
         )
     except Interrupted:
         return None
     except UserError:
         raise
     except Exception as error:  # a bug or a machine's fault: recorded, and the other runs go on
-        log = store.log_path(run_id)
-        with contextlib.suppress(OSError):  # no room for it
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
-        store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
+        reason = _failed(store, study, run, error, context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
     if outcome.status != "paused":
         store.clear_work(run_id)
     report("end", run=run_id, status=outcome.status, reason=outcome.reason)
     return outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Heard:
+    """What is done with what a run says while it trains."""
+
+    store: Store
+    study: str
+    run: RunSpec
+    report: Reporter
+    watch: Watch | None
+    world: "World"
+    context: Mapping[str, str]
+
+    def record(self, outcome: "Outcome") -> None:
+        """Write what the run has so far; say its last record."""
+        kernels = ", then ".join(dict.fromkeys(outcome.kernels))
+        self.store.write_run(
+            spec_row(self.run),
+            self.study,
+            status=outcome.status,
+            reason=outcome.reason,
+            records=outcome.records,
+            documents=outcome.documents,
+            curve=outcome.curve,
+            probes=outcome.probes,
+            context={**self.context, "kernels": kernels},
+        )
+        if outcome.records and outcome.status == "running":
+            last = outcome.records[-1]
+            said = {k: last[k] for k in ("budget", "stage", "loss", "loss_ema")}
+            self.report("record", run=self.run.run_id, **said)
+        if self.watch is not None:
+            self.watch.record(outcome)
+
+    def progress(self, progress: "Progress") -> None:
+        """Pass progress on."""
+        self.report.progress(self.run.run_id, dataclasses.asdict(progress))
+        if self.watch is not None:
+            self.watch.progress(progress)
+
+    def should_stop(self) -> bool:
+        """Whether any process was asked to stop: all stop at the same step, or none."""
+        watch, report = self.watch, self.report
+        if self.world.any(report.stopping or (watch is not None and watch.should_stop())):
+            report.stopping = report.stopping or self.world.size > 1
+            return True
+        return False
+
+
+def _corpus(run: RunSpec) -> "Corpus":
+    from umscale.data.corpus import open_corpus
+
+    corpus = open_corpus(run.data.corpus)
+    if corpus.hash != run.data.hash:
+        raise UserError(
+            f"corpus {run.data.corpus!r} has changed since this sweep was planned; run the sweep again"
+        )
+    return corpus
+
+
+def _failed(store: Store, study: str, run: RunSpec, error: Exception, context: Mapping[str, str]) -> str:
+    """Record a failure, its traceback in a file beside; returns the reason in a line."""
+    log = store.log_path(run.run_id)
+    with contextlib.suppress(OSError):  # no room for it
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
+    store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
+    return reason
 
 
 def provenance(device: "torch.device", n_processes: int = 1) -> dict[str, str]:

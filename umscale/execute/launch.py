@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import (
     DefaultLogsSpecs,
+    PContext,
     RunProcsResult,
     SignalException,
     Std,
@@ -63,41 +64,25 @@ def launch(
     folder = Path(tempfile.mkdtemp(prefix="umscale-train-"))  # mode 700
     logs = store.scratch / "logs" / f"train-{os.getpid()}"
     pipe, file = folder / "events", folder / "job.json"
-    os.mkfifo(pipe)
-    inbox = os.open(
-        pipe, os.O_RDWR | os.O_NONBLOCK
-    )  # for writing too: no end of file before the first writer
+    inbox = _inbox(pipe)
     where = str(store.root.absolute()) if store.is_folder else redact(store.address)
     job = Job(
         store=where, study=study, run=to_dict(run), shard_tables=shard_tables, shard_dense=shard_dense,
         device=device, threads=threads, rendezvous=f"file://{folder}/rendezvous", events=str(pipe),
     )  # fmt: skip
     file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-    common = worker_environment(store, threads) | {"WORLD_SIZE": str(nproc)}
-    common |= {name: os.environ.get(name, value) for name, value in LOOPBACK.items()}
-    ranks = [str(rank) for rank in range(nproc)]
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     program, *arguments = python_command("umscale.parallel.worker", str(file))
+    commands = dict.fromkeys(range(nproc), tuple(arguments))
+    environments = _environments(store, threads, nproc)
+    specs = DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL)
     context, reason = None, ""
     try:
-        context = start_processes(
-            "umscale",
-            program,
-            dict.fromkeys(range(nproc), tuple(arguments)),
-            {int(rank): {**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ranks},
-            DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
-        )
+        context = start_processes("umscale", program, commands, environments, specs)
         for number, handler in handlers.items():  # torch's own are for those who have none
             if handler is not signal.SIG_DFL:
                 signal.signal(number, handler)
-        heard = ""
-        while True:
-            result = context.wait(0)
-            heard = _hear(inbox, heard, on_event)
-            if result is not None:
-                break
-            time.sleep(POLL_SECONDS)
-        reason = _reason(result, nproc)
+        reason = _reason(_listen(context, inbox, on_event), nproc)
     except SignalException as error:
         signal.signal(error.sigval, handlers[error.sigval])
         if callable(handlers[error.sigval]):  # as if it had come a moment later
@@ -113,6 +98,29 @@ def launch(
         if not reason:
             shutil.rmtree(logs, ignore_errors=True)
     return reason
+
+
+def _inbox(pipe: Path) -> int:
+    os.mkfifo(pipe)
+    return os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # for writing too: no end of file before the first writer
+
+
+def _environments(store: Store, threads: int, nproc: int) -> dict[int, dict[str, str]]:
+    """Rank → environment, as torchrun gives it to its workers."""
+    common = worker_environment(store, threads) | {"WORLD_SIZE": str(nproc)}
+    common |= {name: os.environ.get(name, value) for name, value in LOOPBACK.items()}
+    return {rank: {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(nproc)}
+
+
+def _listen(context: PContext, inbox: int, on_event: Callable[[Event], None]) -> RunProcsResult:
+    """Pass on what the first process reports until all have ended."""
+    heard = ""
+    while True:
+        result = context.wait(0)
+        heard = _hear(inbox, heard, on_event)
+        if result is not None:
+            return result
+        time.sleep(POLL_SECONDS)
 
 
 def _hear(inbox: int, heard: str, on_event: Callable[[Event], None]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from umscale.errors import UserError, nearest
+from umscale.laws.constraints import Constraints
 from umscale.laws.diagnostics import residuals_in_nats
 from umscale.laws.fit import FitResult, Objective, fit_rows
 from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Residual, law_named
@@ -197,9 +198,7 @@ def fit_each(
                     objective=how.objective,
                     delta=how.delta,
                     residual=how.residual,
-                    pins=how.pins,
-                    ties=how.ties,
-                    bounds=how.bounds,
+                    constraints=Constraints(pins=how.pins, ties=tuple(how.ties), bounds=how.bounds),
                     above=how.above,
                 )
             )

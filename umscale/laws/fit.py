@@ -128,7 +128,6 @@ def fit_law(
     pins: Mapping[str, float] | None = None,
     ties: Sequence[tuple[str, str]] = (),
     bounds: Mapping[str, tuple[float, float]] | None = None,
-    drop_invalid: bool = True,
 ) -> FitResult:
     """Fit ``law`` (a name of ``forms.LAWS`` or a law) to one stage and compensation of a table.
 
@@ -143,7 +142,7 @@ def fit_law(
         if symbol not in law.symbols and symbol not in COLUMNS:
             raise UserError(f"law {law.name!r} does not read {symbol!r}{nearest(symbol, law.symbols)}")
     part = where(table, stage=stage, compensation=compensation)
-    rows = select_rows(part, [law], loss=loss, columns=columns, drop_invalid=drop_invalid)
+    rows = select_rows(part, [law], loss=loss, columns=columns)
     used_stage = stage or next(iter(levels(part, "stage")), None)
     used_compensation = compensation or next(iter(levels(part, "compensation")), None)
     return fit_rows(
@@ -156,9 +155,7 @@ def fit_law(
         objective=objective,
         delta=delta,
         residual=residual,
-        pins=pins,
-        ties=ties,
-        bounds=bounds,
+        constraints=Constraints(pins=pins or {}, ties=tuple(ties), bounds=bounds or {}),
     )
 
 
@@ -173,67 +170,22 @@ def fit_rows(
     objective: Objective | None = None,
     delta: float | None = None,
     residual: Residual | None = None,
-    pins: Mapping[str, float] | None = None,
-    ties: Sequence[tuple[str, str]] = (),
-    bounds: Mapping[str, tuple[float, float]] | None = None,
+    constraints: Constraints | None = None,
     above: float = 1.0,
 ) -> FitResult:
     """``fit_law`` on rows already chosen; ``above`` is the weight of rows that lie above the law."""
-    if not 0 < above <= 1:
-        raise UserError(f"rows above the law weigh more than 0 and at most 1, not {above:g}")
     asked = law
-    constraints = Constraints(pins=pins or {}, ties=tuple(ties), bounds=bounds or {})
+    constraints = constraints or Constraints()
     check(law, constraints)
-    constant = [s for s in law.symbols if _has_one_level(rows.values[s])]
-    law, dropped = without_axes(law, constant, keep=constraints.names)
-    warnings = list(rows.notes)
-    for symbol in constant:
-        if symbol not in law.symbols:
-            warnings.append(
-                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in "
-                "the law"
-                if columns.get(symbol, symbol)[:1].isalpha()
-                else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
-            )
-    if (
-        isinstance(law, PowerLaw)
-        and law.root is not None
-        and (needs_signs(law, constraints) or any((rows.values[s] <= 0).any() for s in law.symbols))
-    ):
-        law = as_written(law, None if dropped else law.root)
-    n_free = len((law if isinstance(law, LocalLaw) else reduce_law(law, constraints).law).coefficients)
-    if rows.size < n_free:
-        raise UserError(f"{rows.size} rows cannot determine the {n_free} coefficients of law {asked.name!r}")
-    residual = residual or law.residual
-    objective = objective or law.objective
+    law, dropped, left_out = _without_constants(rows, law, constraints, columns)
+    n_free = _require_enough(rows, law, constraints, asked.name)
+    residual, objective = residual or law.residual, objective or law.objective
     delta = _threshold(objective, delta)
     weights = row_weights(rows, residual)
     reference = {s: _middle(v) for s, v in rows.values.items()}
-
-    if isinstance(law, LocalLaw):
-        if (residual, objective) != ("raw", "least_squares"):
-            raise UserError(
-                f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals"
-            )
-        if above != 1:
-            raise UserError(f"law {law.name!r} is linear: rows above and below it weigh the same")
-        features = local_features(law, rows.values, reference)
-        blocks = _block_intercepts(rows, features)
-        solved = _solve_local(rows, law, features, blocks, weights)
-    else:
-        blocks = np.zeros((rows.size, 0))
-        law, solved = _solve_signed(_Task(rows, law, constraints, residual, objective, delta, weights, above))
-    warnings += solved.warnings
-    endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
-    if endless:
-        raise UserError(
-            f"law {law.name!r} runs away on these rows: its optimum has {', '.join(endless)} beyond any number; bound "
-            "an exponent or pin a coefficient, or use another law"
-        )
-
+    task = _Task(rows, law, constraints, residual, objective, delta, weights, above)  # type: ignore[arg-type]  # local too
+    law, solved, blocks = _solve_by_kind(task, reference)
     error = solved.fitted - rows.loss
-    centred = rows.loss - _block_means(rows.loss, blocks)
-    total = float(centred @ centred)
     return FitResult(
         law=law,
         coefficients=dict(zip(law.coefficients, solved.coefficients.tolist(), strict=True)),
@@ -247,7 +199,7 @@ def fit_rows(
         above=above,
         rmse_nats=float(np.sqrt(np.mean(error**2))),
         rmse_percent=float(100 * np.sqrt(np.mean((error / rows.loss) ** 2))),
-        r_squared=1.0 - float(error @ error) / total if total > 0 else float("nan"),
+        r_squared=_r_squared(error, rows.loss - _block_means(rows.loss, blocks)),
         condition_number=solved.condition_number,
         rank=solved.rank,
         unidentified=solved.unidentified,
@@ -262,11 +214,50 @@ def fit_rows(
         loss=loss,
         stage=stage,
         compensation=compensation,
-        warnings=tuple(warnings),
+        warnings=(*rows.notes, *left_out, *solved.warnings),
         rows=rows,
         residuals=np.log(rows.loss / solved.fitted) if residual == "log" else -error,
         blocks=blocks,
     )
+
+
+def _require_enough(rows: Rows, law: Law, constraints: Constraints, name: str) -> int:
+    """The number of free coefficients; raises ``UserError`` for fewer rows."""
+    n_free = len((law if isinstance(law, LocalLaw) else reduce_law(law, constraints).law).coefficients)
+    if rows.size < n_free:
+        raise UserError(f"{rows.size} rows cannot determine the {n_free} coefficients of law {name!r}")
+    return n_free
+
+
+def _r_squared(error: Array, centred: Array) -> float:
+    """Share of the variance within blocks that is explained; NaN where there is none."""
+    total = float(centred @ centred)
+    return 1.0 - float(error @ error) / total if total > 0 else float("nan")
+
+
+def _without_constants(
+    rows: Rows, law: Law, constraints: Constraints, columns: Mapping[str, str]
+) -> tuple[Law, tuple[str, ...], list[str]]:
+    """The law without the axes that every row has at one level, the coefficients that go with them, and warnings."""
+    constant = [s for s in law.symbols if _has_one_level(rows.values[s])]
+    law, dropped = without_axes(law, constant, keep=constraints.names)
+    warnings = []
+    for symbol in constant:
+        if symbol not in law.symbols:
+            warnings.append(
+                f"every row has the same {columns.get(symbol, symbol)}, {rows.values[symbol][0]:g}: it is not in "
+                "the law"
+                if columns.get(symbol, symbol)[:1].isalpha()
+                else f"every row has the same {symbol}, {columns.get(symbol, symbol)}: it is not in the law"
+            )
+    # Sums of positive powers are fitted in logarithms; what may be negative is fitted as it is written.
+    if (
+        isinstance(law, PowerLaw)
+        and law.root is not None
+        and (needs_signs(law, constraints) or any((rows.values[s] <= 0).any() for s in law.symbols))
+    ):
+        law = as_written(law, None if dropped else law.root)
+    return law, dropped, warnings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,9 +284,7 @@ def fit_anew(rows: Rows, fit: FitResult) -> FitResult:
         objective=fit.objective_name,
         delta=fit.delta if np.isfinite(fit.delta) else None,
         residual=fit.residual,
-        pins=fit.constraints.pins,
-        ties=fit.constraints.ties,
-        bounds=fit.constraints.bounds,
+        constraints=fit.constraints,
         above=fit.above,
     )
 
@@ -380,6 +369,33 @@ class _Task:
         return (
             [HUBER_DELTA * 10.0**-k for k in range(4)] if self.objective == "least_absolute" else [self.delta]
         )
+
+
+def _solve_by_kind(task: "_Task", reference: Mapping[str, float]) -> "tuple[Law, _Solved, Array]":
+    """The law as solved, its solution, and the intercepts of seed blocks [rows, blocks], which only local laws have."""
+    rows, law = task.rows, task.law
+    if not 0 < task.above <= 1:
+        raise UserError(f"rows above the law weigh more than 0 and at most 1, not {task.above:g}")
+    if isinstance(law, LocalLaw):
+        if (task.residual, task.objective) != ("raw", "least_squares"):
+            raise UserError(
+                f"law {law.name!r} is linear in the loss: fit it by least squares on raw residuals"
+            )
+        if task.above != 1:
+            raise UserError(f"law {law.name!r} is linear: rows above and below it weigh the same")
+        features = local_features(law, rows.values, reference)
+        blocks = _block_intercepts(rows, features)
+        solved = _solve_local(rows, law, features, blocks, task.weights)
+    else:
+        blocks = np.zeros((rows.size, 0))
+        law, solved = _solve_signed(task)
+    endless = [n for n, c in zip(law.coefficients, solved.coefficients, strict=True) if not np.isfinite(c)]
+    if endless:
+        raise UserError(
+            f"law {law.name!r} runs away on these rows: its optimum has {', '.join(endless)} beyond any number; bound "
+            "an exponent or pin a coefficient, or use another law"
+        )
+    return law, solved, blocks
 
 
 def _solve_signed(task: _Task) -> tuple[PowerLaw | ExpressionLaw, _Solved]:

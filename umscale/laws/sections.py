@@ -257,6 +257,7 @@ def _section(
     if not settings.is_study and settings.group is None and "run_id" not in part:
         fits = tuple(_noticed(part, fit) for fit in fits)
     comparison = compare(fits, codes, unit=settings.loss_unit)
+    draws, group = settings.n_draws, "auto" if codes is None else codes
     found = Section(
         stage=stage,
         compensation=compensation,
@@ -264,26 +265,19 @@ def _section(
         by=by,
         comparison=comparison,
         uncertainty=tuple(
-            bootstrap(
-                fit,
-                n_draws=settings.n_draws,
-                group="auto" if codes is None else codes,
-                unit=unit,
-                seed=seed,
-                interval=settings.interval,
-            )
+            bootstrap(fit, n_draws=draws, group=group, unit=unit, seed=seed, interval=settings.interval)
             for fit in fits
         ),
-        profiles=tuple(
-            {name: profile_interval(fit, name, groups=codes) for name in fit.law.coefficients} for fit in fits
-        )
-        if settings.profile
-        else (),
+        profiles=tuple(_profiles(fit, codes) for fit in fits) if settings.profile else (),
         diagnostics=tuple(diagnose(fit, groups=codes, names=_row_names(part, fit)) for fit in fits)
         if settings.diagnostics
         else (),
     )
     return found, refused
+
+
+def _profiles(fit: FitResult, codes: Codes | None) -> "dict[str, Estimate]":
+    return {name: profile_interval(fit, name, groups=codes) for name in fit.law.coefficients}
 
 
 def resampling_groups(table: Table, fit: FitResult, settings: Settings) -> tuple[Codes | None, str]:

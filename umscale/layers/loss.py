@@ -69,3 +69,13 @@ class _InParts(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         d_x, d_weight = (next(saved) * d_loss if needed else None for needed in ctx.needs_input_grad[:2])
         return d_x, d_weight, None, None
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss of every token in nats, fp32, shaped as ``targets [B, S]``; 0 where the target is -1."""
+    return cross_entropy(logits, targets)
+
+
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss in nats per token; ``logits [B, S, V]``, ``targets [B, S]``."""
+    return cross_entropy(logits, targets).mean()

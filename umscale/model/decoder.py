@@ -20,7 +20,6 @@ from umscale.layers.token_table import TokenTable
 from umscale.layers.tucker import TuckerMemory
 from umscale.model.initialise import initialise
 from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
-from umscale_kernels import cross_entropy
 
 
 class Block(nn.Module):
@@ -214,16 +213,6 @@ def document_start(tokens: Tensor, separator: int) -> Tensor:
     """Return the position of the last ``separator`` at or before each of ``tokens [B, S]``, 0 if none: int64."""
     position = torch.arange(tokens.shape[1], device=tokens.device)
     return torch.where(tokens == separator, position, 0).cummax(1).values
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Loss of every token in nats, fp32, shaped as ``targets [B, S]``; 0 where the target is -1."""
-    return cross_entropy(logits, targets)
-
-
-def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss in nats per token; ``logits [B, S, V]``, ``targets [B, S]``."""
-    return cross_entropy(logits, targets).mean()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -99,6 +99,13 @@ class DensityMap:
         return letter + ("." if self.extrapolated[i, j] or self.octaves_beyond > _NEAR else " ")
 
 
+def _octaves_beyond(fit: FitResult, tokens: float | None) -> float:
+    if tokens is None or "D" not in fit.law.symbols:
+        return 0.0
+    low, high = np.log2(np.array(fit.domain["D"]) / tokens)
+    return float(max(low, -high, 0.0))
+
+
 def density_map(
     found: FitResult | Uncertainty,
     *,
@@ -121,10 +128,6 @@ def density_map(
     uncertainty = replace(uncertainty, draws=uncertainty.draws[:_DRAWS])
     fit = uncertainty.fit
     _require_axes(fit)
-    beyond = 0.0
-    if tokens is not None and "D" in fit.law.symbols:
-        low, high = np.log2(np.array(fit.domain["D"]) / tokens)
-        beyond = float(max(low, -high, 0.0))
     point = {**fit.reference, **({} if tokens is None else {"D": tokens})}
     m, n = (_lattice(fit.domain[s], per_octave, margin) for s in ("m", "N_s"))
     shape = (len(n), len(m))
@@ -158,7 +161,7 @@ def density_map(
         boundary=boundary,
         boundary_low=boundary_low,
         boundary_high=boundary_high,
-        octaves_beyond=beyond,
+        octaves_beyond=_octaves_beyond(fit, tokens),
         constant=constant,
         statements=(),
     )

@@ -250,28 +250,7 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         paper=uncertainty.estimate(paper),
         basis=f"law {fit.law.name!r} at its reference point; {uncertainty.method}{misses}",
     )
-    answer: AnswerWord = "inconclusive"
-    if not difference.has_interval:
-        reason = uncertainty.warnings[0]
-    elif difference.low > 0:
-        answer, reason = "supported", "a doubling of m buys more than a doubling of N_s"
-    elif difference.high < 0:
-        answer, reason = "contradicted", "a doubling of N_s buys more than a doubling of m"
-    else:
-        reason = f"the {LEVEL:.0%} interval of δ_m − δ_N holds zero"
-    paired = pairs.difference if pairs else None
-    if answer != "inconclusive" and paired and paired.has_interval:
-        opposed = paired.high < 0 if answer == "supported" else paired.low > 0
-        if opposed:
-            answer, reason = "inconclusive", "the law and the paired cells point in opposite directions"
-    if answer != "inconclusive" and p < REJECTED:
-        # What a law misses is in none of its intervals: it decides nothing that measured cells do not say themselves.
-        agree = paired is not None and (paired.low > 0 if answer == "supported" else paired.high < 0)
-        misfit = f"cells reject the law (F = {f:.1f})"
-        if agree:
-            reason = f"{misfit}, and paired cells say the same without it: {reason}"
-        else:
-            answer, reason = "inconclusive", f"no law fits: {misfit}, and paired cells do not decide"
+    answer, reason = _answer(difference, pairs.difference if pairs else None, uncertainty)
     warnings = [*fit.warnings, *uncertainty.warnings]
     if answer != "inconclusive" and max(fit.coefficients["a"], fit.coefficients["b"]) >= 0:
         warnings.append("a doubling raises the loss here: the answer ranks two effects, not two gains")
@@ -296,6 +275,36 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         extrapolated=_extrapolated(fit),
         warnings=(*warnings, *exchange_warning),
     )
+
+
+def _answer(
+    difference: Estimate, paired: Estimate | None, uncertainty: Uncertainty
+) -> tuple[AnswerWord, str]:
+    """The answer and what decides it: the law's interval, unless paired cells or a lack of fit speak against it."""
+    fit = uncertainty.fit
+    answer: AnswerWord = "inconclusive"
+    if not difference.has_interval:
+        reason = uncertainty.warnings[0]
+    elif difference.low > 0:
+        answer, reason = "supported", "a doubling of m buys more than a doubling of N_s"
+    elif difference.high < 0:
+        answer, reason = "contradicted", "a doubling of N_s buys more than a doubling of m"
+    else:
+        reason = f"the {LEVEL:.0%} interval of δ_m − δ_N holds zero"
+    if answer != "inconclusive" and paired and paired.has_interval:
+        opposed = paired.high < 0 if answer == "supported" else paired.low > 0
+        if opposed:
+            answer, reason = "inconclusive", "the law and the paired cells point in opposite directions"
+    f, p = lack_of_fit(fit)
+    if answer != "inconclusive" and p < REJECTED:
+        # What a law misses is in none of its intervals: it decides nothing that measured cells do not say themselves.
+        agree = paired is not None and (paired.low > 0 if answer == "supported" else paired.high < 0)
+        misfit = f"cells reject the law (F = {f:.1f})"
+        if agree:
+            reason = f"{misfit}, and paired cells say the same without it: {reason}"
+        else:
+            answer, reason = "inconclusive", f"no law fits: {misfit}, and paired cells do not decide"
+    return answer, reason
 
 
 def _undecided(context: _Context, reason: str, fit: FitResult | None = None) -> Verdict:

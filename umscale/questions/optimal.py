@@ -21,6 +21,9 @@ from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.questions.iso_flops import IsoFlop, iso_flops, refitted
 from umscale.results.columns import Array
 from umscale.results.table import Codes
+from umscale.say.blocks import Block, Grid, Paragraph, noted
+from umscale.say.labels import part_words
+from umscale.say.numbers import axis_value
 
 FLOPS_PER_PARAMETER = 6.0
 """Per token, forward and backward."""
@@ -107,6 +110,37 @@ class Optimal:
     by_law: ByLaw | None
     by_parabolas: ByParabolas | None
     statements: tuple[str, ...]
+
+    def blocks(self) -> list[Block]:
+        """Both ways, the exponents, and what to know of them."""
+        place = part_words(self.stage, None, self.loss, self.by)
+        found: list[Block] = []
+        notes: tuple[str, ...] = ()
+        if law := self.by_law:
+            notes = (
+                f"law {law.law}: {law.formula}; {_powers(law.exponents)}",
+                f"intervals: {law.method}; resampled {law.resampled}",
+            )
+            found.append(_optima_grid(f"{place}: law {law.law}", law.optima, notes))
+        if parabolas := self.by_parabolas:
+            notes = ()
+            if parabolas.exponents:
+                notes = (f"parabolas: {_powers(parabolas.exponents)}; resampled {parabolas.resampled}",)
+            if parabolas.optima:
+                caption = f"{place}: iso-FLOP parabolas, power law through their minima"
+                found.append(_optima_grid(caption, parabolas.optima, ()))
+            found.append(
+                Grid(
+                    caption=f"{place}: minima of the parabolas",
+                    head=(*_SIZES, "runs"),
+                    sides="r" * (len(_SIZES) + 1),
+                    rows=tuple((*_sizes(one), str(one.runs)) for one in parabolas.vertices),
+                    notes=notes,
+                )
+            )
+        factor = f"{self.flops_per_parameter:.3g} FLOPs per parameter and token"
+        rows = f"{self.rows} rows; C from {self.source}; {factor}"
+        return [*found, Paragraph(text=rows), *noted(self.statements)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -371,3 +405,42 @@ def _statements(law: ByLaw, parabolas: ByParabolas | None, ratio: Array) -> Iter
         )
     if parabolas.exponents is None:
         yield "fewer than three computes have a minimum among their sizes: no power law through the vertices"
+
+
+# -- in words -------------------------------------------------------------------------------------------------
+
+_SIZES = ("C, FLOPs", "N*", "95%", "D*", "95%", "D*/N*", "95%")
+
+
+def _optima_grid(caption: str, optima: Sequence[Optimum], notes: tuple[str, ...]) -> Grid:
+    rows = []
+    for one in optima:
+        far = " ".join(f"{axis} {v:+.1f}" for axis, v in one.octaves.items() if v) or "–"
+        # Parabolas do not give the loss.
+        rows.append((*_sizes(one), f"{one.loss.value:.4f}" if np.isfinite(one.loss.value) else "–", far))
+    head = (*_SIZES, "loss", "octaves outside")
+    return Grid(caption=caption, head=head, sides="r" * len(head), rows=tuple(rows), notes=notes)
+
+
+def _sizes(one: Optimum | Vertex) -> tuple[str, ...]:
+    """Compute, then value and interval of size, tokens and their ratio."""
+    cells = [f"{one.flops:.3g}"]
+    for estimate in (one.n, one.d, one.tokens_per_parameter):
+        if np.isnan(estimate.value):
+            cells += ["–", "–"]
+        elif not estimate.has_interval:
+            cells += [axis_value(estimate.value), "none"]
+        else:
+            cells += [
+                axis_value(estimate.value),
+                f"[{axis_value(estimate.low)}, {axis_value(estimate.high)}]",
+            ]
+    return tuple(cells)
+
+
+def _powers(exponents: Exponents) -> str:
+    parts = []
+    for name, one in (("N*", exponents.n), ("D*", exponents.d)):
+        ends = f" [{one.low:.3f}, {one.high:.3f}]" if one.has_interval else ""
+        parts.append(f"{name} ∝ C^{one.value:.3f}{ends}")
+    return ", ".join(parts)

@@ -27,8 +27,10 @@ from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
 from umscale.questions.token_trend import TURN_LAW, TokenTrend, token_trend
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, levels, numeric, where
+from umscale.say.blocks import Block, Bullets, Grid, noted
 from umscale.say.estimates import both
-from umscale.say.numbers import count
+from umscale.say.laws import estimate_text
+from umscale.say.numbers import count, number
 from umscale.spec import ModelSpec, to_dict
 
 VARIABLE = ("d_key", "d_pre_value", "d_value", "d_ffn")
@@ -39,6 +41,11 @@ MAX_OCTAVES = 1.0
 FOR_NULL = "additive"
 """The law that ranks where the null law, which cannot, is the one recommended."""
 
+_RESOURCES = {
+    "total_params": "total parameters",
+    "active_flops": "FLOPs per token",
+    "memory_access_bytes": "memory access",
+}
 _DEPTHS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of a dense base's layers
 _FACTORS = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)  # of the base model's, for dimensions that vary
 _MOST_KEYS = 2**20
@@ -117,6 +124,18 @@ class Sensitivity:
     """Of that configuration."""
 
 
+def _sensitivity_words(one: Sensitivity) -> str:
+    twice = f"twice the {_RESOURCES[one.constraint]} ({count(2 * one.limit)})"
+    if one.change.value == 0:
+        return f"{twice}: nothing gained"
+    dimensions = [f"{name} {value}" for name, value in list(one.dimensions.items())[:2]]
+    return f"{twice}: loss {estimate_text(one.change)}, {', '.join(dimensions)}"
+
+
+def _ends(estimate: Estimate, sign: str = "") -> str:
+    return f"[{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]" if estimate.has_interval else "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A recommendation with its alternatives and its doubts."""
@@ -138,6 +157,41 @@ class Plan:
     """Dimensions the law does not read → octaves between the recommendation and the range measured."""
     statements: tuple[str, ...]
 
+    def blocks(self) -> list[Block]:
+        """The recommendation beside the runners-up, what each limit costs, and the doubts."""
+        shown = (self.recommended, *self.runners_up)
+        others = [f"runner-up {i}" for i in range(1, len(shown))]
+        counted = f"{self.n_considered} configurations considered, FFN sized by {self.compensation}"
+        return [
+            Grid(
+                caption="",
+                head=("", "recommended", *others),
+                sides="l" + "r" * len(shown),
+                rows=tuple(self._rows(shown)),
+            ),
+            Bullets(items=(*map(_sensitivity_words, self.sensitivities), counted)),
+            *noted(self.statements),
+        ]
+
+    def _rows(self, shown: Sequence[Configuration]) -> Iterator[tuple[str, ...]]:
+        first, others = self.recommended, shown[1:]
+        for name in first.dimensions:
+            yield name, *(str(c.dimensions[name]) for c in shown)
+        yield "total parameters", *(count(c.cost.total_params) for c in shown)
+        yield "active parameters", *(count(c.cost.active_params) for c in shown)
+        yield "FLOPs per token", *(count(c.cost.flops_per_token) for c in shown)
+        yield f"bytes read, batch {self.limits.batch}", *(count(c.memory_access_bytes) for c in shown)
+        if first.model.memory is not None:
+            yield "MCP", *(f"{c.cost.mcp:.1%}" for c in shown)
+        for name in first.used:
+            yield f"  of the limit on {_RESOURCES[name]}", *(f"{c.used[name]:.0%}" for c in shown)
+        yield "predicted loss, nats", *(number(c.loss.value) for c in shown)
+        yield "  95% interval", *(_ends(c.loss) for c in shown)
+        yield "behind the recommended", "", *(f"{c.behind.value:+.4f}" for c in others)
+        yield "  95% interval", "", *(_ends(c.behind, "+") for c in others)
+        for column in first.extrapolation:
+            yield f"octaves outside, {column}", *(f"{c.extrapolation[column]:+.1f}" for c in shown)
+
     def to_toml(self, study_tree: Mapping[str, Any]) -> str:
         """A study file that trains the recommended model once, with data and training of ``study_tree``."""
         from umscale.spec import to_toml
@@ -156,109 +210,126 @@ class Plan:
         )
 
 
-def plan(
-    table: Table,
-    base: ModelSpec,
-    limits: Limits,
-    *,
-    tokens: float | None = None,
-    law: str | FitResult | None = None,
-    stage: str | None = None,
-    compensation: str | None = None,
-    sizing: str | None = None,
-    loss: str = "loss",
-    vary: Sequence[str] = (),
-    max_octaves: float = MAX_OCTAVES,
-    seq_len: int = 2048,
-    seed: int = 0,
-    means: Mapping[str, str] | None = None,
-    units: Mapping[str, str] | None = None,
-) -> Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preferences:
+    """What a plan takes into account beside its limits."""
+
+    tokens: float | None = None
+    """Training tokens; None is the study's (geometric mean)."""
+    law: "str | FitResult | None" = None
+    """A name of ``forms.LAWS``, or a fit of the table's rows that was made before, whose stage, compensation and loss
+    are then taken; None takes what ``compare`` recommends."""
+    stage: str | None = None
+    """None takes ``annealed`` where the table has it."""
+    compensation: str | None = None
+    """Of the runs that the law is fitted to; None takes the only one, or the first."""
+    sizing: str | None = None
+    """How the FFN's width follows (``COMPENSATIONS``); None is ``compensation``."""
+    loss: str = "loss"
+    vary: Sequence[str] = ()
+    """Names of ``VARIABLE``, tried at factors of ½ to 2 of the base's."""
+    max_octaves: float = MAX_OCTAVES
+    """How far a recommendation may lie outside what was measured, on any axis of the law but tokens."""
+    seq_len: int = 2048
+    """Context of the attention scores."""
+    seed: int = 0
+    means: Mapping[str, str] = field(default_factory=dict)
+    """Symbol of the law → what of a model it stands for, a name of ``umscale.accounting.Cost`` or of the model's
+    parts; the default is that of a study's column, so N is active parameters without embeddings."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Symbol → what the table says it is, in words."""
+
+    def on(self, table: Table) -> "Preferences":
+        """The same with stage, compensation, loss and sizing filled in."""
+        stages, modes = levels(table, "stage"), levels(table, "compensation")
+        stage = self.stage or ("annealed" if "annealed" in stages else next(iter(stages), None))
+        compensation, loss = self.compensation or next(iter(modes), None), self.loss
+        if isinstance(self.law, FitResult):
+            stage, compensation, loss = self.law.stage, self.law.compensation, self.law.loss
+        sizing = self.sizing or compensation or "none"
+        return dataclasses.replace(self, stage=stage, compensation=compensation, loss=loss, sizing=sizing)
+
+
+def plan(table: Table, base: ModelSpec, limits: Limits, wanted: Preferences | None = None) -> Plan:
     """Recommend the configuration of least predicted loss.
 
     Args:
         table: a study's finished runs.
-        base: what no axis varies; its FFN is the reference of ``sizing``.
-        tokens: training tokens; None is the study's (geometric mean).
-        law: a name of ``forms.LAWS``, or a fit of ``table``'s rows that was made before, whose stage, compensation
-            and loss are then taken; None takes what ``compare`` recommends.
-        stage: None takes ``annealed`` where the table has it.
-        compensation: of the runs that the law is fitted to; None takes the only one, or the first.
-        sizing: how the FFN's width follows (``COMPENSATIONS``); None is ``compensation``.
-        max_octaves: how far a recommendation may lie outside what was measured, on any axis of the law but tokens.
-        vary: names of ``VARIABLE``, tried at factors of ½ to 2 of the base's.
-        seq_len: context of the attention scores.
-        means: symbol of the law → what of a model it stands for, a name of ``umscale.accounting.Cost`` or of the
-        model's parts; the default is that of a study's column, so N is active parameters without embeddings.
-        units: symbol → what the table says it is, in words.
+        base: what no axis varies; its FFN is the reference of ``Preferences.sizing``.
 
     Raises:
         UserError: limits that bound nothing or that no configuration meets, a law that cannot rank, or one whose rows
             had no model of the base's kind.
     """
-    _check(base, limits, vary, tokens)
-    stages = levels(table, "stage")
-    stage = stage or ("annealed" if "annealed" in stages else next(iter(stages), None))
-    compensation = compensation or next(iter(levels(table, "compensation")), None)
-    if isinstance(law, FitResult):
-        stage, compensation, loss = law.stage, law.compensation, law.loss
-    part = where(table, stage=stage, compensation=compensation)
+    wanted = (wanted or Preferences()).on(table)
+    _check(base, limits, wanted.vary, wanted.tokens)
+    part = where(table, stage=wanted.stage, compensation=wanted.compensation)
     family = _family(base)
-    trend = _trend(part, stage, loss) if family.kind == "memory" else None
-    fit, reason = _fit(part, law, stage, loss, trend)
+    trend = _trend(part, wanted.stage, wanted.loss) if family.kind == "memory" else None
+    fit, reason = _fit(part, wanted.law, wanted.stage, wanted.loss, trend)
     _refuse_unknown_kinds(fit, part, family)
-    reads = _reads(fit, means or {})
-    sizing = sizing or compensation or "none"
+    reads = _reads(fit, wanted.means)
+    sizing = wanted.sizing or "none"
     if sizing not in COMPENSATIONS:
         raise UserError(f"unknown compensation {sizing!r}{nearest(sizing, COMPENSATIONS)}")
     search = _Search(
         base=base,
         family=family,
         sizing=sizing,
-        vary=tuple(vary),
-        seq_len=seq_len,
+        vary=tuple(wanted.vary),
+        seq_len=wanted.seq_len,
         batch=limits.batch,
         reads=reads,
     )
-    at = tokens or fit.reference.get("D")
-    found = _best(search, fit, limits, at, max_octaves)
-    uncertainty = bootstrap(fit, seed=seed)
+    at = wanted.tokens or fit.reference.get("D")
+    found = _best(search, fit, limits, at, wanted.max_octaves)
+    uncertainty = bootstrap(fit, seed=wanted.seed)
     best = found[0]
-    per_coarse: dict[int, _Candidate] = {}
-    for candidate in found:
-        per_coarse.setdefault(candidate.coarse, candidate)
-    others = [c for c in per_coarse.values() if c is not best][:_RUNNERS_UP]
-    described = [_describe(c, best, uncertainty, limits, at, reads) for c in (best, *others)]
-    sensitivities = []
-    for name, limit in limits.bounds().items():
-        relaxed = limits.relaxed(name, 2 * limit)
-        there = _best(search, fit, relaxed, at, max_octaves)[0]
-        better = _describe(there, best, uncertainty, relaxed, at, reads)
-        sensitivities.append(
-            Sensitivity(constraint=name, limit=limit, change=better.behind, dimensions=better.dimensions)
-        )
+    described = [_describe(one, best, uncertainty, limits, at, reads) for one in (best, *_runners_up(found))]
     outside = _outside(part, fit, best, reads)
     return Plan(
         law=fit.law.name,
-        stage=stage,
+        stage=wanted.stage,
         compensation=sizing,
-        loss=loss,
-        tokens=tokens,
+        loss=wanted.loss,
+        tokens=wanted.tokens,
         limits=limits,
         n_considered=len(found),
         recommended=described[0],
         runners_up=tuple(described[1:]),
-        sensitivities=tuple(sensitivities),
+        sensitivities=tuple(_sensitivities(search, uncertainty, limits, best, at, wanted.max_octaves)),
         reads=reads,
         outside=outside,
         statements=(
-            *_meanings(fit, reads, units or {}, means or {}),
-            *_statements(
-                fit, reason, described, outside, compensation or "none", sizing, vary, tokens, family
-            ),
-            *_along_tokens(fit, trend, tokens),
+            *_meanings(fit, reads, wanted.units, wanted.means),
+            *_statements(fit, reason, described, outside, wanted, family),
+            *_along_tokens(fit, trend, wanted.tokens),
         ),
     )
+
+
+def _runners_up(found: "Sequence[_Candidate]") -> "list[_Candidate]":
+    """The best of every other coarse dimension, in order."""
+    per_coarse: dict[int, _Candidate] = {}
+    for candidate in found:
+        per_coarse.setdefault(candidate.coarse, candidate)
+    return [one for one in per_coarse.values() if one is not found[0]][:_RUNNERS_UP]
+
+
+def _sensitivities(
+    search: "_Search",
+    uncertainty: Uncertainty,
+    limits: Limits,
+    best: "_Candidate",
+    at: float | None,
+    max_octaves: float,
+) -> Iterator[Sensitivity]:
+    """What twice as much of each limited resource would buy."""
+    for name, limit in limits.bounds().items():
+        relaxed = limits.relaxed(name, 2 * limit)
+        there = _best(search, uncertainty.fit, relaxed, at, max_octaves)[0]
+        better = _describe(there, best, uncertainty, relaxed, at, search.reads)
+        yield Sensitivity(constraint=name, limit=limit, change=better.behind, dimensions=better.dimensions)
 
 
 def sized_model(
@@ -729,13 +800,10 @@ def _statements(
     reason: str,
     found: Sequence[Configuration],
     outside: Mapping[str, float],
-    measured: str,
-    sizing: str,
-    vary: Sequence[str],
-    tokens: float | None,
+    wanted: Preferences,
     family: _Family,
 ) -> tuple[str, ...]:
-    best = found[0]
+    best, measured = found[0], wanted.compensation or "none"
     said = [f"law {fit.law.name} ({reason})"]
     farthest = max((abs(v) for v in best.extrapolation.values()), default=0.0)
     if isinstance(fit.law, LocalLaw) and farthest > _FAR:
@@ -757,18 +825,18 @@ def _statements(
         said.append(
             f"{len(tied)} of the {len(found) - 1} runners-up cannot be told from the recommendation{also}"
         )
-    if sizing != measured and family.kind != "dense":
+    if wanted.sizing != measured and family.kind != "dense":
         said.append(
-            f"the law was measured with compensation {measured}: it does not know what {sizing} does to the FFN"
+            f"the law was measured with compensation {measured}: it does not know what {wanted.sizing} does to the FFN"
         )
     if family.kind == "dense":
         said.append("the law reads no shape: dense models of nearly one size differ by less than it knows")
-    silent = [n for n in vary if n not in {fit.columns[s] for s in fit.law.symbols}]
+    silent = [n for n in wanted.vary if n not in {fit.columns[s] for s in fit.law.symbols}]
     if silent:
         said.append(
             f"the law reads no {', '.join(silent)}: it ranks them only by what they leave for what it reads"
         )
-    if tokens is not None and "D" not in fit.law.symbols:
+    if wanted.tokens is not None and "D" not in fit.law.symbols:
         said.append("tokens did not vary in the study: the prediction is the same for any number of them")
     return tuple(said)
 

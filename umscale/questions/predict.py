@@ -19,14 +19,19 @@ import numpy as np
 
 from umscale.errors import UserError, nearest
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
+from umscale.laws.forms import LAWS, ExpressionLaw, Law, LocalLaw, PowerLaw, evaluate
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty
 from umscale.results.columns import Array
+from umscale.say.blocks import Block, Grid, noted
+from umscale.say.labels import part_words
+from umscale.say.laws import interval_text
+from umscale.say.numbers import axis_value
 
 TREND_LAWS = ("trend", "trend_curved", "trend_interaction", "power_product", "power_trend")
 """Laws whose effects of m and N_s change with tokens, fewest coefficients first."""
 
 MOST_POINTS = 1000
+_MOST_LINES = 60  # of a table of points
 _MOST_CELLS = 64  # values of axes not asked about that are taken from the rows
 _SAMPLES = 8000  # of the predictive distribution
 _SAME = 1e-6  # relative difference of two values of an axis that are one
@@ -79,9 +84,50 @@ class Predictions:
     points: tuple[Prediction, ...]
     statements: tuple[str, ...]
 
+    def blocks(self) -> list[Block]:
+        """A table of the points, and what to know of it."""
+        symbols = list(self.columns)
+        rows = [
+            (
+                *(axis_value(point.at[s]) for s in symbols),
+                f"{point.loss.value:.4f}",
+                _ends(point.loss),
+                _ends(point.run),
+                " ".join(f"{s} {v:+.1f}" for s, v in point.octaves.items() if v) or "–",
+            )
+            for point in self.points[:_MOST_LINES]
+        ]
+        # Local laws are linear in the loss, all others in its logarithm.
+        space = (
+            "in the loss" if isinstance(LAWS.get(self.law), LocalLaw) else "in ln L, one standard deviation"
+        )
+        names = ", ".join(f"{s} is {c}" for s, c in self.columns.items())
+        notes = [
+            f"law {self.law}: {self.formula} ({self.reason})",
+            f"{self.rows} rows; {names}; runs lie {self.noise:.2g} off the law ({space})",
+        ]
+        if len(self.points) > _MOST_LINES:
+            notes.insert(0, f"and {len(self.points) - _MOST_LINES} more; --json prints all")
+        if self.method != "none":
+            notes.append(f"intervals: {self.method}; resampled {self.resampled}")
+        place = part_words(self.stage, self.compensation, self.loss, self.by)
+        level = f"{self.level:.0%}"
+        grid = Grid(
+            caption=f"{place}, law {self.law}",
+            head=(*symbols, "loss", f"{level} of the law", f"{level} of a run", "octaves outside"),
+            sides="r" * (len(symbols) + 4),
+            rows=tuple(rows),
+            notes=tuple(notes),
+        )
+        return [grid, *noted(self.statements)]
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
+
+
+def _ends(estimate: Estimate) -> str:
+    return f"[{estimate.low:.4f}, {estimate.high:.4f}]" if estimate.has_interval else interval_text(estimate)
 
 
 def points_of(fit: FitResult, given: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

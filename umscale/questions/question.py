@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from umscale.design.study import QUESTIONS
+from umscale.design.question_names import QUESTIONS
 from umscale.errors import UserError, nearest
 from umscale.results.table import Table
 from umscale.say.blocks import Block
@@ -87,7 +87,7 @@ class Question:
 
 
 def find(name: str) -> Question:
-    """Return the question with this name; ``design.study.QUESTIONS`` lists them."""
+    """Return the question with this name; ``design.question_names.QUESTIONS`` lists them."""
     if name not in QUESTIONS:
         raise UserError(
             f"--question {name!r} must be one of {', '.join(QUESTIONS)}{nearest(name, QUESTIONS)}"

@@ -16,6 +16,9 @@ from umscale.laws.fit import FitResult, fit_anew
 from umscale.laws.uncertainty import LEVEL, bootstrap
 from umscale.questions.predict import deviations, predict
 from umscale.results.columns import Array
+from umscale.say.blocks import Block, Grid, noted
+from umscale.say.labels import part_words
+from umscale.say.numbers import axis_value
 
 _SAME_LEVEL = 1.01
 _MOST_LEVELS = 30  # of an axis whose every level is a step
@@ -59,6 +62,33 @@ class Rollout:
     level: float
     steps: tuple[Step, ...]
     statements: tuple[str, ...]
+
+    def blocks(self) -> list[Block]:
+        """A row for each stretch that was predicted from smaller ones."""
+        rows = []
+        for step in self.steps:
+            row = (
+                str(step.n_train),
+                axis_value(step.cut),
+                str(step.n_test),
+                axis_value(step.high),
+                f"{step.octaves:.1f}",
+            )
+            if step.skipped:
+                rows.append((*row, "–", "–", "–", "–"))
+                continue
+            held = f"{step.held} of {step.n_test}" if step.held is not None else "–"
+            errors = (f"{step.rmse:.4f}", f"{step.mean_error:+.4f}", f"{step.mean_percent:.2f}")
+            rows.append((*row, *errors, held))
+        place = part_words(self.stage, self.compensation, self.loss, self.by)
+        head = ("rows fitted", "up to", "rows predicted", "up to", "octaves", "RMSE", "mean error", "%")
+        grid = Grid(
+            caption=f"{place}, law {self.law}, along {self.axis}",
+            head=(*head, f"inside {self.level:.0%}"),
+            sides="r" * 9,
+            rows=tuple(rows),
+        )
+        return [grid, *noted(self.statements)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""

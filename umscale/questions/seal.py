@@ -20,6 +20,7 @@ import numpy as np
 from umscale.errors import UserError
 from umscale.questions.predict import Predictions, interval_score
 from umscale.results.table import Table, n_rows, numeric, text, where
+from umscale.say.blocks import Block, Grid, Paragraph, noted
 
 SEAL_VERSION = 1
 _NAMES = ("run_id", "seed", "stage", "compensation", "budget")
@@ -65,6 +66,32 @@ class Checked:
     scores: tuple[Score, ...]
     """Of each part and number of tokens, then of all; empty while no record has come."""
     statements: tuple[str, ...]
+
+    def blocks(self) -> list[Block]:
+        """How the sealed intervals did."""
+        rows = []
+        for one in self.scores:
+            low, high = one.calibrated
+            mean, least, most = one.calibrated_score
+            rows.append(
+                (
+                    one.part,
+                    str(one.records),
+                    str(one.runs),
+                    str(one.held),
+                    f"{low} to {high}",
+                    f"{one.score:.4f}",
+                    f"{mean:.4f} [{least:.4f}, {most:.4f}]",
+                    f"{one.off:+.4f}",
+                )
+            )
+        said = (
+            f"sealed {self.sealed}: {self.predictions} predictions from {self.records_sealed} records; "
+            f"{self.level:.0%} intervals of a run"
+        )
+        head = ("part", "records", "runs", "held", "calibrated", "interval score", "calibrated score")
+        grid = Grid(caption="", head=(*head, "observed − predicted"), sides="lrrrrrrr", rows=tuple(rows))
+        return [Paragraph(text=said), *([grid] if rows else []), *noted(self.statements)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""

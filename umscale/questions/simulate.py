@@ -38,6 +38,7 @@ from umscale.questions.density_over_size import (
 )
 from umscale.results.columns import Array
 from umscale.results.table import Table, levels, numeric, select_rows, where
+from umscale.say.blocks import Block, Grid, Paragraph
 
 GUARDS = ("blocks", "levels")
 _SMOOTH_OCTAVES = 2.0
@@ -68,6 +69,20 @@ class Truth:
     """Of the slopes along m and N_s between seed blocks, nats per doubling."""
     misfit_sd: float = 0.0
     """Of a smooth function of m that every cell has on top of the law, nats."""
+
+    @property
+    def words(self) -> str:
+        """Effects and deviations, in a sentence."""
+        parts = [
+            f"a doubling buys {self.delta_m:.4g} (top_m), {self.delta_n:.4g} (N_s), {-self.tokens:.4g} (tokens) nats",
+            f"interaction {self.interaction:.4g}",
+            f"standard deviations: run {self.run_sd:.4g}, seed block {self.block_sd:.4g}",
+        ]
+        parts += [f"cell {self.cell_sd:.4g}"] if self.cell_sd else []
+        parts += [f"record {self.record_sd:.4g}"] if self.record_sd else []
+        parts += [f"slopes between seed blocks {self.slope_sd:.4g}"] if self.slope_sd else []
+        parts += [f"misfit along top_m {self.misfit_sd:.4g}"] if self.misfit_sd else []
+        return ", ".join(parts)
 
     def __post_init__(self) -> None:
         for name in ("run_sd", "block_sd", "cell_sd", "record_sd", "slope_sd", "misfit_sd"):
@@ -132,6 +147,53 @@ class Simulation:
     """Median half-width of the law's interval of δ_m − δ_N, nats."""
     guards: Mapping[str, Guard]
     """What deciding by another unit alone would have said (``GUARDS``); those the design cannot give are left out."""
+
+    def blocks(self) -> list[Block]:
+        """The truth, coverage of intervals, and how often each answer was given."""
+        truth = self.truth
+        drawn = (
+            f"{self.n_tables} tables (seed {self.seed}) of {self.n_cells} cells, {self.n_runs} runs, "
+            f"{self.n_seeds} seeds, {self.n_rows} records"
+        )
+        real = (truth.delta_m, truth.delta_n, truth.delta_m - truth.delta_n)
+        titles = ("doubling top_m buys", "doubling N_s buys", "difference")
+        coverage = tuple(
+            (title, f"{value:+.4f}", _rate(self.coverage[name]), _rate(self.coverage_pairs[name]))
+            for title, value, name in zip(titles, real, self.coverage, strict=True)
+        )
+        power = [("power", _rate(self.power))] if self.power is not None else []
+        rates = (
+            *((answer, _rate(rate)) for answer, rate in self.answers.items()),
+            ("false verdicts", _rate(self.false_verdicts)),
+            *power,
+        )
+        for name, guard in self.guards.items():
+            right = "" if guard.power is None else f", power {_rate(guard.power)}"
+            rates = (*rates, (f"{_GUARDS[name]} alone", f"false {_rate(guard.false_verdicts)}{right}"))
+        return [
+            Paragraph(text=drawn),
+            Paragraph(text=truth.words),
+            Grid(
+                caption="",
+                head=("95% intervals", "truth, nats", "law covers", "paired cells cover"),
+                sides="lrrr",
+                rows=coverage,
+            ),
+            Grid(caption="", head=("answer", "share of tables"), sides="lr", rows=rates),
+            Paragraph(
+                text=f"median half-width of the difference's interval {self.half_width:.4f} nats",
+            ),
+        ]
+
+
+_GUARDS = {"blocks": "seed blocks as the unit", "levels": "levels of top_m and N_s as the unit"}
+
+
+def _rate(rate: Rate) -> str:
+    if not rate.of:
+        return "–"
+    low, high = rate.interval
+    return f"{rate.share:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def study_design(study: Study, compensation: str | None = None) -> dict[str, np.ndarray]:

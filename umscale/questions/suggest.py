@@ -148,23 +148,7 @@ def suggest(
     search = _Search(fit, numeric(part, "seed") if "seed" in part else np.zeros(fit.n_rows), candidates)
     search.error = _half(difference) / _quantile(search.freedom([]), (1 + LEVEL) / 2)
     settled = 0 if difference.low > 0 or difference.high < 0 else None
-    runs: list[SuggestedRun] = []
-    while len(runs) < n or (settled is None and len(runs) < _LOOK_AHEAD):
-        step = search.step(n - len(runs) if len(runs) < n else 2)
-        if not step and not runs:
-            raise UserError(
-                "every cell has run in every seed, and one run in a new seed says nothing: ask for two or more"
-            )
-        if not step:  # one run short of opening a seed
-            n = len(runs)
-            continue
-        runs += step
-        if settled is None and search.half_width(power=True) <= abs(difference.value):
-            settled = len(runs)
-    flops_to_settle = sum(run.flops for run in runs[:settled]) if settled is not None else None
-    if settled is None:
-        settled, flops_to_settle = _beyond(search, runs, abs(difference.value))
-    chosen = tuple(runs[:n])
+    chosen, settled, flops_to_settle = _choose(search, n, abs(difference.value), settled)
     return Suggestion(
         runs=chosen,
         study=_study_tree(study, chosen, compensation, len(np.unique(fit.rows.run))),
@@ -178,6 +162,29 @@ def suggest(
         flops_to_settle=flops_to_settle,
         statements=(*_statements(chosen, settled, flops_to_settle), *_along_tokens(part, fit, stage, loss)),
     )
+
+
+def _choose(
+    search: "_Search", n: int, effect: float, settled: int | None
+) -> tuple[tuple[SuggestedRun, ...], int | None, float | None]:
+    """The best ``n`` runs, and how many of such, with what FLOPs, would settle an ``effect`` that large."""
+    runs: list[SuggestedRun] = []
+    while len(runs) < n or (settled is None and len(runs) < _LOOK_AHEAD):
+        step = search.step(n - len(runs) if len(runs) < n else 2)
+        if not step and not runs:
+            raise UserError(
+                "every cell has run in every seed, and one run in a new seed says nothing: ask for two or more"
+            )
+        if not step:  # one run short of opening a seed
+            n = len(runs)
+            continue
+        runs += step
+        if settled is None and search.half_width(power=True) <= effect:
+            settled = len(runs)
+    flops_to_settle = sum(run.flops for run in runs[:settled]) if settled is not None else None
+    if settled is None:
+        settled, flops_to_settle = _beyond(search, runs, effect)
+    return tuple(runs[:n]), settled, flops_to_settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,6 +162,24 @@ def missing_columns(table: Table, law: ReadsSymbols, columns: Mapping[str, str] 
     return ""
 
 
+def _require_positive(columns: Mapping[str, Array], valid: NDArray[np.bool_], what: str) -> None:
+    for name, column in columns.items():
+        if (column[valid] <= 0).any():
+            raise UserError(f"column {name!r} holds {what}")
+
+
+def _read_by(table: Table, laws: Sequence[ReadsSymbols], columns: Mapping[str, str] | None) -> list[str]:
+    """The symbols of laws, whose columns the table must have; raises ``UserError`` for one that mixes parts."""
+    for law in laws:
+        missing = missing_columns(table, law, columns)
+        if missing:
+            raise UserError(missing)
+    for name in ("stage", "compensation"):
+        if len(levels(table, name)) > 1:
+            raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: choose one")
+    return list(dict.fromkeys(s for law in laws for s in law.symbols))
+
+
 def select_rows(
     table: Table,
     laws: Sequence[ReadsSymbols],
@@ -182,18 +200,10 @@ def select_rows(
     ``UserError`` for missing columns, a mixed table, values that have no logarithm, or nothing left.
     """
     mapping = {**COLUMNS, **(columns or {})}
-    symbols = list(dict.fromkeys(s for law in laws for s in law.symbols))
     _require(table, [loss, *(name for name in (weight, error) if name is not None)])
-    for law in laws:
-        missing = missing_columns(table, law, columns)
-        if missing:
-            raise UserError(missing)
+    symbols = _read_by(table, laws, columns)
     any_sign = {s for law in laws for s in law.symbols} - {s for law in laws for s in law.positive}
     symbols += [s for s in extra if s not in symbols and mapping.get(s, s) in table]
-    for name in ("stage", "compensation"):
-        if len(levels(table, name)) > 1:
-            raise UserError(f"the table mixes {name} {' and '.join(levels(table, name))}: choose one")
-
     losses = numeric(table, loss)
     values = {symbol: numeric(table, mapping.get(symbol, symbol)) for symbol in symbols}
     beside = {name: numeric(table, name) for name in (weight, error) if name is not None}
@@ -209,16 +219,9 @@ def select_rows(
         raise UserError(
             f"no row has a finite {loss} and all of {', '.join(mapping.get(s, s) for s in symbols)}"
         )
-    for name, column in (
-        (loss, losses),
-        *((mapping.get(s, s), values[s]) for s in symbols if s not in any_sign),
-    ):
-        if (column[valid] <= 0).any():
-            raise UserError(f"column {name!r} holds values that are zero or negative and have no logarithm")
-
-    for name, column in beside.items():
-        if (column[valid] <= 0).any():
-            raise UserError(f"column {name!r} holds weights or standard errors that are not positive")
+    logged = {loss: losses} | {mapping.get(s, s): values[s] for s in symbols if s not in any_sign}
+    _require_positive(logged, valid, "values that are zero or negative and have no logarithm")
+    _require_positive(beside, valid, "weights or standard errors that are not positive")
     run = group_codes(table, ["run_id"]) if "run_id" in table else np.arange(len(losses), dtype=np.int64)
     cell_columns = [c for c in CELL_COLUMNS if c in table]
     rows = Rows(

@@ -5,7 +5,7 @@ stores.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SIGNATURE = "Written by `umscale report`"
@@ -151,6 +151,11 @@ class Page:
                 yield block
             elif isinstance(block, Fold):
                 yield from self._pictures(block.blocks)
+
+
+def noted(statements: Sequence[str]) -> tuple[Block, ...]:
+    """Statements that an answer makes of itself, as blocks; none where there are none."""
+    return (Bullets(items=tuple(statements)),) if statements else ()
 
 
 def spans(text: str) -> Iterator[tuple[str, bool]]:

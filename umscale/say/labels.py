@@ -29,6 +29,12 @@ def heading(stage: str | None, compensation: str | None, loss: str) -> str:
     return ", ".join(p for p in parts if p)
 
 
+def part_words(stage: str | None, compensation: str | None, loss: str, by: Mapping[str, str]) -> str:
+    """Return words for one part of any table."""
+    where = heading(stage, compensation, loss) if stage else loss
+    return ", ".join([where, *(f"{name} {value}" for name, value in by.items())])
+
+
 def when(stage: str | None) -> str:
     """``after the decay``; ``in all rows`` of a table without stages."""
     return STAGE_WORDS.get(stage or "", stage or "in all rows")

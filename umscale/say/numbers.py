@@ -18,6 +18,11 @@ def count(value: float | None, digits: int = 3) -> str:
     return f"{value:.0f}"
 
 
+def axis_value(value: float) -> str:
+    """Return a value of an axis: counts with a unit, small numbers as they are."""
+    return count(value) if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
 def rounded(value: float, digits: int) -> float:
     """Return ``value`` as significant ``digits`` write it, which may reach the next unit: units are chosen for it."""
     return float(f"{value:.{digits - 1}e}")

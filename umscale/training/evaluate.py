@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from umscale.model.decoder import Decoder, token_losses
+from umscale.layers.loss import token_losses
+from umscale.model.decoder import Decoder
 from umscale.training.process_group import ALONE, World
 
 if TYPE_CHECKING:

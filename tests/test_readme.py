@@ -1,8 +1,10 @@
 """What the README gives to be typed works as it is written."""
 
 import re
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import umscale_studies
@@ -63,7 +65,7 @@ def test_its_snippets_of_python_run(store, number):
     code = snippet.replace("umscale-runs/quickstart", str(store))
     *lines, last = code.strip().splitlines()
     names: dict[str, object] = {}
-    exec("\n".join(["import polars", *lines]), names)
+    exec("\n".join(["import glob, polars", *lines]), names)
     found = eval(last, names)
     if number == 1:
         import polars
@@ -72,6 +74,20 @@ def test_its_snippets_of_python_run(store, number):
         assert set(found["compensation"]) == {"none", "iso_flops"}
         expected = Store.open(store).columns()
         assert found["loss"].mean() == pytest.approx(expected["loss"].mean(), abs=0.02)
+
+
+def test_its_snippets_read_what_several_versions_wrote(store, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(store, mixed)
+    older = sorted((mixed / "runs").glob("*.parquet"))[::2]
+    for path in older:
+        pq.write_table(pq.read_table(path).drop_columns(["kernels", "written_at"]), path)
+    first, second = (block for block in blocks(README, "python") if "read_parquet" in block)
+    names: dict[str, object] = {}
+    exec((first + second).replace("umscale-runs/quickstart", str(mixed)), names)
+    runs = names["runs"].group_by("run_id").agg("kernels", "loss")
+    assert len(runs) == len(list((mixed / "runs").glob("*.parquet"))) > len(older)
+    assert sum(None in made for made in runs["kernels"].to_list()) == len(older)
 
 
 def test_the_join_of_the_docs_gives_what_the_store_gives(store):

@@ -198,7 +198,16 @@ def fit(asked: FitOptions) -> None:
     table = _fit_study(asked, store)
     if not asked.json_:
         show(basis_blocks(store, table, _losses(asked)[0]))
+    _note_makings(table)
     warn_damaged(store)
+
+
+def _note_makings(table: "Table") -> None:
+    """Say on stderr that rows were computed by different kernels, which moves losses as seeds do."""
+    from umscale.results.budgets import differently_made
+
+    if words := differently_made(table):
+        note(f"note: {words}")
 
 
 def _settings(asked: FitOptions) -> "Settings":
@@ -264,6 +273,7 @@ def _fit_table(asked: FitOptions) -> None:
         settings = replace(settings, by=())
     for line in second_choices(whole, mapping):
         note(f"note: {line}")
+    _note_makings(kept)
     found = table_report(kept, laws, settings, loss=loss, stage=asked.stage, seed=asked.seed)
     n_whole, n_kept = (len(next(iter(t.values()))) for t in (whole, kept))
     if asked.json_:

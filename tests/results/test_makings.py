@@ -25,3 +25,10 @@ def test_several_are_counted():
         )
     )  # fmt: skip
     assert "1 by aten on cpu, 2 by native on cpu, 1 by native, then aten on cpu, 1 by triton on cuda" in said
+
+
+def test_a_table_that_says_nothing_of_it_is_silent():
+    table = columns(("finished", "cpu", "native"), ("finished", "cpu", "aten"))
+    assert "1 by aten on cpu" in differently_made({k: v for k, v in table.items() if k != "status"})
+    assert differently_made({k: v for k, v in table.items() if k != "kernels"}) == ""
+    assert differently_made(columns(("finished", "cpu", "native"), ("finished", "cpu", float("nan")))) == ""

@@ -1,7 +1,6 @@
 """The optimiser of the value tables: what its options change and what they leave alone, clipping, data parallelism."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.numerics import assert_close, seeded
+from tests.training import worlds
 from umscale.data.corpus import open_corpus
 from umscale.layers.loss import mean_loss
 from umscale.model.decoder import Decoder
@@ -298,22 +298,19 @@ def gradients(model: nn.Module, rank: int) -> dict[str, Tensor]:
     return {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
 
 
-def replica(rank: int, folder: str) -> None:
+def replica(rank: int, folder: Path) -> None:
     """One of two data-parallel processes; the first one writes its gradients."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = Decoder(small_model(), seed=0, max_seq_len=16).double()  # rounding decides no selection
-    found = gradients(nn.parallel.DistributedDataParallel(model), rank)
-    if rank == 0:
-        torch.save(found, f"{folder}/gradients.pt")
-    torch.distributed.destroy_process_group()
+    with worlds.join(rank, 2, folder / "rendezvous"):
+        model = Decoder(small_model(), seed=0, max_seq_len=16).double()  # rounding decides no selection
+        found = gradients(nn.parallel.DistributedDataParallel(model), rank)
+        if rank == 0:
+            torch.save(found, folder / "gradients.pt")
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_data_parallel_replicas_average_the_gradients_of_the_tables(tmp_path: Path) -> None:
     """Of the tables as of everything else: summed instead, they would dominate the clipped norm."""
-    torch.multiprocessing.spawn(replica, (str(tmp_path),), nprocs=2)
+    worlds.start(replica, 2, tmp_path)
     together = torch.load(tmp_path / "gradients.pt")
     alone = [gradients(Decoder(small_model(), seed=0, max_seq_len=16).double(), rank) for rank in range(2)]
     assert {"tables.values", "tables.pre_values"} <= together.keys()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tests.numerics import seeded
+from tests.training import worlds
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
 from umscale.layers.loss import mean_loss
@@ -25,9 +26,9 @@ from umscale.model.scaling import table_decay
 from umscale.spec import DataSpec, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 from umscale.store.store import Store
 from umscale.training.evaluate import evaluate, start_counting, stop_counting
-from umscale.training.gradients import average_gradients
+from umscale.training.gradients import GradientMean
 from umscale.training.optimiser import clip_gradients, make_optimizer, optimizer_tensors, set_rates
-from umscale.training.process_group import World, joined
+from umscale.training.process_group import World
 from umscale.training.run import Interrupted, Run
 from umscale.training.sharded_lookup import sharded_lookup
 from umscale.training.shards import check, columns, from_columns
@@ -55,7 +56,8 @@ CASES = [
     *((name, True) for name in ("ultramem_v2", "rows", "ultramem", "memory_plus", "peer")),
 ]
 HALVED = ("dense", "peer")
-STEPS = dict.fromkeys(MODELS, 20) | dict.fromkeys(("ultramem", "memory_plus"), 6)
+LAYERS = 4
+STEPS = 6
 
 
 def run_spec(name: str) -> RunSpec:
@@ -94,7 +96,7 @@ def train_steps(name: str, world: World, folder: Path) -> dict[str, object]:
     """Losses of ``STEPS`` steps, then whole weights, usage and an evaluation."""
     run = Run(run_spec(name), open_corpus("kjv"), folder, CPU, world)
     assert len(run.validation.inputs) % 2 == 1, "a window is left over when two share them out"
-    losses = [run.train_step() for _ in range(STEPS[name])]
+    losses = [run.train_step() for _ in range(STEPS)]
     start_counting(run.model)
     found = evaluate(run.model, run.validation, 4, run.precision(), world=world)
     usage = stop_counting(run.model, (1, 16), world)
@@ -188,7 +190,7 @@ def row_averages(world: World) -> tuple[Tensor, Tensor]:
     gradients[1][[4, 5, 8]] = 1.0
     model = torch.nn.Embedding(9, 2)
     model.weight.grad = gradients[world.rank].to_sparse(1)
-    average_gradients(model, world)
+    GradientMean(model, world).finish()
     assert model.weight.grad.is_sparse
     assert model.weight.grad.coalesce().indices().tolist() == [[1, 4, 5, 8]]
     return model.weight.grad.to_dense(), sum(gradients) / 2
@@ -215,12 +217,35 @@ def execute(spec: RunSpec, folder: Path, world: World, stop_at: int | None = Non
 RESUMED = (False, True)
 
 
-def both(rank: int, folder: str, data: str) -> None:
+def overlapped(world: World) -> dict[str, object]:
+    """Means of gradients that are sent during a backward pass, a layer a message, and what they should be."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(LAYERS)))
+    x = torch.randn(world.size, 5, 8)[world.rank]
+    model(x).square().sum().backward()
+    wanted = [world.sum(p.grad.clone()) / world.size for p in model.parameters()]
+    means = GradientMean(model, world, bucket_bytes=4 * (8 * 8 + 8))
+    sent: list[int] = []
+    model[0].weight.register_post_accumulate_grad_hook(lambda _: sent.append(len(means.sent)))
+    found = []
+    for parts in (1, 2):
+        model.zero_grad()
+        for i in range(parts):
+            if i + 1 == parts:
+                means.begin()
+            (model(x).square().sum() / parts).backward()
+        sent.append(len(means.sent))
+        means.finish()
+        found.append([p.grad.clone() for p in model.parameters()])
+    return {"found": found, "wanted": wanted, "sent": sent}
+
+
+def both(rank: int, root: Path, data: str) -> None:
     """One of two processes: does everything that needs two, and writes what it found."""
-    os.environ |= {"UMSCALE_DATA": data, "RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(1)
-    root, found = Path(folder), {}
-    with joined(f"file://{folder}/rendezvous", shard_tables=False, device=CPU) as world:
+    os.environ["UMSCALE_DATA"] = data
+    found: dict = {}
+    with worlds.join(rank, 2, root / "rendezvous") as world:
+        found["overlapped"] = overlapped(world)
         for name, shard in CASES:
             here = dataclasses.replace(world, shard_tables=shard)
             with float64():
@@ -244,8 +269,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("pair")
     for shard in RESUMED:
         assert execute(run_spec("ultramem_v2"), folder / f"begun-by-one-{shard}", World(), stop_at=18) is None
-    torch.multiprocessing.spawn(both, (str(folder), os.environ["UMSCALE_DATA"]), nprocs=2)
+    worlds.start(both, 2, folder, os.environ["UMSCALE_DATA"])
     return folder, [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    return execute(run_spec("ultramem_v2"), tmp_path_factory.mktemp("undisturbed"), World())
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +314,7 @@ def test_two_replicas_are_bitwise_one_process_with_two_half_batches(pair, tmp_pa
     run.model.configure_tables(run.spec.train)
     run.optimizer = make_optimizer(run.model, run.spec.train, table_decay(run.spec))
     losses = []
-    for step in range(STEPS[name]):
+    for step in range(STEPS):
         set_rates(run.optimizer, run.schedule.rates(step, None))
         run.optimizer.zero_grad(set_to_none=True)
         halves = [torch.from_numpy(run.stream.batch(step, part, 2)) for part in range(2)]
@@ -329,6 +359,18 @@ def test_row_sparse_gradients_are_averaged_as_such(pair, rank: int) -> None:
     assert pair[1][rank]["text"] == "Grüße"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gradients_are_sent_while_the_backward_pass_goes_on(pair, rank: int) -> None:
+    """Of a step in two parts, in the second alone."""
+    found = pair[1][rank]["overlapped"]
+    whole, first_part, second_part = found["sent"][0], found["sent"][2], found["sent"][3]
+    assert min(whole, second_part) >= LAYERS - 1, "the first layer's gradients are made last"
+    assert (found["sent"][1], first_part, found["sent"][4]) == (LAYERS, 0, LAYERS)
+    for means in found["found"]:
+        for mean, wanted in zip(means, found["wanted"], strict=True):
+            assert torch.equal(mean, wanted)
+
+
 def test_row_dots_is_half_a_lookup() -> None:
     generator = seeded(0)
     for dtype in (torch.float32, torch.float64):
@@ -365,10 +407,9 @@ def test_a_process_holds_half_of_tables_moments_and_average(pair, alone, name: s
 
 
 @pytest.mark.parametrize("shard", RESUMED)
-def test_what_two_begin_one_continues_and_the_reverse(pair, tmp_path: Path, shard: bool) -> None:
+def test_what_two_begin_one_continues_and_the_reverse(pair, undisturbed, shard: bool) -> None:
     folder, found = pair
     spec = run_spec("ultramem_v2")
-    undisturbed = execute(spec, tmp_path / "undisturbed", World())
     assert found[0]["begun by two", shard] is None, "it was interrupted"
     by_one = execute(spec, folder / f"begun-by-two-{shard}", World())
     for records in (by_one, found[0]["continued by two", shard], found[1]["continued by two", shard]):

@@ -21,13 +21,14 @@ import torch
 from umscale.data.corpus import open_corpus
 from umscale.errors import UserError
 from umscale.execute.claimed_run import ADDRESS_VARIABLE, Reporter, train_one
-from umscale.files import LocalFiles
+from umscale.files import open_files
 from umscale.machine import keep_freed_memory, peak_memory_bytes
 from umscale.spec import RunSpec, from_dict, to_dict
-from umscale.store.store import Store
+from umscale.store.store import Store, checkpoint_folder
 from umscale.training.checkpoint import Workspace
 from umscale.training.process_group import PeerLost, World, joined
 from umscale.training.run import Interrupted, Run
+from umscale.urls import redact
 
 EXIT_LOST = 4
 """Exit code of a process that ended because another did, or because its run was taken over."""
@@ -102,6 +103,7 @@ def lead(
         if not mine:
             raise UserError(f"run {run.run_id} is being trained by another process; `umscale runs` shows it")
         world.share_text(json.dumps(to_dict(run)))
+        world.share_text(str(store.root.absolute()) if store.is_folder else redact(store.address))
         outcome = train_one(store, study, run, report, str(device), world=world)
         if outcome is not None:
             report("memory", peak_bytes=_peaks(world, device))
@@ -112,16 +114,20 @@ def lead(
 def follow(world: World, report: Reporter, device: torch.device) -> None:
     """Train the run that the first process claims, as another process of ``world``.
 
+    It writes its part of checkpoints, if it reaches the first's store.
+
     Raises:
         Interrupted, PeerLost: another process is gone.
         UserError: the run's corpus is not on this machine.
     """
     run = from_dict(RunSpec, json.loads(world.share_text("")))
+    address = world.share_text("")
     corpus = open_corpus(run.data.corpus)
     if corpus.hash != run.data.hash:
         raise UserError(f"corpus {run.data.corpus!r} is another one on {socket.gethostname()}")
-    nowhere = Workspace(files=LocalFiles(Path(os.devnull)))  # the first process keeps the checkpoints
-    training = Run(run, corpus, nowhere, device, world)
+    files = open_files(os.environ.get(ADDRESS_VARIABLE, address))  # an address with a password is not sent
+    workspace = Workspace(files=files, folder=checkpoint_folder(run.run_id))
+    training = Run(run, corpus, workspace, device, world)
 
     def should_stop() -> bool:
         report.stopping = world.any(report.stopping)

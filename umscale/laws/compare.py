@@ -372,11 +372,13 @@ def _least_aicc(laws: Sequence[Compared]) -> Compared:
 
 
 def _in_order(laws: Sequence[Compared], errors: Sequence[Jackknifed], unit: str) -> str:
-    """Errors in thousandths of the unit; as they are where the losses' unit is not known."""
+    return errors_in_words([(c.fit.law.name, e.error) for c, e in zip(laws, errors, strict=True)], unit)
+
+
+def errors_in_words(errors: Iterable[tuple[str, float]], unit: str) -> str:
+    """Errors of laws by name, in thousandths of the unit; as they are where the losses' unit is not known."""
     size, form = (1e3, ".1f") if unit else (1.0, ".3g")
-    words = ", ".join(
-        f"{size * e.error:{form}} ({c.fit.law.name})" for c, e in zip(laws, errors, strict=True)
-    )
+    words = ", ".join(f"{size * error:{form}} ({name})" for name, error in errors)
     return f"in 0.001 {unit}: {words}" if unit else f"errors {words}"
 
 

@@ -164,19 +164,20 @@ class PowerProblem:
         return Surface(prediction=prediction, jacobian=j, bend=bend)
 
     def starts(self, loss: Array) -> Array:
-        """A grid over the exponents, the scales solved for given them (weights 1/L²)."""
+        """A grid over the exponents, the scales solved for given them (weights 1/L², times the rows' own)."""
         exponents = _exponent_grid(self)  # [S, Q]
         scales = [s.coordinate for s in self.scales]
         others = [k for k in range(self.features.shape[2]) if k not in scales]
         theta = np.zeros((len(exponents), self.features.shape[2]))
         theta[:, others] = exponents
         logs = np.einsum("sq,tnq->stn", exponents, self.features[:, :, others]) + self.offsets
-        shapes = np.exp(np.clip(logs, -60, 60)) / loss
+        root = np.ones(len(loss)) if self.row_weights is None else np.sqrt(self.row_weights)
+        shapes = np.exp(np.clip(logs, -60, 60)) / loss * root
         scaled = {t for scale in self.scales for t in scale.terms}
         known = sum((shapes[:, t] for t in range(shapes.shape[1]) if t not in scaled), np.zeros(()))
         if self.scales:
             own = np.stack([shapes[:, s.terms].sum(axis=1) for s in self.scales], axis=1)
-            sizes = np.log(_positive_scales(own, np.broadcast_to(1 - known, own[:, 0].shape)))
+            sizes = np.log(_positive_scales(own, np.broadcast_to(root - known, own[:, 0].shape)))
             theta[:, scales] = sizes / np.array([s.gain for s in self.scales])
         return theta
 

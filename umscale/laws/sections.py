@@ -65,6 +65,11 @@ class Settings:
     profile: bool = False
     diagnostics: bool = False
 
+    @property
+    def loss_unit(self) -> str:
+        """Of the losses, in a word; empty where it is not known."""
+        return self.units.get("loss", "").partition(" per ")[0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
@@ -251,7 +256,7 @@ def _section(
     codes, unit = resampling_groups(part, fits[0], settings)
     if not settings.is_study and settings.group is None and "run_id" not in part:
         fits = tuple(_noticed(part, fit) for fit in fits)
-    comparison = compare(fits, codes, unit=settings.units.get("loss", "").partition(" per ")[0])
+    comparison = compare(fits, codes, unit=settings.loss_unit)
     draws, group = settings.n_draws, "auto" if codes is None else codes
     found = Section(
         stage=stage,

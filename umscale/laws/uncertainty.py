@@ -43,6 +43,7 @@ _FAR = 1e3  # times its value, or e^±7 for a scale: a profile that has not clos
 _WORDS = {True: ", BCa", False: ""}
 _CLOSED = 1e-3  # relative distance from an end at which one more step of the search is exact enough
 _MOST_STEPS = 60  # of the search for an end of a profile interval
+_WINDOW = 0.6  # share of residuals by which a narrow Huber threshold is widened to tell the curvature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,17 +162,18 @@ def without_each(fit: FitResult, codes: Codes) -> Array:
 def profile_interval(
     fit: FitResult, name: str, level: float = LEVEL, *, groups: Codes | None = None
 ) -> Estimate:
-    """Profile-likelihood interval of one coefficient: its values c with Q(c) − Q̂ ≤ ½ t² κ/b.
+    """Profile-likelihood interval of one coefficient: its values c with Q(c) − Q̂ ≤ ½ t² κ.
 
-    Q(c) is the objective with the coefficient held at c and all others fitted anew, t Student's quantile, b the mean of
-    ψ′ (ψ the derivative of the objective in a residual) and κ the variance of the coefficient's score: s² = Σψ² per
-    degree of freedom where rows are independent. For least squares that is the F statistic's interval, which is exact
-    where the law is linear in its coefficients.
+    Q(c) is the objective with the coefficient held at c and all others fitted anew, t Student's quantile. For least
+    squares of independent rows κ is the residual variance: the F statistic's interval, which is exact where the law is
+    linear in its coefficients. Otherwise κ = [H⁻BH⁻]_cc/[H⁻]_cc (a likelihood ratio scaled for a likelihood that is
+    not the noise's: Royall and Tsou 2003): B the sum over rows of the squares of their scores Jψ (ψ the derivative of
+    the objective in a residual), enlarged for leverage, and H = Σ ψ′JJ' the objective's curvature. Where
+    Huber's δ is narrow, ψ′ is counted in a wider window and each row counts for itself (Powell 1991), so noise may
+    differ from row to row.
 
-    With ``groups`` [rows], rows of one group err together: κ = [M⁻BM⁻]_cc/[M⁻]_cc, M = J'J, B the sum over groups of
-    the squares of their scores J_g'ψ_g, each enlarged for its leverage as in CR2, and t has groups minus coefficients
-    degrees of freedom (a likelihood ratio scaled for a misspecified likelihood: Royall and Tsou 2003). An end that
-    the rows do not bound is infinite, or 0 for a scale.
+    With ``groups`` [rows], rows of one group err together: B sums the squares of their summed scores, and t has groups
+    minus coefficients degrees of freedom. An end that the rows do not bound is infinite, or 0 for a scale.
 
     Raises ``UserError`` for a coefficient that the law lacks, and for least absolute deviations, whose objective has
     corners where a profile would be read.
@@ -194,12 +196,7 @@ def profile_interval(
     value, freedom = fit.coefficients[name], n_groups - fit.n_free
     if freedom < 1:
         return Estimate(value=value, low=float("nan"), high=float("nan"))
-    psi = np.clip(fit.residuals, -fit.delta, fit.delta) * _root_weights(fit)
-    quantile = float(stdtrit(freedom, (1 + level) / 2))
-    spread = float(psi @ psi) / freedom
-    if shared and codes is not None:
-        spread = max(_score_variance(fit, name, psi, codes), spread * freedom / (fit.n_rows - fit.n_free))
-    allowed = 0.5 * quantile**2 * spread / _curvature(fit)
+    allowed = 0.5 * float(stdtrit(freedom, (1 + level) / 2)) ** 2 * _score_scale(fit, name, codes, shared)
     by_ratio = isinstance(fit.law, PowerLaw) and name in fit.law.scales and value > 0
     low, high = _profile_ends(fit, name, allowed, by_ratio)
     least, most = fit.constraints.bounds.get(name, (-np.inf, np.inf))
@@ -267,18 +264,55 @@ def _profile_ends(fit: FitResult, name: str, allowed: float, by_ratio: bool) -> 
     return float(ends[0]), float(ends[1])
 
 
-def _score_variance(fit: FitResult, name: str, psi: Array, codes: Codes) -> float:
-    """κ of a coefficient of a law that is not linear: the variance of its score between groups, per unit of M⁻."""
+def _score_scale(fit: FitResult, name: str, codes: Codes | None, shared: bool) -> float:
+    """κ of ``profile_interval``, where rows are independent and, if they are not, by their groups: the greater."""
+    weight = np.ones(fit.n_rows) if fit.weights is None else fit.weights
+    weight = np.where(fit.residuals > 0, fit.above, 1.0) * weight
+    psi = np.clip(fit.residuals, -fit.delta, fit.delta) * np.sqrt(weight)
+    equal = float(psi @ psi) / (fit.n_rows - fit.n_free) / _curvature(fit)
+    if np.isinf(fit.delta) and not shared:
+        return equal
     position, design = slopes(fit, name)
+    design = design * np.sqrt(weight)[:, None]
     bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+    inverse = _inverse_curvature(fit, design, bread)
+    along, spread = inverse[position], equal * inverse[position, position]
+    if np.isfinite(fit.delta):
+        spread = _score_variance(design, bread, along, psi, np.arange(fit.n_rows, dtype=np.int64))
+    if shared and codes is not None:
+        spread = max(spread, _score_variance(design, bread, along, psi, codes))
+    return float(spread / along[position])
+
+
+def _inverse_curvature(fit: FitResult, design: Array, bread: Array) -> Array:
+    """H⁻ from the rows whose residuals are small, or from all rows' mean curvature where those are too few."""
+    size = np.abs(fit.residuals)
+    window = max(fit.delta, float(np.quantile(size, _WINDOW))) if np.isfinite(fit.delta) else np.inf
+    near = size <= window
+    if near.all() or near.sum() < 2 * design.shape[1]:
+        return bread / _curvature(fit)
+    chosen = design[near]
+    return np.linalg.pinv(chosen.T @ chosen, rcond=1e-12, hermitian=True) / min(1.0, fit.delta / window)
+
+
+def _score_variance(design: Array, bread: Array, along: Array, psi: Array, codes: Codes) -> float:
+    """Σ over groups of (along'X_g'A_gψ_g)², X = √w J, M = X'X, H_gg = X_g M⁻ X_g'.
+
+    Rows by themselves are enlarged by A = (1 − H)^-½ (CR2), groups, of which there are few, by (1 − H_gg)^-1 as a
+    jackknife does (CR3).
+    """
+    n_groups = int(codes.max()) + 1
+    if n_groups == len(psi):
+        room = 1 - np.einsum("ni,ij,nj->n", design, bread, design)
+        return float((((design @ along) * psi) ** 2 / np.maximum(room, _EXACT))[room > _EXACT].sum())
     total = 0.0
-    for g in range(int(codes.max()) + 1):
+    for g in range(n_groups):
         rows = codes == g
         x = design[rows]
         room, axes = np.linalg.eigh(np.eye(len(x)) - x @ bread @ x.T)
-        root = np.where(room > _EXACT, 1 / np.sqrt(np.maximum(room, _EXACT)), 0.0)
-        total += float(bread[position] @ (x.T @ ((axes * root) @ (axes.T @ psi[rows])))) ** 2
-    return total / float(bread[position, position])
+        adjust = np.where(room > _EXACT, 1 / np.maximum(room, _EXACT), 0.0)
+        total += float(along @ (x.T @ ((axes * adjust) @ (axes.T @ psi[rows])))) ** 2
+    return total * (n_groups - 1) / n_groups
 
 
 def _curvature(fit: FitResult) -> float:

@@ -18,6 +18,12 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_split(tensor) else tensor
 
 
+def split_dimension(tensor: "DTensor") -> int:
+    """Return the dimension along which ``tensor`` is split."""
+    (placement,) = tensor.placements
+    return int(placement.dim)  # type: ignore[attr-defined]
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return ``tensor`` as one on every process; called by all of them when it is split."""
     return tensor.full_tensor() if is_split(tensor) else tensor

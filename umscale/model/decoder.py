@@ -1,5 +1,6 @@
 """The decoder: pre-norm blocks x + attention, then + FFN(y) + memory(y) on the same normalised y."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,8 @@ class Block(nn.Module):
         super().__init__()
         self.checkpointing = False
         """Compute what is inside the block again in the backward pass instead of keeping it."""
+        self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+        """What is inside the block as training takes it, if that is not what is written here."""
         self.attention_norm = RmsNorm(spec.d_model)
         self.attention = Attention(spec.d_model, spec.n_heads)
         self.ffn_norm = RmsNorm(spec.d_model)
@@ -44,12 +47,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rotary: Tensor, start: Tensor | None, tables: list[Tables]
     ) -> tuple[Tensor, Tensor | None]:
-        if self.checkpointing and torch.is_grad_enabled():
-            out: tuple[Tensor, Tensor | None] = checkpoint(
-                self._forward, x, rotary, start, tables, use_reentrant=False, preserve_rng_state=False
-            )
-            return out
-        return self._forward(x, rotary, start, tables)
+        inside = self._forward
+        if torch.is_grad_enabled():
+            inside = self.compiled or inside
+            if self.checkpointing:
+                out: tuple[Tensor, Tensor | None] = checkpoint(
+                    inside, x, rotary, start, tables, use_reentrant=False, preserve_rng_state=False
+                )
+                return out
+        return inside(x, rotary, start, tables)
 
     def _forward(
         self, x: Tensor, rotary: Tensor, start: Tensor | None, tables: list[Tables]
@@ -165,6 +171,19 @@ class Decoder(nn.Module):
         for block in self.modules():
             if isinstance(block, Block):
                 block.checkpointing = enabled
+
+    def compile_blocks(self) -> None:
+        """Compile what is inside each block, for training.
+
+        For models whose blocks do more when they are called than a compiler can follow: FSDP's gather their weights.
+        """
+        from torch._dynamo import config
+
+        limit = "recompile_limit"  # of graphs for one function, here of all blocks
+        setattr(config, limit, max(getattr(config, limit), 2 * len(self.blocks)))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.compiled = torch.compile(block._forward, fullgraph=True)
 
     def refresh(self, tables: bool = True) -> None:
         """Bring derived buffers up to date with the parameters; call after every change of parameters.

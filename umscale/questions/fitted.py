@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from umscale.errors import UserError, nearest
-from umscale.laws.compare import Compared
+from umscale.laws.compare import Compared, errors_in_words
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import Law
 from umscale.laws.sections import Section, Settings, parts_of, resampling_groups, table_report
@@ -73,7 +73,11 @@ def _fitted(
     section: Section, parts: Mapping[tuple[str, ...], Table], settings: Settings, named: bool
 ) -> Iterator[Fitted]:
     rows = where(parts[section.by], stage=section.stage, compensation=section.compensation)
-    chosen = [(c, "as asked") for c in section.comparison.laws] if named else [_along_tokens(section)]
+    chosen = (
+        [(c, "as asked") for c in section.comparison.laws]
+        if named
+        else [_along_tokens(section, settings.loss_unit)]
+    )
     for compared, reason in chosen:
         fit = compared.fit
         codes, unit = resampling_groups(rows, fit, settings)
@@ -87,7 +91,7 @@ def _fitted(
         )
 
 
-def _along_tokens(section: Section) -> tuple[Compared, str]:
+def _along_tokens(section: Section, unit: str) -> tuple[Compared, str]:
     """The law of least error with the most tokens held out; the smallest where that cannot be tested."""
     usable = [c for c in section.comparison.laws if not c.fit.unidentified and not c.fit.dropped]
     if not usable:
@@ -102,6 +106,6 @@ def _along_tokens(section: Section) -> tuple[Compared, str]:
         return tangent[
             0
         ], "a tangent: too few budgets to hold one out, so nothing tells how what tokens buy changes"
-    errors = ", ".join(f"{1e3 * error:.1f} ({c.fit.law.name})" for error, c in tested)
+    errors = errors_in_words([(c.fit.law.name, error) for error, c in tested], unit)
     best = min(tested, key=lambda pair: pair[0])[1]
-    return best, f"least error with the most tokens held out, in 0.001 nats: {errors}"
+    return best, f"least error with the most tokens held out, {errors}"

@@ -8,7 +8,7 @@ the 95% interval of the difference holds zero (Fieller's, from the draws). A tur
 extrapolation and says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ _OCTAVES = 20.0
 """Of tokens beyond the budgets up to which a turn is looked for."""
 _GRID = 0.02
 """Octaves between the values of D that are tried for the turn's interval."""
+_AT_ONCE = 16
 _NAN = float("nan")
 
 
@@ -230,8 +231,11 @@ def _turn(law: Uncertainty | None, budgets: Array, size: float, sure: bool) -> T
     if not (first - _OCTAVES <= at <= last + _OCTAVES) or not (sure or first <= at <= last):
         return nothing
     octaves = np.arange(first - _OCTAVES, last + _OCTAVES, _GRID)
-    low, high = law.interval(lambda c: (c[:, [b]] - c[:, [a]]) + (c[:, [q]] - c[:, [p]]) * octaves)
-    holds = (low <= 0) & (high >= 0)
+
+    def holds(where: Array) -> Any:
+        low, high = law.interval(lambda c: (c[:, [b]] - c[:, [a]]) + (c[:, [q]] - c[:, [p]]) * where)
+        return (low <= 0) & (high >= 0)
+
     ends = _stretch(octaves, holds, float(at))
     tokens = Estimate(
         value=float(law.fit.reference["D"] * 2.0**at),
@@ -247,14 +251,19 @@ def _turn(law: Uncertainty | None, budgets: Array, size: float, sure: bool) -> T
     )
 
 
-def _stretch(octaves: Array, holds: Any, at: float) -> tuple[float, float]:
-    """Ends of the stretch about ``at`` on which ``holds``."""
-    i = int(np.clip(np.searchsorted(octaves, at), 0, len(octaves) - 1))
-    low = high = i
-    while low > 0 and holds[low - 1]:
-        low -= 1
-    while high < len(octaves) - 1 and holds[high + 1]:
-        high += 1
+def _stretch(octaves: Array, holds: Callable[[Array], Any], at: float) -> tuple[float, float]:
+    """Ends of the stretch about ``at`` on which ``holds``, which is asked no further than it does, some at a time."""
+    low = high = int(np.clip(np.searchsorted(octaves, at), 0, len(octaves) - 1))
+    while low > 0:
+        block = holds(octaves[max(0, low - _AT_ONCE) : low])[::-1]
+        low -= int(np.argmin(block)) if not block.all() else len(block)
+        if not block.all():
+            break
+    while high < len(octaves) - 1:
+        block = holds(octaves[high + 1 : high + 1 + _AT_ONCE])
+        high += int(np.argmin(block)) if not block.all() else len(block)
+        if not block.all():
+            break
     return float(octaves[low]), float(octaves[high])
 
 

@@ -37,13 +37,17 @@ def differently_made(columns: Mapping[str, np.ndarray]) -> str:
     """Say that runs were computed by different kernels or devices, where they were; else empty.
 
     Args:
-        columns: ``Store.columns()``, of any status.
+        columns: ``Store.columns()``, of any status, or any table; one that does not say how its runs came about is
+            silent.
     """
+    if not {"run_id", "device", "kernels"} <= columns.keys():
+        return ""
+    status = columns.get("status", np.full(len(columns["run_id"]), "finished"))
     runs: dict[str, set[str]] = {}
-    for run_id, status, *made in zip(
-        *(columns[name] for name in ("run_id", "status", "device", "kernels")), strict=True
+    for run_id, ended, *made in zip(
+        columns["run_id"], status, columns["device"], columns["kernels"], strict=True
     ):
-        if status in MEASURED and all(made):
+        if ended in MEASURED and all(isinstance(word, str) and word for word in made):
             runs.setdefault(f"{made[1]} on {made[0]}", set()).add(run_id)
     if len(runs) < 2:
         return ""

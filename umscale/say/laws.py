@@ -77,7 +77,7 @@ def columns_text(found: Report) -> str:
 
 def loss_unit(found: Report) -> str:
     """Unit of the losses in a word, for headings; nothing for a table that did not say (--unit loss=...)."""
-    return "nats" if found.n_runs is not None else found.settings.units.get("loss", "").partition(" per ")[0]
+    return "nats" if found.n_runs is not None else found.settings.loss_unit
 
 
 def fitted_text(fit: FitResult) -> str:

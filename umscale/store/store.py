@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-__all__ = ["FINAL", "MEASURED", "STAGES", "STATUSES", "Row", "Store", "schema"]
+__all__ = ["FINAL", "MEASURED", "STAGES", "STATUSES", "Row", "Store", "checkpoint_folder", "schema"]
 
 FINAL = ("finished", "diverged", "infeasible", "failed")
 STATUSES = ("running", "paused", *FINAL, "pruned")
@@ -66,6 +66,11 @@ RUN_TABLES = ("runs", "documents", "curves", "probes")
 """Tables with a file a run. A run counts as over by its file in the first."""
 
 Row = dict[str, Any]
+
+
+def checkpoint_folder(run_id: str) -> str:
+    """Return the folder of a store where a run's checkpoints are kept."""
+    return f"work/checkpoints/{run_id}"
 
 
 class Store:
@@ -524,7 +529,7 @@ class Store:
 
     def checkpoint_folder(self, run_id: str) -> str:
         """Return the folder of ``files`` where a run's checkpoints are kept."""
-        return f"work/checkpoints/{run_id}"
+        return checkpoint_folder(run_id)
 
     def weights_folder(self, run_id: str) -> str:
         """Return the folder of ``files`` where the weights of a run's records are kept."""

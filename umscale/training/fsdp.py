@@ -5,6 +5,7 @@ before is computed, and scatters the sum of its gradients while the next is diff
 ``umscale.training.shards``: gathering them is what must not happen.
 """
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,8 @@ def shard_dense(model: Decoder, world: World) -> None:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 
+    # The decoder adds what a memory returns, a view, and never in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     mesh = DeviceMesh(model.rotary.device.type, torch.arange(world.size))
     tables = {p for name, p in model.named_parameters() if name.startswith("tables.") or is_token_table(name)}
 

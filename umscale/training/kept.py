@@ -20,7 +20,7 @@ from torch import nn
 from umscale.data.corpus import TOKENIZER, Corpus, corpus_tokenizer
 from umscale.files import Unusable
 from umscale.spec import RunSpec, to_dict
-from umscale.training.checkpoint import Content, DamagedCheckpoint, Workspace, gather, read
+from umscale.training.checkpoint import DamagedCheckpoint, Workspace, collect, read
 from umscale.training.optimiser import WeightAverage
 from umscale.trees import parse_object
 
@@ -48,12 +48,7 @@ def keep_record(
     workspace.ready()
     tensors = {RAW + name: value for name, value in model.state_dict().items()}
     tensors |= {AVERAGED + name: value for name, value in average.average.items()}
-    complete = gather(model, tensors, workspace.world)
-    if complete is None or not workspace.weights:
-        return
     tokenizer = corpus_tokenizer(corpus)
-    if tokenizer.json:
-        workspace.files.write(f"{workspace.weights}/{TOKENIZER}", tokenizer.json.encode())
     notes = {
         "format": FORMAT,
         "version": VERSION,
@@ -63,15 +58,23 @@ def keep_record(
         "corpus": corpus.name,
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot},
     }
+    content = collect(tensors, model, average, notes, workspace.world)
+    if content is None or not workspace.weights:
+        return
+    if tokenizer.json:
+        workspace.files.write(f"{workspace.weights}/{TOKENIZER}", tokenizer.json.encode())
     name = weights_name(record["budget"], record["stage"])
-    workspace.write(f"{workspace.weights}/{name}", Content(tensors=complete, text=json.dumps(notes)))
+    workspace.write(f"{workspace.weights}/{name}", content)
 
 
 def keep_trunk(workspace: Workspace, step: int) -> None:
     """Keep the checkpoint of the trunk, which is at ``step``, beyond the run."""
+    workspace.ready()
+    if workspace.in_parts:
+        log.warning("a checkpoint in parts is not kept as a trunk")
+        return
     if not workspace.trunks or not workspace.world.first:
         return
-    workspace.ready()
     with (
         workspace.files.reading(workspace.path("trunk")) as source,
         workspace.files.writing(f"{workspace.trunks}/{step}.safetensors") as target,

@@ -22,6 +22,19 @@ class PeerLost(Exception):
     """Another process of the world is gone or does not answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A collective that goes on by itself; nothing without ``work``."""
+
+    work: "dist.Work | None" = None
+
+    def wait(self) -> None:
+        """Wait until its tensor can be used; raises ``PeerLost``."""
+        if self.work is not None:
+            with _answered():
+                self.work.wait()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
     """Who takes part in a run, as one process sees it; every method but properties is called by all, in one order.
@@ -62,29 +75,32 @@ class World:
         )
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add up all processes' contiguous tensors, in place, and return the sum: the same bits everywhere."""
+        """Return the sum of all processes' contiguous tensors, the same bits everywhere; when eager, in place."""
         if self.size > 1:
+            if torch.compiler.is_compiling():
+                return _SUM(tensor)
             with _answered():
                 dist.all_reduce(tensor)
         return tensor
+
+    def begin_sum(self, tensor: Tensor) -> Pending:
+        """Begin to do what ``sum`` does; ``tensor`` is left alone until the result has been waited for."""
+        if self.size == 1:
+            return Pending()
+        with _answered():
+            return Pending(dist.all_reduce(tensor, async_op=True))
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return everyone's ``tensor``, ``[size, *shape]``; the shape is the same on all."""
         if self.size == 1:
             return tensor.unsqueeze(0)
-        found = tensor.new_empty(self.size, *tensor.shape)
-        with _answered():
-            dist.all_gather(list(found.unbind(0)), tensor.contiguous())
-        return found
+        return _GATHER(tensor, self.size) if torch.compiler.is_compiling() else _gather(tensor, self.size)
 
     def exchange(self, tensor: Tensor) -> Tensor:
         """Send ``tensor[r]`` to process r and return ``[size, *]``, at s what process s sent here."""
         if self.size == 1:
             return tensor
-        found = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        with _answered():
-            dist.all_to_all_single(found, tensor.contiguous())
-        return found
+        return _EXCHANGE(tensor) if torch.compiler.is_compiling() else _exchange(tensor)
 
     def share(self, tensor: Tensor) -> Tensor:
         """Overwrite ``tensor`` with the first process's."""
@@ -132,6 +148,36 @@ def _answered() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerLost(" ".join(str(error).split())) from error
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    found = tensor.clone(memory_format=torch.contiguous_format)
+    with _answered():
+        dist.all_reduce(found)
+    return found
+
+
+def _gather(tensor: Tensor, size: int) -> Tensor:
+    found = tensor.new_empty(size, *tensor.shape)
+    with _answered():
+        dist.all_gather(list(found.unbind(0)), tensor.contiguous())
+    return found
+
+
+def _exchange(tensor: Tensor) -> Tensor:
+    found = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    with _answered():
+        dist.all_to_all_single(found, tensor.contiguous())
+    return found
+
+
+# What a compiler takes as one operation each, in the order of the program. Gradients are their callers' business.
+_SUM = torch.library.custom_op("umscale::world_sum", _sum, mutates_args=())
+_GATHER = torch.library.custom_op("umscale::world_gather", _gather, mutates_args=())
+_EXCHANGE = torch.library.custom_op("umscale::world_exchange", _exchange, mutates_args=())
+for _operation in (_SUM, _EXCHANGE):
+    _operation.register_fake(lambda tensor: torch.empty_like(tensor, memory_format=torch.contiguous_format))
+_GATHER.register_fake(lambda tensor, size: tensor.new_empty(size, *tensor.shape))
 
 
 @contextlib.contextmanager

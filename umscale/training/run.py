@@ -13,7 +13,6 @@ Notable:
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
@@ -44,7 +43,7 @@ from umscale.spec import RunSpec
 from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
 from umscale.training.evaluate import Evaluation, evaluate, evaluate_targets, start_counting, stop_counting
-from umscale.training.gradients import average_gradients
+from umscale.training.gradients import GradientMean
 from umscale.training.host_tables import HostTables
 from umscale.training.kept import keep_record, keep_trunk
 from umscale.training.microbatch import forward_backward
@@ -136,7 +135,7 @@ class Run:
     ) -> None:
         self.spec, self.device, self.world = spec, device, world
         workspace = Workspace(files=LocalFiles(workspace)) if isinstance(workspace, Path) else workspace
-        self.workspace = dataclasses.replace(workspace, world=world)
+        self.workspace = workspace.joined(world)
         self.schedule = Schedule(spec)
         self.corpus = corpus
         check_corpus(spec.data, corpus)
@@ -205,10 +204,13 @@ class Run:
         self.model.recompute_blocks(self.spec.train.activation_checkpointing)
         self.trained = self.model
         """What a training step calls; evaluation, whose batches have other sizes, takes the model as it is."""
-        if self.spec.train.compile:
+        if self.spec.train.compile and self.world.shard_dense:
+            self.model.compile_blocks()
+        elif self.spec.train.compile:
             self.trained = torch.compile(self.model, fullgraph=True)  # type: ignore[assignment]
         self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
+        self.gradients = GradientMean(self.model, self.world)
 
     # -- one step -----------------------------------------------------------------------------------------
 
@@ -237,10 +239,12 @@ class Run:
         if self.host_tables is not None:
             self.host_tables.fetch(self.step)
         micro_batch_size = self.spec.train.micro_batch_size
-        loss = forward_backward(self.trained, window, micro_batch_size, self.precision)
+        loss = forward_backward(
+            self.trained, window, micro_batch_size, self.precision, before_last=self.gradients.begin
+        )
         if self.host_tables is not None:
             self.host_tables.return_gradients()
-        average_gradients(self.model, self.world)
+        self.gradients.finish()
         norm = clip_gradients(self.model.parameters(), self.spec.train.grad_clip, self.shards, self.world.sum)
         skip_unless_finite(self.optimizer, norm)
         self.optimizer.step()
@@ -384,6 +388,8 @@ class Run:
             due = self.world.largest(2 if save else int(now - self.logged > LOG_SECONDS))
             if due or self.step == end or len(self.pending) + len(self.on_device) >= self.curve_every:
                 self._log(on_progress)
+            if due:
+                self.workspace.advance()
             if due == 2 and self.step < end:
                 self._save(self._phase)
 

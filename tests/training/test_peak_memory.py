@@ -36,7 +36,7 @@ import torch._dynamo, torch.profiler
 from umscale.machine import keep_freed_memory, peak_memory_bytes
 from umscale.data.corpus import open_corpus
 from umscale.spec import RunSpec, from_dict
-from umscale.training.memory import predict_memory
+from umscale.training.peak_memory import predict_memory
 from umscale.training.run import Run
 
 def train(spec):

@@ -12,8 +12,8 @@ import numpy as np
 from umscale.errors import UserError, nearest
 from umscale.laws.constraints import Constraints
 from umscale.laws.diagnostics import residuals_in_nats
-from umscale.laws.fit import FitResult, Objective, fit_rows
-from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Residual, law_named
+from umscale.laws.fit import FitResult, fit_rows
+from umscale.laws.forms import FIRST_LAWS, LAWS, Law, LocalLaw, Objective, Residual, law_named
 from umscale.laws.holdout import (
     BEYOND,
     EDGES,
@@ -198,7 +198,9 @@ def fit_each(
                     objective=how.objective,
                     delta=how.delta,
                     residual=how.residual,
-                    constraints=Constraints(pins=how.pins, ties=tuple(how.ties), bounds=how.bounds),
+                    constraints=Constraints(
+                        pins=how.pins or {}, ties=tuple(how.ties), bounds=how.bounds or {}
+                    ),
                     above=how.above,
                 )
             )

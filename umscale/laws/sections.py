@@ -15,7 +15,7 @@ from umscale.laws.diagnostics import Diagnostics, diagnose, inseparable, residua
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import FIRST_LAWS, ExpressionLaw, Law, LocalLaw, PowerLaw, law_named
 from umscale.laws.repeats import repeated_group
-from umscale.laws.uncertainty import Estimate, Interval, Uncertainty, bootstrap, profile_interval
+from umscale.laws.uncertainty import Estimate, Group, Interval, Uncertainty, bootstrap, profile_interval
 from umscale.results.source import ROW
 from umscale.results.table import Codes, Table, group_codes, levels, missing_columns, numeric, text
 from umscale.results.table import where as part_of
@@ -257,7 +257,8 @@ def _section(
     if not settings.is_study and settings.group is None and "run_id" not in part:
         fits = tuple(_noticed(part, fit) for fit in fits)
     comparison = compare(fits, codes, unit=settings.loss_unit)
-    draws, group = settings.n_draws, "auto" if codes is None else codes
+    draws = settings.n_draws
+    group: Group | Codes = "auto" if codes is None else codes
     found = Section(
         stage=stage,
         compensation=compensation,

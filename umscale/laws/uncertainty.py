@@ -272,9 +272,11 @@ def _score_scale(fit: FitResult, name: str, codes: Codes | None, shared: bool) -
     equal = float(psi @ psi) / (fit.n_rows - fit.n_free) / _curvature(fit)
     if np.isinf(fit.delta) and not shared:
         return equal
-    position, design = slopes(fit, name)
-    design = design * np.sqrt(weight)[:, None]
-    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+    position, unweighted = slopes(fit, name)
+    design: Array = np.asarray(unweighted * np.sqrt(weight)[:, None], dtype=np.float64)
+    bread: Array = np.asarray(
+        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64
+    )
     inverse = _inverse_curvature(fit, design, bread)
     along, spread = inverse[position], equal * inverse[position, position]
     if np.isfinite(fit.delta):
@@ -292,7 +294,10 @@ def _inverse_curvature(fit: FitResult, design: Array, bread: Array) -> Array:
     if near.all() or near.sum() < 2 * design.shape[1]:
         return bread / _curvature(fit)
     chosen = design[near]
-    return np.linalg.pinv(chosen.T @ chosen, rcond=1e-12, hermitian=True) / min(1.0, fit.delta / window)
+    inverse: Array = np.asarray(
+        np.linalg.pinv(chosen.T @ chosen, rcond=1e-12, hermitian=True), dtype=np.float64
+    )
+    return inverse / min(1.0, fit.delta / window)
 
 
 def _score_variance(design: Array, bread: Array, along: Array, psi: Array, codes: Codes) -> float:
@@ -341,7 +346,9 @@ def _exact_interval(fit: FitResult, law: LocalLaw, name: str, level: float) -> E
     value, freedom = fit.coefficients[name], fit.n_rows - fit.rank - fit.blocks.shape[1]
     if freedom < 1 or name in fit.unidentified:
         return Estimate(value=value, low=float("nan"), high=float("nan"))
-    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+    bread: Array = np.asarray(
+        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64
+    )
     error = float(np.sqrt(bread[k, k] * (residuals @ residuals) / freedom))
     half = float(stdtrit(freedom, (1 + level) / 2)) * error
     return Estimate(value=value, low=value - half, high=value + half)
@@ -530,7 +537,9 @@ def _root_weights(fit: FitResult) -> Array:
 def _leverage(fit: FitResult, law: LocalLaw, codes: Codes) -> _Leverage:
     weigh = _root_weights(fit)
     design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks]) * weigh[:, None]
-    bread = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True).astype(np.float64)
+    bread: Array = np.asarray(
+        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True).astype(np.float64), dtype=np.float64
+    )
     members = tuple(np.flatnonzero(codes == g) for g in range(int(codes.max()) + 1))
     adjust = []
     for rows in members:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from umscale.laws.compare import Compared, Edge
+from umscale.laws.compare import Compared
 from umscale.laws.fit import FitResult
 from umscale.laws.forms import LocalLaw
+from umscale.laws.holdout import EDGES, Edge
 from umscale.laws.sections import Report, Section
 from umscale.laws.uncertainty import Estimate
 from umscale.say.blocks import Block, Bullets, Fold, Grid, Heading, Paragraph
@@ -13,7 +14,6 @@ from umscale.say.labels import COMPENSATION_WORDS, STAGE_WORDS, capital, loss_na
 from umscale.say.numbers import count
 
 _FEW_INTERVALS = 5
-_EDGES: tuple[Edge, ...] = ("largest", "sparsest", "future")
 
 
 def estimate_text(estimate: Estimate | None, digits: int = 4) -> str:
@@ -50,7 +50,7 @@ def interval_text(estimate: Estimate, digits: int = 5) -> str:
 def edges_tested(section: Section) -> dict[Edge, str]:
     """The edges at which any law could be held out, each with its heading."""
     axes = {h.edge: h.axis for c in section.comparison.laws for h in c.holdouts if not h.skipped}
-    return {edge: f"{edge} {axes[edge]} held out" for edge in _EDGES if edge in axes}
+    return {edge: f"{edge} {axes[edge]} held out" for edge in EDGES if edge in axes}
 
 
 def holdout_text(compared: Compared, edge: str) -> str:

@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umscale.cell_labels import label_parts
-from umscale.design.study import QUESTIONS, Cell, Study
+from umscale.design.question_names import QUESTIONS
+from umscale.design.study import Cell, Study
 from umscale.errors import UserError
 from umscale.files import SHORTEST, Files, LocalFiles, Unusable, open_files, quarantine
 from umscale.spec import LONGEST_TOML, RunSpec, read_run, with_old_meanings

@@ -102,7 +102,7 @@ def _dense(weight: Tensor) -> Tensor:
     return weight if weight.is_contiguous() or weight.mT.is_contiguous() else weight.contiguous()
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 

@@ -471,7 +471,7 @@ def _activations(values: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [x.to(_compute_dtype(values)).contiguous() for x in tensors]
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     p, s, rows, slots, pre_values, values, read_pre_values, read_values, _, *options = inputs
     ctx.save_for_backward(p, s, output[1], rows, slots, read_pre_values, read_values)
     ctx.table_dtypes = (None if pre_values is None else pre_values.dtype, values.dtype)
@@ -502,7 +502,7 @@ def _backward(ctx: Any, d_o: Tensor | None, d_z: None) -> tuple[Tensor | None, .
     return (d_p, ds.to(s.dtype), None, None, *d_tables, *(None,) * 7)
 
 
-def _setup_linked(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _setup_linked(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     p, s, rows, slots, _, _, read_pre_values, read_values, _, *options = inputs
     ctx.save_for_backward(p, s, output[1], rows, slots, read_pre_values, read_values)
     ctx.activation, ctx.backward_mode, ctx.backend = options

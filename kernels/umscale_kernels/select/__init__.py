@@ -154,7 +154,7 @@ def _module(
     return module, scores if name == "triton" else scores.to(dtype)
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     scores, _, _, cores, _, _, _, backend = inputs
     _, row, col = output
     ctx.save_for_backward(scores, cores, row, col)

@@ -538,7 +538,7 @@ def _leverage(fit: FitResult, law: LocalLaw, codes: Codes) -> _Leverage:
     weigh = _root_weights(fit)
     design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks]) * weigh[:, None]
     bread: Array = np.asarray(
-        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True).astype(np.float64), dtype=np.float64
+        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64
     )
     members = tuple(np.flatnonzero(codes == g) for g in range(int(codes.max()) + 1))
     adjust = []

@@ -314,7 +314,8 @@ def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Co
     """The law with fewest coefficients of those that no other puts behind it, and words that name them.
 
     A law is behind another where its ``errors`` are greater by more than noise; or where the other follows all rows
-    better by more than noise and its errors do not contradict that, for few rows lie beyond an edge.
+    better by more than noise and its errors do not contradict that, for few rows lie beyond an edge. With it goes what is
+    neither simpler nor nearer: being behind nobody by more than noise is not transitive.
     """
     level = 1 - (1 - _LEVEL) / max(len(laws) - 1, 1)
     pairs = [(k, j) for k in range(len(laws)) for j in range(len(laws)) if j != k]
@@ -323,6 +324,14 @@ def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Co
         (k, j) for k, j in pairs if (j, k) not in outside and _behind_inside(laws[k], laws[j], groups, level)
     }
     beaten = {k for k, _ in outside | inside}
+    beaten |= {
+        k
+        for k, j in pairs
+        if j in beaten
+        and (j, k) not in outside | inside
+        and laws[j].n_parameters <= laws[k].n_parameters
+        and errors[j].error < errors[k].error
+    }
     tied = [k for k in range(len(laws)) if k not in beaten] or [int(np.argmin([e.error for e in errors]))]
     chosen = min(tied, key=lambda k: (laws[k].n_parameters, errors[k].error))
     others = [laws[k].fit.law.name for k in sorted(tied, key=lambda k: errors[k].error) if k != chosen]

@@ -314,8 +314,8 @@ def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Co
     """The law with fewest coefficients of those that no other puts behind it, and words that name them.
 
     A law is behind another where its ``errors`` are greater by more than noise; or where the other follows all rows
-    better by more than noise and its errors do not contradict that, for few rows lie beyond an edge. With it goes what is
-    neither simpler nor nearer: being behind nobody by more than noise is not transitive.
+    better by more than noise and its errors do not contradict that, for few rows lie beyond an edge. With it goes what
+    is neither simpler nor nearer: being behind nobody by more than noise is not transitive.
     """
     level = 1 - (1 - _LEVEL) / max(len(laws) - 1, 1)
     pairs = [(k, j) for k in range(len(laws)) for j in range(len(laws)) if j != k]

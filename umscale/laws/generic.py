@@ -25,8 +25,7 @@ _STEPS = 40
 _FOLLOWED = 12  # of them refined further
 _MORE_STEPS = 150
 _PARENTS = 6  # ends that later starts are mixed from
-_ROUNDS = 4
-_AGREED = 4  # independent starts in the best basin at which the search is over
+_ROUNDS = 4  # all of them: that several starts share a basin says little of narrower ones
 _SAME_BASIN = 1e-6  # relative difference of two objectives that are one basin's
 _NOTHING = 1e-24  # sum of squares of an exact fit
 _POLISHED = 10  # distinct basins followed to the end
@@ -129,9 +128,8 @@ def expression_problem(
 def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = None) -> Solution:
     """The least objective found, and what each start came to.
 
-    Rounds of starts go on until several independent ones share the best basin; from the second on, starts that mix the
-    best ends with new draws are refined too. ``extra`` [S, P] are coefficients to polish beside them. The first
-    ``independent`` rows of the solution are the starts drawn.
+    From the second round of starts on, some that mix the best ends with new draws are refined too. ``extra`` [S, P] are
+    coefficients to polish beside them. The first ``independent`` rows of the solution are the starts drawn.
     """
     projection = _projection(problem, loss)
     rng = np.random.Generator(np.random.PCG64(0))
@@ -144,7 +142,7 @@ def search(problem: ExpressionProblem, loss: Array, *, extra: Array | None = Non
         kinds.append(_round(problem, projection, loss, rng, _REFINED // 4 if turn else _REFINED))
         *mixes, fresh = _descended(projection, kinds)
         mixed, drawn = _joined(mixed, *mixes), _joined(drawn, fresh)
-        if not projection.nonlinear or _agreeing(drawn[1], mixed[1]) >= _AGREED:
+        if not projection.nonlinear:
             break
     ends, values = _joined(drawn, mixed)
     return _polished(problem, projection.view.inside(ends), values, loss, extra, n_drawn=len(drawn[0]))
@@ -164,14 +162,6 @@ def _descended(projection: Projection, kinds: Sequence[Array]) -> list[tuple[Arr
     )
     theta[further], value[further] = projection.refine(theta[further], steps=_MORE_STEPS)
     return [(theta[part], value[part]) for part in parts]
-
-
-def _agreeing(drawn: Array, others: Array) -> int:
-    """Independent starts in the basin of the least value of all."""
-    least = min(drawn.min(initial=np.inf), others.min(initial=np.inf))
-    if not np.isfinite(least):
-        return 0
-    return int((drawn <= least * (1 + _SAME_BASIN) + _NOTHING).sum())
 
 
 def _projection(problem: ExpressionProblem, loss: Array) -> Projection:

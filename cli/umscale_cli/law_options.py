@@ -28,8 +28,8 @@ def read_laws(
 ) -> "list[Law]":
     """Read the laws of --law: names are looked up; ``NAME: FORMULA`` and what holds an operator is a formula.
 
-    A name that must be a column, as in ``size**-a``, and is one of the table joins ``columns``. ``pinned`` are the
-    coefficients whose value is given; ``condition`` is --where, which may read symbols too.
+    A name that must be a column, as in ``size**-a``, or that is one of numbers in the table, joins ``columns``.
+    ``pinned`` are the coefficients whose value is given; ``condition`` is --where, which may read symbols too.
     """
     from umscale import formulas
     from umscale.errors import UserError, nearest
@@ -58,12 +58,16 @@ def read_laws(
         if not columns:
             raise UserError(f"say what the symbols of {one!r} stand for: --map N=COLUMN,...")
         law = parse_law(formula, columns, name)
+        if own := [n for n in law.coefficients if n not in pinned and _varies(table, n)]:
+            columns |= {n: n for n in own}
+            law = parse_law(formula, columns, name)
+            for n in own:
+                note(
+                    f"note: {n} in {one!r} is the table's column of that name; a coefficient needs another name"
+                )
         for name in law.symbols:
             if name not in columns and name not in table:  # in backquotes
                 raise UserError(f"the table has no column {name!r}{nearest(name, table)}")
-        for name in law.coefficients:
-            if name in table:
-                note(f"note: {name} is a coefficient of {one!r}; --map {name}={name} makes it the column")
         found.append(law)
     read = {symbol for law in found for symbol in law.symbols}
     used = {
@@ -77,6 +81,16 @@ def read_laws(
                 f"--map {symbol}={mapping[symbol]}: no law reads {symbol!r}{nearest(symbol, read)}"
             )
     return found
+
+
+def _varies(table: "Table", name: str) -> bool:
+    """Whether the table has numbers of that name, and not one only."""
+    import numpy as np
+
+    values = table.get(name)
+    return (
+        values is not None and values.dtype.kind in "iuf" and len(np.unique(values[np.isfinite(values)])) > 1
+    )
 
 
 def mapping_of(given: Sequence[str] | None) -> dict[str, str]:

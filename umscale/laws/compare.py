@@ -346,11 +346,16 @@ def _simplest(laws: Sequence[Compared], errors: Sequence[Jackknifed], groups: Co
 
 
 def _behind_inside(law: Compared, other: Compared, groups: Codes, level: float) -> bool:
-    """By how much a law of more coefficients follows the rows better; else by groups of rows left out in turn."""
+    """By how much a law of more coefficients follows the rows better; else by groups of rows left out in turn.
+
+    Never behind a simpler one: that is taken before it anyway where nothing tells them apart, and the tie is said.
+    """
     chance = chance_of_gain(law.fit, other.fit, groups)
     if np.isfinite(chance):
         return chance < 1 - level
-    return law.inside is not None and other.inside is not None and law.inside.behind(other.inside, level)
+    if other.n_parameters < law.n_parameters or law.inside is None or other.inside is None:
+        return False
+    return law.inside.behind(other.inside, level)
 
 
 def _uses(laws: Sequence[Compared], groups: Codes, unit: str) -> tuple[Use, ...]:

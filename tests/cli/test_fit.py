@@ -357,10 +357,15 @@ def saved(cli: Cli, tmp_path: Path, *arguments: str) -> str:
     return str(path)
 
 
+def to_ten_digits(found: object) -> object:
+    """Laws fitted in other company end some roundings apart."""
+    return json.loads(json.dumps(found), parse_float=lambda text: f"{float(text):.10g}")
+
+
 def test_a_plan_from_a_fit_is_the_plan_from_its_study(cli: Cli, tmp_path: Path) -> None:
     fit = saved(cli, tmp_path, "enwik8_density", "--stage", "annealed", "--law", "null,additive,interaction")
     from_fit, from_study = cli.json("plan", fit, *LIMITS), cli.json("plan", "enwik8_density", *LIMITS)
-    assert from_fit["recommended"] == from_study["recommended"]
+    assert to_ten_digits(from_fit["recommended"]) == to_ten_digits(from_study["recommended"])
     assert from_fit["law"] == from_study["law"]
 
 

@@ -363,7 +363,7 @@ def to_ten_digits(found: object) -> object:
 
 
 def test_a_plan_from_a_fit_is_the_plan_from_its_study(cli: Cli, tmp_path: Path) -> None:
-    fit = saved(cli, tmp_path, "enwik8_density", "--stage", "annealed", "--law", "null,additive,interaction")
+    fit = saved(cli, tmp_path, "enwik8_density", "--stage", "annealed", "--law", "trend")
     from_fit, from_study = cli.json("plan", fit, *LIMITS), cli.json("plan", "enwik8_density", *LIMITS)
     assert to_ten_digits(from_fit["recommended"]) == to_ten_digits(from_study["recommended"])
     assert from_fit["law"] == from_study["law"]

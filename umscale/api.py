@@ -311,7 +311,8 @@ def plan(
         max_total_params: without embeddings.
         max_active_flops: forward, per token.
         max_memory_access: bytes that a decoding step reads in FFN and memory layers.
-        options: of ``umscale.questions.plan.plan``, such as ``tokens`` and ``law``; ``batch`` tokens decoded together.
+        options: of ``umscale.questions.plan.Preferences``, such as ``tokens`` and ``law``; ``batch`` tokens decoded
+            together.
 
     Raises:
         UserError: no limit, one that no configuration meets, or a law that cannot rank.
@@ -322,7 +323,7 @@ def plan(
     True
     """
     from umscale.design.study import parse
-    from umscale.questions.plan import Limits
+    from umscale.questions.plan import Limits, Preferences
     from umscale.questions.plan import plan as make_plan
     from umscale.results.table import numeric
     from umscale.spec import from_dict, to_dict
@@ -339,7 +340,7 @@ def plan(
         memory_access_bytes=max_memory_access,
         batch=options.pop("batch", 16),
     )
-    return make_plan(table, base, limits, **{"seq_len": reference.data.seq_len, **options})
+    return make_plan(table, base, limits, Preferences(**{"seq_len": reference.data.seq_len, **options}))
 
 
 def cost(model: "ModelSpec | Mapping[str, Any] | str", seq_len: int = 2048) -> Cost:

@@ -65,10 +65,7 @@ def show_plan(
         )
         return
     console = out()
-    console.print(_cell_table(study, cells[:SHOWN_CELLS], len(cells), seconds))
-    if len(cells) > SHOWN_CELLS:
-        console.print(f"... and {len(cells) - SHOWN_CELLS} more cells; --json lists all")
-    _print_infeasible(cells)
+    _print_cells(study, cells, seconds)
     for hint in hints:
         console.print(hint, soft_wrap=True)
     console.print("\nDesign")
@@ -82,8 +79,11 @@ def show_plan(
     )
 
 
-def _print_infeasible(cells: "list[Cell]") -> None:
+def _print_cells(study: "Study", cells: "list[Cell]", seconds: Mapping[str, float]) -> None:
     console, refused = out(), _infeasible(cells)
+    console.print(_cell_table(study, cells[:SHOWN_CELLS], len(cells), seconds))
+    if len(cells) > SHOWN_CELLS:
+        console.print(f"... and {len(cells) - SHOWN_CELLS} more cells; --json lists all")
     for label, reason in refused[:SHOWN_REASONS]:
         console.print(f"infeasible: {label}: {reason}", soft_wrap=True)
     if len(refused) > SHOWN_REASONS:

@@ -150,16 +150,8 @@ def evaluate(
         if json_:
             print_json(who | {"probes": rows})
             return
-        table = plain_table(
-            "",
-            {
-                "task": "left",
-                "answers": "right",
-                "symbols right": "right",
-                "chance": "right",
-                "nats": "right",
-            },
-        )
+        numbers = ("answers", "symbols right", "chance", "nats")
+        table = plain_table("", {"task": "left"} | dict.fromkeys(numbers, "right"))
         for row in rows:
             shares = (f"{row['accuracy']:.1%}", f"{row['chance']:.1%}")
             table.add_row(row["task"], count(row["n_answers"]), *shares, f"{row['nats']:.4f}")

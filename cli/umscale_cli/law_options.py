@@ -69,7 +69,15 @@ def read_laws(
             if name not in columns and name not in table:  # in backquotes
                 raise UserError(f"the table has no column {name!r}{nearest(name, table)}")
         found.append(law)
-    read = {symbol for law in found for symbol in law.symbols}
+    _check_mapping(mapping, found, condition)
+    return found
+
+
+def _check_mapping(mapping: Mapping[str, str], laws: "Sequence[Law]", condition: str | None) -> None:
+    """Raise ``UserError`` for a symbol of --map that nothing reads."""
+    from umscale.errors import UserError, nearest
+
+    read = {symbol for law in laws for symbol in law.symbols}
     used = {
         name
         for source in (*mapping.values(), condition or "")
@@ -80,7 +88,6 @@ def read_laws(
             raise UserError(
                 f"--map {symbol}={mapping[symbol]}: no law reads {symbol!r}{nearest(symbol, read)}"
             )
-    return found
 
 
 def _varies(table: "Table", name: str) -> bool:

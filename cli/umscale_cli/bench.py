@@ -280,6 +280,27 @@ def intervals(
         out().print(f"{row['noise']}: {shares} of {row['tables']} tables", soft_wrap=True)
 
 
+@app.command("compare")
+def compare(
+    tables: Annotated[int, typer.Option(min=1, help="Tables under each truth.")] = 40,
+    laws: Annotated[str, typer.Option(help="Names of laws, apart by commas.")] = "P0,P1,P0_log",
+    json_: JsonFlag = False,
+) -> None:
+    """How often `umscale fit --compare` names the true law, where an extra term is noise and where it is real."""
+    from umscale.bench.law_choice import run_choices
+    from umscale.laws.forms import law_named
+
+    names = [law_named(name.strip()).name for name in laws.split(",")]
+    rows = run_choices(tables, laws=names)
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        named = ", ".join(f"{name} {n}" for name, n in row["named"].items())
+        truth = f"truth {row['truth']} (N_s has {row['share']:.0%} of the exponent)"
+        out().print(f"{truth}: named of {row['tables']} tables: {named}", soft_wrap=True)
+
+
 def _kinds(n_tables: int, only: str | None, objective: str, json_: bool) -> None:
     from umscale.bench.law_forms import KINDS, run_kinds
     from umscale.errors import UserError, nearest

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import f
 
 from tests.laws.tables import study_table
+from umscale.bench.law_choice import run_choices, sparse_table
 from umscale.errors import UserError
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.uncertainty import chance_of_gain
@@ -21,22 +22,16 @@ def test_the_true_form_is_recommended() -> None:
     assert saddle.recommended == "interaction"
 
 
-def sparse_table(seed: int, share: float) -> dict[str, np.ndarray]:
-    """36 rows of E + A·(N^(1−g)·N_s^g)^-α + B·D^-β with 1% noise; ``share`` is g."""
-    axes = ([2e7, 8e7, 3e8], [1e8, 4e8, 1.6e9, 6.4e9], [1e9, 4e9, 1.6e10])
-    n, n_s, d = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-    loss = 1.8 + 480 * (n ** (1 - share) * n_s**share) ** -0.35 + 2100 * d**-0.37
-    noise = 0.01 * np.random.default_rng(seed).standard_normal(36)
-    return {"N": n, "N_s": n_s, "D": d, "loss": loss * np.exp(noise)}
-
-
 @pytest.mark.parametrize(("share", "law"), [(0.0, "P0"), (0.1, "P1")])
 def test_a_term_is_recommended_only_where_there_is_one(share: float, law: str) -> None:
+    (found,) = run_choices(4, laws=("P0", "P1"), shares=(share,))
+    assert found["named"][law] == 4
+
+
+def test_ties_are_named() -> None:
     columns = {"N": "N", "N_s": "N_s", "D": "D"}
-    found = [compare(fit_laws(sparse_table(s, share), ("P0", "P1"), columns=columns)) for s in range(4)]
-    assert [c.recommended for c in found] == [law] * 4
-    if not share:
-        assert any("tied with P1" in c.reason for c in found)
+    found = [compare(fit_laws(sparse_table(s, 0.0), ("P0", "P1"), columns=columns)) for s in range(4)]
+    assert any("tied with P1" in c.reason for c in found)
 
 
 def test_the_chance_of_a_gain_is_the_f_test() -> None:

@@ -18,6 +18,7 @@ from umscale.plots.style import (
 )
 from umscale.questions.density_map import DensityMap
 from umscale.results.columns import Array
+from umscale.say.labels import capital
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,5 +171,5 @@ def _statements(maps: Mapping[str, DensityMap]) -> list[str]:
     for title, one in maps.items():
         held = ", ".join(f"{column} {human(value)}" for column, value in one.held.items())
         at = f" at {held}" if held else ""
-        said.append(f"{title.capitalize() or 'Map'} (law {one.law}{at}): {'; '.join(one.statements)}.")
+        said.append(f"{capital(title) or 'Map'} (law {one.law}{at}): {'; '.join(one.statements)}.")
     return said

@@ -102,11 +102,26 @@ def show(blocks: "Sequence[Block]", *, folds: bool = True) -> None:
         print(f"\n{text}")
 
 
+GAP = 2
+"""Spaces between the columns of a table."""
+
+
+def column_width(name: str, rows: "Sequence[Mapping[str, str]]") -> int:
+    """Return how wide a column of that name is if nothing of it is cut."""
+    return max([len(name), *(len(row[name]) for row in rows)])
+
+
+def note_left_out(columns: "Sequence[str]") -> None:
+    """Say which columns of a table had no room; nothing where all had."""
+    if columns:
+        note(f"{', '.join(columns)} left out for want of width; --json has all")
+
+
 def plain_table(title: str, columns: "Mapping[str, str]") -> Any:
     """Return a table without lines; ``columns`` maps names to ``left`` or ``right``."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for name, side in columns.items():
         justify: Any = side
         table.add_column(name, justify=justify)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umscale_cli.console import JsonFlag, count, err, note, number, out, print_json
+from umscale_cli.console import (
+    GAP,
+    JsonFlag,
+    column_width,
+    count,
+    err,
+    note,
+    note_left_out,
+    number,
+    out,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from umscale.data.corpus import Corpus, Manifest
@@ -208,15 +219,14 @@ def list_(json_: JsonFlag = False) -> None:
         rows = [{k: v for k, v in row.items() if k not in FLOORS} for row in rows]
     console = out()
     rows, gone = _fitting(rows, console.width)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for column in rows[0]:
         left = column in ("corpus", "tokenizer", "hash")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
-    if gone:
-        note(f"{', '.join(gone)} left out for want of width; --json has all")
+    note_left_out(gone)
     for problem in problems:
         note(f"warning: {problem}")
 
@@ -249,7 +259,7 @@ def _fitting(rows: list[dict[str, str]], width: int) -> tuple[list[dict[str, str
     """Return rows of the columns for which ``width`` has room, and the columns that went; names and sizes stay."""
     gone: list[str] = []
     for name in ("vocabulary", "documents", "hash", "tokenizer", "without facts", "validation"):
-        if sum(2 + max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]) <= width:
+        if sum(column_width(k, rows) + GAP for k in rows[0]) <= width:
             break
         if name in rows[0]:
             gone.append(name)

@@ -10,7 +10,19 @@ import typer
 
 from umscale.escape import plain
 from umscale_cli.completion import stores
-from umscale_cli.console import JsonFlag, count, duration, note, number, out, percent, print_json
+from umscale_cli.console import (
+    GAP,
+    JsonFlag,
+    column_width,
+    count,
+    duration,
+    note,
+    note_left_out,
+    number,
+    out,
+    percent,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from umscale.store.store import Store
@@ -169,13 +181,12 @@ def print_runs(store: "Store", console: Any, status: str | None = None) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for name in names:
         left = name in ("run", "cell", "status")
-        width = cell if name == "cell" else _width(name, rows)
+        width = cell if name == "cell" else column_width(name, rows)
         table.add_column(name, justify="left" if left else "right", no_wrap=True, width=width)
     for row in rows:
         table.add_row(*(row[name] for name in names))
     console.print(table)
-    if gone := [name for name in COLUMNS if name not in names]:
-        note(f"{', '.join(gone)} left out for want of width; --json has all")
+    note_left_out([name for name in COLUMNS if name not in names])
     if words := paused(columns):
         note(f"{words}; `umscale sweep` without --until goes on with them")
     if words := differently_made(columns):
@@ -233,7 +244,6 @@ COLUMNS = (
     "tokens/s",
     "status",
 )
-GAP = 2
 NARROWEST_CELL = 12
 
 
@@ -243,20 +253,16 @@ def _fitting(rows: Sequence[Mapping[str, str]], width: int) -> tuple[list[str], 
     The first to go are those that say least; then labels are cut, and last go the averaged weights.
     """
     names = list(COLUMNS)
-    whole = _width("cell", rows)
+    whole = column_width("cell", rows)
     status = ["status"] if {row["status"] for row in rows} <= {"finished"} else []
     for name in ("tokens/s", *status, "MCP", "rho", "N_s", "", "averaged", "status", "budget"):
-        others = sum(_width(n, rows) + GAP for n in names if n != "cell")
+        others = sum(column_width(n, rows) + GAP for n in names if n != "cell")
         least = whole if name in ("tokens/s", *status, "MCP", "rho", "N_s") else min(whole, NARROWEST_CELL)
         if others + least <= width:
             return names, min(whole, width - others)
         if name in names:
             names.remove(name)
     return names, NARROWEST_CELL
-
-
-def _width(name: str, rows: Sequence[Mapping[str, str]]) -> int:
-    return max([len(name), *(len(row[name]) for row in rows)])
 
 
 def locate(run: str, study: str = "") -> "tuple[Store, str]":

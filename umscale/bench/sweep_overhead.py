@@ -23,7 +23,7 @@ from typing import Any
 
 from umscale.design.study import load_study
 from umscale.execute.claimed_run import Reporter
-from umscale.execute.executor import Event, Executor, parse_event, python_path
+from umscale.execute.executor import Event, Executor, heard_within, parse_event, python_path
 from umscale.execute.local import LocalExecutor
 from umscale.execute.workload import Plan, make_plan
 from umscale.machine import physical_cores, stamp
@@ -251,13 +251,7 @@ class ThreadExecutor(Executor):
 
     def events(self, seconds: float) -> list[tuple[int, Event]]:
         """Return what workers reported."""
-        try:
-            found = [self.heard.get(timeout=seconds)]
-            while not self.heard.empty():
-                found.append(self.heard.get_nowait())
-        except queue.Empty:
-            return []
-        return found
+        return heard_within(self.heard, seconds)
 
     def kill(self, number: int) -> None:
         """Threads are not killed; these do not hang."""

@@ -1,11 +1,37 @@
-"""The next step's batch, read and pinned by a thread while a GPU computes this one's."""
+"""What the next step needs, read by a thread while a GPU computes this one: its batch, in pinned memory, before all."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+class ReadAhead(Generic[T]):
+    """What ``read`` returns for a step; it must be a function of the step alone.
+
+    Args:
+        ahead: read one step ahead, in a thread called ``name``. On a CPU what is read takes a thousandth of a step, and
+            the thread would compete with it.
+    """
+
+    def __init__(self, read: Callable[[int], T], name: str, *, ahead: bool) -> None:
+        self._read = read
+        self._pool = ThreadPoolExecutor(1, name) if ahead else None
+        self._next: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        """Return what belongs to ``step``; fastest when steps come in order."""
+        if self._pool is None:
+            return self._read(step)
+        ready = self._next if self._next is not None and self._next[0] == step else None
+        found = (self._pool.submit(self._read, step) if ready is None else ready[1]).result()
+        self._next = (step + 1, self._pool.submit(self._read, step + 1))
+        return found
 
 
 class Prefetch:
@@ -14,8 +40,7 @@ class Prefetch:
     Args:
         read: returns the batch of a step, int64 of any shape; a function of the step alone.
         device: where batches go.
-        ahead: read one step ahead, in a thread. On a CPU a batch takes a thousandth of a step, and the thread would
-            compete with it.
+        ahead: see ``ReadAhead``; the default is to for a GPU.
     """
 
     def __init__(
@@ -23,18 +48,11 @@ class Prefetch:
     ) -> None:
         self._read, self._device = read, device
         ahead = device.type == "cuda" if ahead is None else ahead
-        self._pool = ThreadPoolExecutor(1, "umscale-input") if ahead else None
-        self._next: tuple[int, Future[Tensor]] | None = None
+        self._batches = ReadAhead(self._fetch, "umscale-input", ahead=ahead)
 
     def __call__(self, step: int) -> Tensor:
         """Return the batch of ``step``; fastest when steps come in order. Does not wait for the device."""
-        if self._pool is None:
-            return torch.from_numpy(self._read(step)).to(self._device)
-        ready = self._next if self._next is not None and self._next[0] == step else None
-        found = self._pool.submit(self._fetch, step) if ready is None else ready[1]
-        batch = found.result()
-        self._next = (step + 1, self._pool.submit(self._fetch, step + 1))
-        return batch.to(self._device, non_blocking=True)
+        return self._batches(step).to(self._device, non_blocking=True)
 
     def _fetch(self, step: int) -> Tensor:
         batch = torch.from_numpy(self._read(step))

@@ -6,6 +6,7 @@ read from the store, never from what an engine says about a process.
 
 import json
 import os
+import queue
 import site
 import time
 from abc import ABC, abstractmethod
@@ -207,6 +208,17 @@ def parse_event(line: str | bytes) -> Event | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def heard_within(heard: "queue.Queue[tuple[int, Event]]", seconds: float) -> list[tuple[int, Event]]:
+    """Return what workers have put into a queue, by number; wait for at most so long while there is nothing."""
+    try:
+        found = [heard.get(timeout=seconds)]
+        while not heard.empty():
+            found.append(heard.get_nowait())
+    except queue.Empty:
+        return []
+    return found
 
 
 def worker_command(store: Store, job: str, threads: int, device: str, jobs: str) -> list[str]:

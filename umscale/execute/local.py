@@ -14,6 +14,7 @@ from umscale.execute.executor import (
     STOP_SECONDS,
     Event,
     Executor,
+    heard_within,
     parse_event,
     worker_command,
     worker_environment,
@@ -74,12 +75,7 @@ class LocalExecutor(Executor):
 
     def events(self, seconds: float) -> list[tuple[int, Event]]:
         """Return what workers reported."""
-        try:
-            found = [self.heard.get(timeout=seconds)]
-            while not self.heard.empty():
-                found.append(self.heard.get_nowait())
-        except queue.Empty:
-            return []
+        found = heard_within(self.heard, seconds)
         for number, event in found:
             if event["event"] == "exit":
                 del self.workers[number]

@@ -28,7 +28,7 @@ from umscale.laws.holdout import (
 )
 from umscale.laws.uncertainty import chance_of_gain, resampled_together
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Codes, Table, levels, missing_columns, select_rows, where
+from umscale.results.table import Codes, Table, first_level, missing_columns, select_rows, where
 
 NULLS = ("null", "power_null", "P0", "P0_log")
 """Laws in which sparse parameters do not count, or only as a slope: what every other law has to beat."""
@@ -193,8 +193,8 @@ def fit_each(
                     law,
                     columns={**COLUMNS, **(columns or {})},
                     loss=loss,
-                    stage=stage or next(iter(levels(part, "stage")), None),
-                    compensation=compensation or next(iter(levels(part, "compensation")), None),
+                    stage=stage or first_level(part, "stage"),
+                    compensation=compensation or first_level(part, "compensation"),
                     objective=how.objective,
                     delta=how.delta,
                     residual=how.residual,

@@ -28,7 +28,7 @@ from umscale.laws.generic import ExpressionProblem, expression_problem
 from umscale.laws.generic import search as generic_search
 from umscale.laws.pairs import run_noise, run_variance
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Rows, Table, levels, select_rows, where
+from umscale.results.table import Rows, Table, first_level, select_rows, where
 
 HUBER_DELTA = 1e-3
 """The field's default threshold, on log residuals."""
@@ -143,8 +143,8 @@ def fit_law(
             raise UserError(f"law {law.name!r} does not read {symbol!r}{nearest(symbol, law.symbols)}")
     part = where(table, stage=stage, compensation=compensation)
     rows = select_rows(part, [law], loss=loss, columns=columns)
-    used_stage = stage or next(iter(levels(part, "stage")), None)
-    used_compensation = compensation or next(iter(levels(part, "compensation")), None)
+    used_stage = stage or first_level(part, "stage")
+    used_compensation = compensation or first_level(part, "compensation")
     return fit_rows(
         rows,
         law,

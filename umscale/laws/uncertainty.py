@@ -274,9 +274,7 @@ def _score_scale(fit: FitResult, name: str, codes: Codes | None, shared: bool) -
         return equal
     position, unweighted = slopes(fit, name)
     design: Array = np.asarray(unweighted * np.sqrt(weight)[:, None], dtype=np.float64)
-    bread: Array = np.asarray(
-        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64
-    )
+    bread = _inverse_square(design)
     inverse = _inverse_curvature(fit, design, bread)
     along, spread = inverse[position], equal * inverse[position, position]
     if np.isfinite(fit.delta):
@@ -284,6 +282,11 @@ def _score_scale(fit: FitResult, name: str, codes: Codes | None, shared: bool) -
     if shared and codes is not None:
         spread = max(spread, _score_variance(design, bread, along, psi, codes))
     return float(spread / along[position])
+
+
+def _inverse_square(design: Array) -> Array:
+    """(X'X)⁻ of a design X [N, P], [P, P]: of directions that the rows do not tell apart, zero."""
+    return np.asarray(np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64)
 
 
 def _inverse_curvature(fit: FitResult, design: Array, bread: Array) -> Array:
@@ -294,9 +297,7 @@ def _inverse_curvature(fit: FitResult, design: Array, bread: Array) -> Array:
     if near.all() or near.sum() < 2 * design.shape[1]:
         return bread / _curvature(fit)
     chosen = design[near]
-    inverse: Array = np.asarray(
-        np.linalg.pinv(chosen.T @ chosen, rcond=1e-12, hermitian=True), dtype=np.float64
-    )
+    inverse = _inverse_square(chosen)
     return inverse / min(1.0, fit.delta / window)
 
 
@@ -346,9 +347,7 @@ def _exact_interval(fit: FitResult, law: LocalLaw, name: str, level: float) -> E
     value, freedom = fit.coefficients[name], fit.n_rows - fit.rank - fit.blocks.shape[1]
     if freedom < 1 or name in fit.unidentified:
         return Estimate(value=value, low=float("nan"), high=float("nan"))
-    bread: Array = np.asarray(
-        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64
-    )
+    bread = _inverse_square(design)
     error = float(np.sqrt(bread[k, k] * (residuals @ residuals) / freedom))
     half = float(stdtrit(freedom, (1 + level) / 2)) * error
     return Estimate(value=value, low=value - half, high=value + half)
@@ -537,9 +536,7 @@ def _root_weights(fit: FitResult) -> Array:
 def _leverage(fit: FitResult, law: LocalLaw, codes: Codes) -> _Leverage:
     weigh = _root_weights(fit)
     design = np.hstack([local_features(law, fit.rows.values, fit.reference), fit.blocks]) * weigh[:, None]
-    bread: Array = np.asarray(
-        np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True), dtype=np.float64
-    )
+    bread = _inverse_square(design)
     members = tuple(np.flatnonzero(codes == g) for g in range(int(codes.max()) + 1))
     adjust = []
     for rows in members:

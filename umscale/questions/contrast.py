@@ -11,7 +11,7 @@ from umscale.errors import UserError, nearest
 from umscale.laws.pairs import PairedContrast, run_noise
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.density_over_size import paired_estimate
-from umscale.results.table import CELL_COLUMNS, Rows, Table, levels, numeric, select_rows, text, where
+from umscale.results.table import CELL_COLUMNS, Rows, Table, first_level, numeric, select_rows, text, where
 from umscale.say.blocks import Block, Verdict
 from umscale.say.estimates import both
 from umscale.say.labels import loss_name, when
@@ -102,8 +102,8 @@ def contrast(
     return CellContrast(
         left=dict(left),
         right=dict(right),
-        stage=stage or next(iter(levels(part, "stage")), None),
-        compensation=compensation or next(iter(levels(part, "compensation")), None),
+        stage=stage or first_level(part, "stage"),
+        compensation=compensation or first_level(part, "compensation"),
         loss=loss,
         difference=estimate,
         n_pairs=n_pairs,

@@ -22,7 +22,7 @@ from umscale.laws.forms import LAWS, LocalLaw, evaluate
 from umscale.laws.uncertainty import Uncertainty, bootstrap
 from umscale.questions.density_over_size import fit_effects
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Table, levels, select_rows, where
+from umscale.results.table import Table, first_level, select_rows, where
 from umscale.say.blocks import Block, Heading, Listing, Paragraph
 from umscale.say.labels import heading
 
@@ -221,8 +221,8 @@ def study_slices(
         law,
         columns={**COLUMNS, **(columns or {})},
         loss=loss,
-        stage=stage or next(iter(levels(part, "stage")), None),
-        compensation=compensation or next(iter(levels(part, "compensation")), None),
+        stage=stage or first_level(part, "stage"),
+        compensation=compensation or first_level(part, "compensation"),
     )
     if lost := sorted({"a", "b", "p", "q"} & {*fit.dropped, *fit.unidentified}):
         raise UserError(

@@ -36,7 +36,7 @@ from umscale.laws.sections import Report, Settings, study_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Table, levels, select_rows, where
+from umscale.results.table import Table, first_level, levels, select_rows, where
 from umscale.say.blocks import Block, Grid
 from umscale.say.blocks import Verdict as Said
 from umscale.say.estimates import both, counted, pair, significant
@@ -189,8 +189,8 @@ def fit_effects(
             LAWS[law],
             columns={**COLUMNS, **(columns or {})},
             loss=loss,
-            stage=stage or next(iter(levels(part, "stage")), None),
-            compensation=compensation or next(iter(levels(part, "compensation")), None),
+            stage=stage or first_level(part, "stage"),
+            compensation=compensation or first_level(part, "compensation"),
         )
 
     plain = fitted("interaction" if n_cells - 4 >= spare_for_interaction else "additive")

@@ -19,7 +19,7 @@ from umscale.laws.forms import LocalLaw, Slope
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import Answer, Asked, Question
 from umscale.results.columns import COLUMNS
-from umscale.results.table import Table, levels, numeric, where
+from umscale.results.table import Table, first_level, levels, numeric, where
 from umscale.say.blocks import Block, Grid, Paragraph, Verdict
 from umscale.say.estimates import both, pair, share, significant
 from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
@@ -99,8 +99,8 @@ def memory_to_ffn(
     """
     part = where(table, stage=stage, compensation=compensation)
     context = {
-        "stage": stage or next(iter(levels(part, "stage")), None),
-        "compensation": compensation or next(iter(levels(part, "compensation")), None),
+        "stage": stage or first_level(part, "stage"),
+        "compensation": compensation or first_level(part, "compensation"),
         "loss": loss,
     }
     if column not in part:

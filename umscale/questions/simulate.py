@@ -37,7 +37,7 @@ from umscale.questions.density_over_size import (
     why_thin,
 )
 from umscale.results.columns import Array
-from umscale.results.table import Table, levels, numeric, select_rows, where
+from umscale.results.table import Table, first_level, levels, numeric, select_rows, where
 from umscale.say.blocks import Block, Grid, Paragraph
 
 GUARDS = ("blocks", "levels")
@@ -242,7 +242,7 @@ def fitted_truth(
     """
     stages = levels(table, "stage")
     stage = stage or ("annealed" if "annealed" in stages else next(iter(stages), None))
-    compensation = compensation or next(iter(levels(table, "compensation")), None)
+    compensation = compensation or first_level(table, "compensation")
     part = where(table, stage=stage, compensation=compensation)
     fit = fit_effects(part, stage=stage, loss=loss)
     thin = why_thin(fit)

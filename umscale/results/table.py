@@ -153,6 +153,11 @@ def levels(table: Table, name: str) -> tuple[str, ...]:
     return tuple(sorted(set(text(table, name).tolist()) - {""}))
 
 
+def first_level(table: Table, name: str) -> str | None:
+    """The first of ``levels``, or None without any."""
+    return next(iter(levels(table, name)), None)
+
+
 def missing_columns(table: Table, law: ReadsSymbols, columns: Mapping[str, str] | None = None) -> str:
     """Which symbol of a law has no column, in words with the nearest name; the empty string when all have one."""
     for symbol in law.symbols:

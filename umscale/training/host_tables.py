@@ -7,12 +7,12 @@ those of tables on the device, up to the order of summation; a GPU is waited for
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from umscale.data.prefetch import ReadAhead
 from umscale.layers.token_memory import TokenMemory
 
 
@@ -27,9 +27,7 @@ class HostTables:
 
     def __init__(self, memory: TokenMemory, read: Callable[[int], np.ndarray], device: torch.device) -> None:
         self._memory, self._read, self._device = memory, read, device
-        # On a CPU the thread would compete with the step.
-        self._pool = ThreadPoolExecutor(1, "umscale-rows") if device.type == "cuda" else None
-        self._next: tuple[int, Future[list[Tensor]]] | None = None
+        self._rows = ReadAhead(self._find, "umscale-rows", ahead=device.type == "cuda")
         self._fetched: int | None = None
 
     def fetch(self, step: int) -> None:
@@ -39,8 +37,6 @@ class HostTables:
         for table, rows in zip(self._memory.tables, self._rows(step), strict=True):
             table.fetched = table.fetch(rows, self._device, trained=True)
         self._fetched = step
-        if self._pool is not None:
-            self._next = (step + 1, self._pool.submit(self._find, step + 1))
 
     def return_gradients(self) -> None:
         """Give the tables the gradients of the rows that were fetched, after the backward pass of their step."""
@@ -59,11 +55,6 @@ class HostTables:
         for table in self._memory.tables:
             table.fetched = None
         self._fetched = None
-
-    def _rows(self, step: int) -> list[Tensor]:
-        if self._next is not None and self._next[0] == step:
-            return self._next[1].result()
-        return self._find(step)
 
     def _find(self, step: int) -> list[Tensor]:
         tokens = torch.from_numpy(self._read(step))[:, :-1]

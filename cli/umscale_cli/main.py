@@ -16,6 +16,7 @@ from umscale_cli import (
     bench,
     cost,
     data,
+    doctor,
     fit,
     importing,
     kept,
@@ -68,6 +69,7 @@ app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
+app.command("doctor")(doctor.doctor)
 for _command in app.registered_commands:  # whole, where typer would cut what it takes from the docstring
     _command.short_help = (_command.callback.__doc__ or "").strip().partition("\n")[0]
 app.add_typer(data.app, name="data")

@@ -8,6 +8,7 @@ falls back to stock PyTorch. `remarks` says what became of it.
 """
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -18,7 +19,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ import torch
 log = logging.getLogger(__name__)
 
 _COMPILERS = ("g++", "c++", "clang++")
+_PARALLEL = (("-fopenmp",), ())
+"""Tried in turn: a compiler may come without an OpenMP runtime."""
 _BUILD_TIMEOUT_S = 300
 
 # Source and its own flags, by operation. Rounding is part of what `select` computes, so no FMA there.
@@ -52,13 +55,15 @@ def cache_dir() -> Path:
 
     Raises OSError where it cannot be made.
     """
-    if explicit := os.environ.get("UMSCALE_CACHE"):
-        path = Path(explicit)
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umscale"
-    path = path / "native"
+    path = _cache_path()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def _cache_path() -> Path:
+    if explicit := os.environ.get("UMSCALE_CACHE"):
+        return Path(explicit) / "native"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umscale" / "native"
 
 
 def _stand_in() -> Path:
@@ -96,6 +101,35 @@ def in_use() -> str:
     if not missing:
         return "native"
     return "aten" if len(missing) == len(_SOURCES) else f"native without {', '.join(missing)}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a run here would compute with, as far as that is known without compiling or writing anything."""
+
+    compiler: str
+    """The command and the first line of its ``--version``; empty without a compiler."""
+    waiting: tuple[str, ...]
+    """Operations that are not in the cache yet, to be compiled at first use."""
+    folder: Path
+    """The cache."""
+
+
+def outlook() -> Outlook:
+    """Say what compiled kernels there are and which are still to be compiled; `in_use` builds, this does not."""
+    folder = _cache_path()
+    try:
+        compiler = _compiler()
+        version = _version(tuple(compiler)).decode(errors="replace").partition("\n")[0]
+    except (OSError, subprocess.SubprocessError, RuntimeError):
+        return Outlook("", tuple(_SOURCES), folder)
+    waiting = []
+    for op, (source, *flags) in _SOURCES.items():
+        path = Path(__file__).parent / source
+        commands = [_command(compiler, (*flags, *parallel)) for parallel in _PARALLEL]
+        if not any((folder / _file_name(path, compiler, one)).exists() for one in commands):
+            waiting.append(op)
+    return Outlook(f"{shlex.join(compiler)}: {version}", tuple(waiting), folder)
 
 
 def library(op: str) -> ctypes.CDLL | None:
@@ -148,7 +182,7 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
         cache_dir,
         _stand_in,
     ):  # the first may be read-only, full, or on a filesystem without execution
-        for parallel in (("-fopenmp",), ()):  # a compiler may come without an OpenMP runtime
+        for parallel in _PARALLEL:
             try:
                 found = ctypes.CDLL(str(_built(compiler, source, (*flags, *parallel), folder())))
             except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
@@ -178,12 +212,8 @@ def _compiler() -> list[str]:
 
 def _built(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Path) -> Path:
     """Path of the shared library in `folder`, compiled unless there. Safe when several processes build at once."""
-    command = [*compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *flags]
-    key = hashlib.sha256()
-    headers = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.h"))]
-    for part in (source.read_bytes(), *headers, repr(command).encode(), _version(tuple(compiler)), _cpu()):
-        key.update(hashlib.sha256(part).digest())
-    target = folder / f"{source.stem}-{key.hexdigest()[:20]}.so"
+    command = _command(compiler, flags)
+    target = folder / _file_name(source, compiler, command)
     if not target.exists():
         handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{source.stem}-", suffix=".so")
         os.close(handle)
@@ -199,6 +229,25 @@ def _built(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Pa
         finally:
             Path(partial).unlink(missing_ok=True)
     return target
+
+
+def _command(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
+    return [*compiler, "-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", *flags]
+
+
+def _file_name(source: Path, compiler: Sequence[str], command: list[str]) -> str:
+    """Name of the library that the compiler's command makes of the source on this processor."""
+    key = hashlib.sha256()
+    headers = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.h"))]
+    for part in (
+        source.read_bytes(),
+        *headers,
+        repr(command).encode(),
+        _version(tuple(compiler)),
+        _cpu(),
+    ):
+        key.update(hashlib.sha256(part).digest())
+    return f"{source.stem}-{key.hexdigest()[:20]}.so"
 
 
 @functools.cache

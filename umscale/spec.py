@@ -6,6 +6,7 @@ and numerics) train the same model on the same tokens. Its ``run_id`` addresses 
 Sizes are in parameters, budgets in tokens, learning rates per optimiser step.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -16,13 +17,15 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from umscale import parts
 from umscale.errors import UserError, nearest
 from umscale.files import read_bounded
+from umscale.parts import NO_OPTIONS, OptimizerPart, Options, Part, Scalar
 from umscale.trees import check_tree, parse_object, parse_toml
 
 SPEC_VERSION = 3
@@ -53,6 +56,27 @@ def _require(condition: bool, message: str) -> None:
 def _dimension(value: int, name: str, least: int = 1) -> None:
     _require(value >= least, f"{name} must be at least {least}, not {value}")
     _require(value <= MOST, f"{name} must be at most {MOST}, not {value}")
+
+
+def _part_options(
+    part: Part, defaults: Mapping[str, Scalar], given: Mapping[str, Scalar], where: str
+) -> Options:
+    """Return the options given that differ from their defaults, each of its default's type."""
+    found: dict[str, Scalar] = {}
+    for name, value in given.items():
+        if name not in defaults:
+            raise UserError(f"unknown key '{where}.{name}' of {part.noun}{nearest(name, defaults)}")
+        found[name] = _coerce(type(defaults[name]), value, f"{where}.{name}")
+    return Options({name: value for name, value in found.items() if value != defaults[name]})
+
+
+@contextlib.contextmanager
+def _part_says(part: Part) -> Iterator[None]:
+    """Pass on what a part's own check finds wrong as the user's to put right."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{part.noun}: {' '.join(str(error).split())}") from None
 
 
 MemoryKind = Literal["ultramem_v2", "ultramem", "pkm", "memory_plus", "peer"]
@@ -553,6 +577,45 @@ class DataSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSpec:
+    """What trains the hidden weights; value tables, and what the chosen optimiser does not take, stay with AdamW."""
+
+    kind: str = "adamw"
+    """``adamw``, ``muon``, or one that an installed package offers, see ``umscale.parts``."""
+    options: Options = NO_OPTIONS
+    """Of the optimiser, those that differ from its defaults."""
+    package: str = ""
+    """Name and version of the package that offers it, filled in; empty for umscale's own."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "adamw":
+            _require(
+                not self.options and not self.package,
+                "train.optimizer.options are those of other kinds; AdamW's are keys of [train] (lr, beta1, ...)",
+            )
+        elif not self.package:  # otherwise a record, which must be readable where the package is not
+            part = parts.find("optimizers", self.kind, known=("adamw",))
+            made: OptimizerPart = part.load(OptimizerPart)
+            options = _part_options(part, made.options, self.options, "train.optimizer.options")
+            with _part_says(part):
+                made.check({**made.options, **options})
+            object.__setattr__(self, "options", options)
+            object.__setattr__(self, "package", part.package)
+
+    @property
+    def peak(self) -> tuple[float, float] | None:
+        """Peak learning rate at the base shape and its exponent of width; None for AdamW, whose rate is ``train.lr``.
+
+        Raises:
+            UserError: the package is not installed here.
+        """
+        if self.kind == "adamw":
+            return None
+        made: OptimizerPart = parts.require("optimizers", self.kind, self.package).load(OptimizerPart)
+        return float({**made.options, **self.options}["lr"]), made.width_exponent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSpec:
     """Warm-up, stable, decay: one trunk at constant learning rate and a decaying branch per token budget."""
 
@@ -580,6 +643,8 @@ class TrainSpec:
     warmup_tokens: int = 50_000
     decay_fraction: float = 0.2
     """Share of each budget over which its branch decays to zero (linear)."""
+    optimizer: OptimizerSpec = OptimizerSpec()
+    """Of the hidden weights; see ``OptimizerSpec``."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -776,6 +841,22 @@ class RunSpec:
         return _address([version, "trunk", tree | {"train": train, "data": data}])
 
 
+def named_parts(run: RunSpec) -> tuple[tuple[parts.Group, str, str], ...]:
+    """Return what ``run`` takes from users' packages: group, name, package with its version."""
+    optimizer = run.train.optimizer
+    return (("optimizers", optimizer.kind, optimizer.package),) if optimizer.package else ()
+
+
+def require_parts(run: RunSpec) -> None:
+    """Check that what ``run`` takes from users' packages is installed here, in the versions it names.
+
+    Raises:
+        UserError: something is not; it says what to install.
+    """
+    for part in named_parts(run):
+        parts.require(*part)
+
+
 _NOT_IDENTITY = (
     "checkpoint_seconds", "micro_batch_size", "activation_checkpointing", "table_device", "keep",
 )  # fmt: skip
@@ -847,6 +928,8 @@ def to_dict(spec: Any) -> Any:
     if dataclasses.is_dataclass(spec):
         items = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
         return {name: to_dict(value) for name, value in items if value is not None}
+    if isinstance(spec, Options):
+        return dict(spec)
     return list(spec) if isinstance(spec, tuple) else spec
 
 
@@ -935,6 +1018,10 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(items))
+    if hint is Options:
+        if not isinstance(value, Mapping) or not all(isinstance(v, Scalar) for v in value.values()):
+            raise UserError(f"{path} must be a table of numbers, texts, true and false")
+        return value if isinstance(value, Options) else Options(value)
     if dataclasses.is_dataclass(hint):
         spec = typing.cast(type, hint)
         return value if isinstance(value, spec) else from_dict(spec, value, path)

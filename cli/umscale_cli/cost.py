@@ -154,7 +154,7 @@ def _memory(model: str, overrides: list[str], seq_len: int, split: "Split") -> d
     data = from_dict(DataSpec, {"seq_len": seq_len} | tree.get("data", {}), "data")
     train = from_dict(TrainSpec, {"budgets": [10**12]} | tree.get("train", {}), "train")
     run = RunSpec(model=spec, data=data, train=train)
-    check(run, split.size, split.shard_tables)
+    check(run, split.size, split.shard_tables, split.shard_dense)
     if host := host_memory(run):
         note(
             f"{host / 2**20:,.0f} MiB of token-addressed tables are in each process's host memory beside what follows"

@@ -98,7 +98,7 @@ def train(asked: TrainOptions) -> None:
     cells, precision = planned(plan_study, root)
     chosen = _choose(cells, asked.cell, asked.run)
     assert chosen.run is not None
-    check(chosen.run, how.size, how.shard_tables)
+    check(chosen.run, how.size, how.shard_tables, how.shard_dense)
     opened = ready(root, precision)
     if asked.force:
         opened.forget(chosen.run_id, chosen.run.trunk_id)

@@ -59,6 +59,7 @@ from umscale.spec import (
     from_dict,
     quantity,
     read_toml,
+    require_parts,
     set_path,
     to_dict,
     to_toml,
@@ -427,10 +428,11 @@ class _Bases:
         if "architecture" in told:
             changes = study.architectures[told["architecture"]]
             tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
-        for name, value in told.items():
+        for name, value in sorted(told.items(), key=lambda item: not item[0].endswith(".kind")):
             if "." in name:
-                set_path(tree, name, value)
+                _set(tree, name, value)
         base = from_dict(RunSpec, tree)
+        require_parts(base)
         corpus = self.corpora.get(base.data.corpus)
         if corpus is None:
             corpus = self.corpora[base.data.corpus] = open_corpus(base.data.corpus)
@@ -482,6 +484,19 @@ def _cells(study: Study, targets: dict[str, Any], mode: str, seeds: Sequence[int
         )
         for seed in seeds
     ]
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    """``set_path``; a table whose ``kind`` changes to another part's loses what was said of the old one."""
+    table, _, leaf = path.rpartition(".")
+    if leaf == "kind":
+        node: Any = tree
+        for name in table.split("."):
+            node = node.get(name, {}) if isinstance(node, Mapping) else {}
+        if isinstance(node, dict) and node.get("kind") != value:
+            for stale in ("options", "package"):
+                node.pop(stale, None)
+    set_path(tree, path, value)
 
 
 def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from umscale.parts import Options
 from umscale.spec import ADDITIVE_KINDS, FfnSpec, MemorySpec, ModelSpec, RunSpec, TrainSpec
 
 BASE = ModelSpec(
@@ -41,6 +42,20 @@ def learning_rates(run: RunSpec) -> tuple[float, float]:
     return train.lr * BASE.d_model / run.model.d_model, train.value_lr * _value_factor(run)
 
 
+def optimizer_rates(run: RunSpec) -> tuple[float, float]:
+    """Return the peak learning rates of ``train.optimizer`` and of everything dense that AdamW trains.
+
+    Both are the same for AdamW. Another optimiser's moves with width by an exponent of its own
+    (``umscale.parts.OptimizerPart.width_exponent``).
+    """
+    dense, peak = learning_rates(run)[0], run.train.optimizer.peak
+    if peak is None:
+        return dense, dense
+    rate, exponent = peak
+    shaped = run.train.rate_scaling == "shape"
+    return rate * (BASE.d_model / run.model.d_model) ** (exponent if shaped else 0.0), dense
+
+
 def table_decay(run: RunSpec) -> float:
     """Return AdamW's coefficient for value tables: a step takes off that times the tables' learning rate."""
     train = run.train
@@ -50,12 +65,18 @@ def table_decay(run: RunSpec) -> float:
 
 
 def default_rates(run: RunSpec) -> tuple[float, float]:
-    """Return the rates that a run of this shape gets when its study says nothing of learning rates."""
-    plain = TrainSpec()
+    """Return the rates of hidden weights and value tables where a study says nothing of learning rates."""
+    plain, optimizer = TrainSpec(), run.train.optimizer
+    said = {name: value for name, value in optimizer.options.items() if name != "lr"}
     train = dataclasses.replace(
-        run.train, lr=plain.lr, value_lr=plain.value_lr, rate_scaling=plain.rate_scaling
+        run.train,
+        lr=plain.lr,
+        value_lr=plain.value_lr,
+        rate_scaling=plain.rate_scaling,
+        optimizer=dataclasses.replace(optimizer, options=Options(said)),
     )
-    return learning_rates(dataclasses.replace(run, train=train))
+    untold = dataclasses.replace(run, train=train)
+    return optimizer_rates(untold)[0], learning_rates(untold)[1]
 
 
 def _value_factor(run: RunSpec) -> float:

@@ -11,25 +11,50 @@ from umscale.layers.split import is_split, own_part
 from umscale.layers.tables import ValueTables
 from umscale.model.scaling import learning_rates
 from umscale.spec import RunSpec, TrainSpec
+from umscale.training.own_optimizer import Together, make_own, taken
 from umscale_kernels import table_adamw
 
 
 def make_optimizer(
-    model: nn.Module, train: TrainSpec, table_decay: float | None = None
+    model: nn.Module,
+    train: TrainSpec,
+    table_decay: float | None = None,
+    rates: tuple[float, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Return AdamW with a group of everything dense, of value tables and of token-addressed tables, those there are.
 
-    The first two decay, as in the paper's recipe; the last follows the dense schedule times ``ngram_lr_factor``.
+    The first two decay, as in the paper's recipe; the last follows the dense schedule times ``ngram_lr_factor``. What
+    ``train.optimizer`` takes of everything dense has a group after these, see ``umscale.training.own_optimizer``.
+
+    Args:
+        table_decay: AdamW's coefficient for the tables (``umscale.model.scaling.table_decay``); None is
+            ``train.weight_decay``.
+        rates: peak rates of ``train.optimizer`` and of everything dense, ``umscale.model.scaling.optimizer_rates``;
+            None takes both as ``train`` has them.
+    """
+    tables = {p for name, p in model.named_parameters() if name.startswith("tables.") or is_token_table(name)}
+    own = taken(model, train.optimizer, tables)
+    adamw = _make_adamw(model, train, table_decay, {*own})
+    if not own:
+        return adamw
+    peak = train.optimizer.peak
+    own_rate, dense_rate = rates or (peak[0] if peak else train.lr, train.lr)
+    return Together(adamw, make_own(own, train.optimizer, own_rate), own_rate / dense_rate)
+
+
+def _make_adamw(
+    model: nn.Module, train: TrainSpec, table_decay: float | None, without: Collection[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return AdamW of all parameters but those of ``without``.
 
     It is torch's fused AdamW unless ``train`` asks for more of the tables or their dense gradients arrive as rows, see
-    ``TableAdamW``. ``table_decay`` is
-    AdamW's coefficient for the tables (``umscale.model.scaling.table_decay``); None is ``train.weight_decay``.
+    ``TableAdamW``.
     """
     table_decay = train.weight_decay if table_decay is None else table_decay
     tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
     ngram = [p for name, p in model.named_parameters() if is_token_table(name)]
     apart = {*tables, *ngram}
-    dense = [p for p in model.parameters() if p not in apart]
+    dense = [p for p in model.parameters() if p not in apart and p not in without]
     groups: list[dict[str, Any]] = [{"params": dense, "schedule": "dense", "factor": 1.0}]
     if tables:
         groups.append({"params": tables, "weight_decay": table_decay, "schedule": "tables", "factor": 1.0})

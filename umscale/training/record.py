@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from umscale.accounting import cost
-from umscale.model.scaling import learning_rates
+from umscale.model.scaling import learning_rates, optimizer_rates
 from umscale.spec import RunSpec, to_dict
 from umscale.store.schema import SPEC_COLUMNS
 
@@ -17,7 +17,7 @@ def spec_row(run: RunSpec) -> Row:
     """Return the columns of a record that follow from the spec alone, and beside them the budgets that it has."""
     model, memory = run.model, run.model.memory
     sizes = dataclasses.asdict(cost(model, run.data.seq_len))
-    lr, value_lr = learning_rates(run)
+    lr, value_lr = optimizer_rates(run)[0], learning_rates(run)[1]
     row: Row = {
         "run_id": run.run_id,
         "seed": run.seed,

@@ -38,7 +38,7 @@ from umscale.files import LocalFiles
 from umscale.layers.token_memory import Vocabulary
 from umscale.machine import peak_flops, peak_memory_bytes
 from umscale.model.decoder import Decoder
-from umscale.model.scaling import table_decay
+from umscale.model.scaling import optimizer_rates, table_decay
 from umscale.spec import RunSpec
 from umscale.store.leases import ClaimLost
 from umscale.training.checkpoint import Workspace
@@ -208,7 +208,9 @@ class Run:
             self.model.compile_blocks()
         elif self.spec.train.compile:
             self.trained = torch.compile(self.model, fullgraph=True)  # type: ignore[assignment]
-        self.optimizer = make_optimizer(self.model, self.spec.train, table_decay(self.spec))
+        self.optimizer = make_optimizer(
+            self.model, self.spec.train, table_decay(self.spec), optimizer_rates(self.spec)
+        )
         self.average = WeightAverage(self.model, self.spec.train.ema_width)
         self.gradients = GradientMean(self.model, self.world)
 

@@ -18,12 +18,17 @@ from umscale.training.process_group import World
 from umscale.training.sharded_lookup import sharded_lookup
 
 
-def check(run: RunSpec, size: int, shard_tables: bool) -> None:
+def check(run: RunSpec, size: int, shard_tables: bool, shard_dense: bool = False) -> None:
     """Check that a run can be trained by ``size`` processes.
 
     Raises:
-        UserError: its batch or the rows of its tables cannot be divided evenly.
+        UserError: its batch or the rows of its tables cannot be divided evenly, or its optimiser needs whole matrices.
     """
+    if shard_dense and run.train.optimizer.kind != "adamw":
+        raise UserError(
+            f"--dense sharded: train.optimizer.kind = {run.train.optimizer.kind!r} needs whole matrices; use adamw, or "
+            "--dense replicated"
+        )
     batch, memory = run.train.batch_size, run.model.memory
     if batch % size:
         raise UserError(

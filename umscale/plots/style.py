@@ -298,7 +298,8 @@ def lay_out(figure: "Figure") -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        figure.set_layout_engine("none")
+        # "none" would leave an engine that places nothing, for which savefig draws the figure in vain all the same.
+        figure.set_layout_engine(None)
 
 
 def save(figure: "Figure", path: Path | str, *, dpi: int = 200) -> Path:

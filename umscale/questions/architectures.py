@@ -174,12 +174,15 @@ def block_noise(names: np.ndarray, seeds: np.ndarray, losses: np.ndarray) -> tup
 
 def _equal_spread(names: np.ndarray, losses: np.ndarray) -> bool:
     """Whether the architectures' runs may all lie equally far apart; True where too few of them show otherwise."""
-    from scipy.stats import bartlett
-
     # Not residuals beside seed blocks: the noisiest architecture would be in all of them.
     groups = [losses[names == name] for name in np.unique(names)]
     groups = [one for one in groups if len(one) >= _LEAST_PAIRS and one.var() > 0]
-    return len(groups) < 2 or bool(bartlett(*groups).pvalue > _UNEQUAL)
+    if len(groups) < 2:
+        return True
+    # Imported here: scipy.stats takes longer to load than most tables take to compare.
+    from scipy.stats import bartlett
+
+    return bool(bartlett(*groups).pvalue > _UNEQUAL)
 
 
 def _difference(
@@ -191,7 +194,7 @@ def _difference(
     pooled: tuple[float, int] | None,
 ) -> Estimate | None:
     """The mean of paired differences, with a run's ``pooled`` deviation and degrees of freedom, or with their own."""
-    from scipy.stats import t
+    from umscale.laws.special import stdtrit
 
     def by_seed(wanted: str) -> dict[float, float]:
         mine = names == wanted
@@ -208,7 +211,7 @@ def _difference(
         freedom = len(pairs) - 1 if len(pairs) >= _LEAST_PAIRS else 0
         deviation = float(pairs.std(ddof=1)) if freedom else float("nan")
     value = float(pairs.mean())
-    half = float(t.ppf(0.975, freedom)) * deviation / len(pairs) ** 0.5 if freedom else float("nan")
+    half = float(stdtrit(freedom, 0.975)) * deviation / len(pairs) ** 0.5 if freedom else float("nan")
     return Estimate(value=value, low=value - half, high=value + half)
 
 

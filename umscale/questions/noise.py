@@ -118,9 +118,9 @@ def _cell(label: str) -> str:
 
 
 def _deviation(variance: float, freedom: float) -> Estimate:
-    from scipy.stats import chi2
+    from umscale.laws.special import chdtri
 
-    low, high = (np.sqrt(variance * freedom / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
+    low, high = (np.sqrt(variance * freedom / chdtri(freedom, q)) for q in (0.025, 0.975))
     return Estimate(value=float(np.sqrt(variance)), low=float(low), high=float(high))
 
 

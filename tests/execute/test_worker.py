@@ -68,6 +68,34 @@ def test_a_job_left_in_a_store_is_done_by_its_name(store: Store, undisturbed, ru
     assert results(store) == undisturbed
 
 
+def test_a_paused_run_that_fails_keeps_what_it_had_measured(store: Store, tmp_path, results, monkeypatch):
+    cells = expand(make_study(budgets=[4_000, 8_000]), "float32")[:1]
+    run_id = cells[0].run_id
+    make_plan("tiny", cells, until=4_000).work(store, Reporter(io.StringIO()), "cpu")
+    measured = store.columns()
+    rest = make_plan("tiny", cells)
+    with monkeypatch.context() as broken:
+        broken.setattr("umscale.training.run.Run.execute", lambda *_: 1 / 0)
+        rest.work(store, Reporter(io.StringIO()), "cpu")
+    assert store.statuses() == {run_id: "failed"}
+    failed = {(r["budget"], r["stage"]): r for r in store.read("runs").to_pylist()}
+    assert {r["status"] for r in failed.values()} == {"failed"}
+    assert all("division by zero" in r["reason"] for r in failed.values())
+    for budget, stage, loss in zip(measured["budget"], measured["stage"], measured["loss"], strict=True):
+        assert failed[budget, stage]["loss"] == loss
+    assert failed[8_000, "annealed"]["loss"] is None
+    assert not len(store.columns()["loss"]), "no fit reads a failed run"
+
+    rest.give_up(store, run_id, "its worker was lost three times")
+    assert [r["loss"] for r in store.read("runs").to_pylist()] == [r["loss"] for r in failed.values()]
+
+    store.forget(run_id)
+    rest.work(store, Reporter(io.StringIO()), "cpu")
+    whole = Store.create(tmp_path / "whole")
+    rest.work(whole, Reporter(io.StringIO()), "cpu")
+    assert results(store) == results(whole)
+
+
 def test_a_plan_done_in_parts_gives_what_one_in_a_piece_does(store: Store, tmp_path, results):
     cells = expand(make_study(budgets=[4_000, 8_000, 12_000]), "float32")[:1]
     part = read_job(store, write_job(store, make_plan("tiny", cells, until=9_000)), JOBS)

@@ -206,7 +206,7 @@ def _failed(store: Store, study: str, run: RunSpec, error: Exception, context: M
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:500]
-    store.write_run(spec_row(run), study, status="failed", reason=reason, context=context)
+    store.fail_run(spec_row(run), study, reason, context=context)
     return reason
 
 

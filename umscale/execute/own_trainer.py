@@ -132,14 +132,18 @@ def train_with(store: Store, study: str, run: RunSpec, report: Reporter, command
     except ClaimLost:
         return
     except UserError as error:
-        told = Told(status="failed", reason=str(error)[:500])
         if isinstance(error, _NotStarted):
             raise
+        told = Told(status="failed", reason=str(error)[:500])
     context = {
         "kernels": KERNELS,
         "versions": json.dumps({"trainer": command}),
         "machine": os.uname().machine,
     }
+    if told.status == "failed" and not told.records:
+        store.fail_run(spec_row(run), study, told.reason, context=context)
+        report("end", run=run_id, status=told.status, reason=told.reason)
+        return
     for record in told.records:
         record.setdefault("device", "")
     store.write_run(

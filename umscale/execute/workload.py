@@ -79,7 +79,7 @@ class Plan:
         run = self.runs[self.run_ids.index(run_id)]
         with store.claim(run_id) as mine:
             if mine:
-                store.write_run(spec_row(run), self.study, status="failed", reason=reason)
+                store.fail_run(spec_row(run), self.study, reason)
 
     def to_tree(self) -> dict[str, Any]:
         """The plan as JSON."""

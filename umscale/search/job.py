@@ -86,9 +86,7 @@ class SearchJob:
         runs = {run.run_id: run for run in store.specs("running")}
         with store.claim(run_id) as mine:
             if mine and run_id in runs:
-                store.write_run(
-                    spec_row(runs[run_id]), str(self.study["name"]), status="failed", reason=reason
-                )
+                store.fail_run(spec_row(runs[run_id]), str(self.study["name"]), reason)
 
     def to_tree(self) -> dict[str, Any]:
         """The job as JSON."""

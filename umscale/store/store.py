@@ -38,6 +38,7 @@ from umscale.store.cache import PACKED, Scanner
 from umscale.store.leases import STALE_SECONDS, Claim, Claims, Lease
 from umscale.store.schema import (
     PACKED_VERSION,
+    SPEC_COLUMNS,
     STAGES,
     STORE_VERSION,
     TABLES,
@@ -311,6 +312,21 @@ class Store:
             self.write_rows("probes", run_id, [{"run_id": run_id, **row} for row in probes])
         if rows:  # last, so that a finished run has all its tables
             self.write_rows("runs", run_id, rows)
+
+    def fail_run(
+        self, row: Row, study: str, reason: str, *, context: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record a run as failed, with the losses it had before: what one that was paused had measured is not lost.
+
+        Arguments and errors are those of ``write_run``.
+        """
+        of_spec = SPEC_COLUMNS.keys() - {"budget", "stage"}
+        kept = [
+            {name: value for name, value in record.items() if name not in of_spec}
+            for record in self._records(row["run_id"])
+            if record["loss"] is not None
+        ]
+        self.write_run(row, study, status="failed", reason=reason, records=kept, context=context)
 
     # -- reading ------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,9 @@ class PlanOptions:
     max_total_params: Annotated[
         str | None, typer.Option(help="Parameters without embeddings, as in 120B.", show_default=False)
     ] = None
+    max_active_params: Annotated[
+        str | None, typer.Option(help="Parameters one token reads, without embeddings.", show_default=False)
+    ] = None
     max_active_flops: Annotated[
         str | None, typer.Option(help="Forward FLOPs per token, head included.", show_default=False)
     ] = None
@@ -42,7 +45,35 @@ class PlanOptions:
         str | None,
         typer.Option(help="Bytes of FFN and memory weights read by a decoding step.", show_default=False),
     ] = None
-    batch: Annotated[int, typer.Option(min=1, help="Tokens decoded together in that step.")] = 16
+    max_device_memory: Annotated[
+        str | None,
+        typer.Option(help="Bytes of bf16 weights in device memory, embeddings included.", show_default=False),
+    ] = None
+    max_host_memory: Annotated[
+        str | None,
+        typer.Option(help="Bytes of bf16 weights in host memory, with --tables host.", show_default=False),
+    ] = None
+    max_decode_time: Annotated[
+        float | None,
+        typer.Option(
+            help="Microseconds a token that decoding takes on --hardware, by its roofline.",
+            show_default=False,
+        ),
+    ] = None
+    hardware: Annotated[
+        str | None, typer.Option(help="What decodes: h100, h200, b200 or a .toml file.", show_default=False)
+    ] = None
+    tables: Annotated[
+        Literal["device", "host"], typer.Option(help="Where token-addressed tables lie when decoding.")
+    ] = "device"
+    batch: Annotated[int, typer.Option(min=1, help="Tokens decoded together in a step.")] = 16
+    across: Annotated[
+        bool,
+        typer.Option(
+            "--across",
+            help="Choose among the kinds of models that the study measured, as they are: dense, mixtures, memories.",
+        ),
+    ] = False
     tokens: Annotated[
         str | None, typer.Option(help="Training tokens; default the study's.", show_default=False)
     ] = None
@@ -106,6 +137,9 @@ def plan(asked: PlanOptions) -> None:
     from umscale.questions.plan import plan as make_plan
     from umscale.questions.plan import to_json
 
+    if asked.across:
+        _across(asked)
+        return
     source = _read(asked)
     found = make_plan(source.table, _base(asked, source), _limits(asked), _preferences(asked, source))
     if asked.json_:
@@ -117,6 +151,36 @@ def plan(asked: PlanOptions) -> None:
         note(f"wrote {asked.output}")
     if source.store is not None:
         warn_damaged(source.store)
+
+
+def _across(asked: PlanOptions) -> None:
+    """Rank the models that a study measured."""
+    from umscale.design.study import parse
+    from umscale.errors import UserError
+    from umscale.questions.plan_families import plan_families
+    from umscale.store.store import MEASURED
+
+    unused = {"--model": asked.model, "--law": asked.law, "--sizing": asked.sizing, "--vary": asked.vary}
+    unused |= {"--means": asked.means, "--output": asked.output}
+    if given := [name for name, value in unused.items() if value]:
+        raise UserError(f"--across takes models as they were measured: {', '.join(given)} cannot be given")
+    store = open_store(asked.source)
+    found = plan_families(
+        store.columns(),
+        {run.run_id: run.model for status in MEASURED for run in store.specs(status)},
+        _limits(asked),
+        tokens=_quantity(asked.tokens, "--tokens"),
+        stage=asked.stage,
+        compensation=asked.compensation,
+        loss=asked.loss,
+        context=asked.seq_len or parse(store.study_tree(), "study.toml").reference.data.seq_len,
+        max_octaves=asked.max_octaves,
+    )
+    if asked.json_:
+        print_json(found.to_json())
+    else:
+        show(found.blocks())
+    warn_damaged(store)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +237,18 @@ def _base(asked: PlanOptions, source: _Source) -> "ModelSpec":
 
 
 def _limits(asked: PlanOptions) -> "Limits":
+    from umscale.hardware import load_hardware
     from umscale.questions.plan import Limits
 
+    time = asked.max_decode_time
     return Limits(
         total_params=_quantity(asked.max_total_params, "--max-total-params"),
+        active_params=_quantity(asked.max_active_params, "--max-active-params"),
+        device_bytes=_quantity(asked.max_device_memory, "--max-device-memory"),
+        host_bytes=_quantity(asked.max_host_memory, "--max-host-memory"),
+        seconds_per_token=None if time is None else time * 1e-6,
+        hardware=None if asked.hardware is None else load_hardware(asked.hardware),
+        tables=asked.tables,
         active_flops=_quantity(asked.max_active_flops, "--max-active-flops"),
         memory_access_bytes=_quantity(asked.max_memory_access, "--max-memory-access"),
         batch=asked.batch,
@@ -213,13 +285,16 @@ def _quantity(given: str | None, option: str) -> float | None:
 
 def _missing(asked: PlanOptions, base: "ModelSpec | None") -> "Iterator[str]":
     """What a plan still lacks, each with the option that says it."""
-    total, flops, access = asked.max_total_params, asked.max_active_flops, asked.max_memory_access
+    size = asked.max_total_params or asked.max_device_memory
+    use = (
+        asked.max_active_flops or asked.max_memory_access or asked.max_active_params or asked.max_decode_time
+    )
     if base is None:
         yield "--model, since a table has none: a preset or .toml of the kind to plan"
     dense = base is not None and base.memory is None and base.ffn.kind != "moe"
-    if dense and not (total or flops or access):
+    if dense and not (size or use):
         yield "a limit: --max-total-params, --max-active-flops or --max-memory-access"
-    if not dense and not total:
-        yield "--max-total-params"
-    if not dense and not (flops or access):
-        yield "--max-active-flops or --max-memory-access"
+    if not dense and not size:
+        yield "--max-total-params or --max-device-memory"
+    if not dense and not use:
+        yield "--max-active-flops, --max-memory-access, --max-active-params or --max-decode-time"

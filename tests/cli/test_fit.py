@@ -12,6 +12,7 @@ import pytest
 
 from umscale.laws.forms import LAWS, evaluate
 from umscale_cli.main import main
+from umscale_cli.runs import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = Path(os.environ.get("UMSCALE_PUBLISHED", ROOT.parent / "shared" / "data" / "published"))
@@ -367,6 +368,18 @@ def test_a_plan_from_a_fit_is_the_plan_from_its_study(cli: Cli, tmp_path: Path) 
     from_fit, from_study = cli.json("plan", fit, *LIMITS), cli.json("plan", "enwik8_density", *LIMITS)
     assert to_ten_digits(from_fit["recommended"]) == to_ten_digits(from_study["recommended"])
     assert from_fit["law"] == from_study["law"]
+
+
+def test_a_plan_across_kinds_of_a_recorded_study(cli: Cli) -> None:
+    asked = ("plan", "enwik8_architectures", "--across", "--max-memory-access", "2M", "--hardware", "h100")
+    found = cli.json(*asked)
+    measured = open_store("enwik8_architectures").columns()
+    mine = (measured["architecture"] == "ultramem_v2") & (measured["stage"] == "annealed")
+    assert found["members"][0]["name"] == "ultramem_v2"
+    assert found["members"][0]["loss"]["value"] == pytest.approx(measured["loss"][mine].mean())
+    assert {one["name"] for one in found["members"] if one["breaks"]} == {"moe_top8", "moe_top2"}
+    assert "--model cannot be given" in cli.refusal(*asked, "--model", "ultramem_v2-227m")
+    assert "needs hardware" in cli.refusal("plan", "parity", "--across", "--max-decode-time", "1")
 
 
 def test_a_plan_from_a_table(cli: Cli, tmp_path: Path) -> None:

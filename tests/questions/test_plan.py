@@ -15,6 +15,7 @@ from tests.questions.test_suggest import TREE
 from umscale.accounting import cost, memory_access_bytes
 from umscale.design.study import parse
 from umscale.errors import UserError
+from umscale.hardware import BYTES, HARDWARE, decode_time
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult, fit_law
 from umscale.questions.plan import Limits, Plan, Preferences, plan, sized_model, to_json
@@ -130,10 +131,25 @@ def test_the_study_file_trains_the_recommendation() -> None:
     assert to_json(found)["recommended"]["dimensions"] == found.recommended.dimensions
 
 
+def test_limits_of_a_decoder_bound_a_plan() -> None:
+    """Device memory bounds the size, decoding time what a token reads, each as ``cost --hardware`` counts it."""
+    truth = Truth(delta_m=0.03, delta_n=0.02, run_sd=0.005)
+    hardware = HARDWARE["h100"]
+    limits = Limits(device_bytes=6e6, seconds_per_token=4.7e-8, hardware=hardware)
+    best = planned(truth, limits).recommended
+    assert BYTES * best.cost.total_params_with_embedding <= 6e6
+    step = decode_time(best.model, hardware, limits.batch, 256)
+    assert best.used["seconds_per_token"] == pytest.approx(step.seconds / limits.batch / 4.7e-8)
+    assert best.used["seconds_per_token"] <= 1
+    faster = planned(truth, limits.relaxed("seconds_per_token", 4.9e-8)).recommended
+    assert faster.loss.value < best.loss.value
+
+
 @pytest.mark.parametrize(
     ("limits", "options", "message"),
     [
-        (Limits(total_params=4e6), {}, "FLOPs or memory access"),
+        (Limits(total_params=4e6), {}, "one of active parameters, FLOPs, memory access and decoding time"),
+        (Limits(total_params=4e6, seconds_per_token=1e-6), {}, "--hardware"),
         (Limits(active_flops=4e5, memory_access_bytes=1e6), {}, "limit the total parameters"),
         (Limits(total_params=4e6, active_flops=1e3), {}, "already takes active flops"),
         (Limits(total_params=-1, active_flops=1e6), {}, "must be positive"),
@@ -273,5 +289,5 @@ def test_every_missing_option_is_named_at_once(tmp_path: Path) -> None:
     )
     refused = runner.invoke(app, ["plan", str(saved)])
     assert isinstance(refused.exception, UserError)
-    for option in ("--model", "--max-total-params", "--max-active-flops or --max-memory-access"):
+    for option in ("--model", "--max-total-params", "--max-active-flops, --max-memory-access"):
         assert option in str(refused.exception)

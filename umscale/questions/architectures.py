@@ -127,7 +127,7 @@ def _compare(
     names, seeds, losses = text(table, "architecture"), numeric(table, "seed"), numeric(table, loss)
     in_bits = {"loss": "bits_per_byte", "loss_ema": "bits_per_byte_ema"}.get(loss)
     noise, freedom = block_noise(names, seeds, losses)
-    equal = _equal_spread(names, losses)
+    equal = equal_spread(names, losses)
     rows = []
     for name in sorted(set(names.tolist())):
         mine = names == name
@@ -140,7 +140,9 @@ def _compare(
                 loss=float(losses[mine].mean()),
                 difference=None
                 if name == baseline
-                else _difference(names, seeds, losses, name, other, (noise, freedom) if equal else None),
+                else paired_difference(
+                    names, seeds, losses, name, other, (noise, freedom) if equal else None
+                ),
                 bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits else float("nan"),
                 costs=_costs(table, mine),
             )
@@ -172,7 +174,7 @@ def block_noise(names: np.ndarray, seeds: np.ndarray, losses: np.ndarray) -> tup
     return float(np.sqrt(residuals @ residuals / freedom)), freedom
 
 
-def _equal_spread(names: np.ndarray, losses: np.ndarray) -> bool:
+def equal_spread(names: np.ndarray, losses: np.ndarray) -> bool:
     """Whether the architectures' runs may all lie equally far apart; True where too few of them show otherwise."""
     # Not residuals beside seed blocks: the noisiest architecture would be in all of them.
     groups = [losses[names == name] for name in np.unique(names)]
@@ -185,7 +187,7 @@ def _equal_spread(names: np.ndarray, losses: np.ndarray) -> bool:
     return bool(bartlett(*groups).pvalue > _UNEQUAL)
 
 
-def _difference(
+def paired_difference(
     names: np.ndarray,
     seeds: np.ndarray,
     losses: np.ndarray,

@@ -20,6 +20,7 @@ import numpy as np
 from umscale.accounting import Cost, cost, memory_access_bytes
 from umscale.design.axes import COMPENSATIONS, Infeasible, solve
 from umscale.errors import UserError, nearest
+from umscale.hardware import BYTES, Hardware, Placement, decode_time
 from umscale.laws.compare import compare, fit_laws
 from umscale.laws.fit import FitResult, fit_law
 from umscale.laws.forms import FIRST_LAWS, LocalLaw, evaluate
@@ -41,11 +42,19 @@ MAX_OCTAVES = 1.0
 FOR_NULL = "additive"
 """The law that ranks where the null law, which cannot, is the one recommended."""
 
-_RESOURCES = {
+RESOURCES = {
     "total_params": "total parameters",
+    "active_params": "active parameters",
     "active_flops": "FLOPs per token",
     "memory_access_bytes": "memory access",
+    "device_bytes": "device memory",
+    "host_bytes": "host memory",
+    "seconds_per_token": "decoding time",
 }
+_SIZES = ("total_params", "device_bytes")
+"""Limits that keep the number of sparse parameters finite."""
+_USES = ("active_params", "active_flops", "memory_access_bytes", "seconds_per_token")
+"""Limits that keep finite how many of them a token reads."""
 _DEPTHS = (0.5, 0.75, 1.0, 1.5, 2.0)  # of a dense base's layers
 _FACTORS = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)  # of the base model's, for dimensions that vary
 _MOST_KEYS = 2**20
@@ -63,23 +72,64 @@ class Limits:
 
     total_params: float | None = None
     """Without embeddings."""
+    active_params: float | None = None
+    """That one token reads, without embeddings."""
     active_flops: float | None = None
     """Forward FLOPs per token, head included."""
     memory_access_bytes: float | None = None
     """Weight bytes that one decoding step reads in FFN and memory layers, ``umscale.accounting``."""
+    device_bytes: float | None = None
+    """Of bf16 weights that lie in device memory: all, embeddings too, but the rows of tables on the host."""
+    host_bytes: float | None = None
+    """Of bf16 weights that lie in host memory: token-addressed tables, with ``tables = "host"``."""
+    seconds_per_token: float | None = None
+    """Of decoding ``batch`` sequences together on ``hardware``, by its roofline."""
     batch: int = 16
-    """Tokens decoded together in that step."""
+    """Tokens decoded together in a step."""
+    hardware: Hardware | None = None
+    """What decodes; ``seconds_per_token`` needs one."""
+    tables: Placement = "device"
+    """Where token-addressed tables lie."""
 
     def bounds(self) -> dict[str, float]:
         """Limits that there are, by name."""
-        given = {
-            name: getattr(self, name) for name in ("total_params", "active_flops", "memory_access_bytes")
-        }
+        given = {name: getattr(self, name) for name in RESOURCES}
         return {name: float(limit) for name, limit in given.items() if limit is not None}
 
     def relaxed(self, name: str, limit: float) -> "Limits":
         """These limits with one of ``bounds`` changed."""
-        return Limits(**{**self.bounds(), name: limit}, batch=self.batch)
+        changed: dict[str, Any] = {name: limit}
+        return dataclasses.replace(self, **changed)
+
+    def usage(self, model: ModelSpec, sizes: Cost, context: int) -> dict[str, float]:
+        """What a model takes of every resource, limited or not; decoding time where there is hardware.
+
+        ``sizes`` is the model's ``cost``; ``context`` the tokens behind each sequence that is decoded.
+        """
+        on_host = BYTES * sizes.ngram_params if self.tables == "host" else 0.0
+        used = {
+            "total_params": float(sizes.total_params),
+            "active_params": float(sizes.active_params),
+            "active_flops": sizes.flops_per_token,
+            "memory_access_bytes": memory_access_bytes(model, self.batch),
+            "device_bytes": BYTES * sizes.total_params_with_embedding - on_host,
+            "host_bytes": on_host,
+        }
+        if self.hardware is not None:
+            step = decode_time(model, self.hardware, self.batch, context, self.tables)
+            used["seconds_per_token"] = step.seconds / self.batch
+        return used
+
+
+def check_limits(limits: Limits) -> None:
+    """Raise ``UserError`` for a limit that is no positive number, and for a time without hardware."""
+    for name, limit in limits.bounds().items():
+        if not limit > 0:
+            raise UserError(f"the limit on {name} must be positive, not {limit:g}")
+    if limits.batch < 1:
+        raise UserError(f"a batch of {limits.batch} tokens: it must be at least 1")
+    if limits.seconds_per_token is not None and limits.hardware is None:
+        raise UserError("a limit on decoding time needs hardware: say which with --hardware")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +174,24 @@ class Sensitivity:
     """Of that configuration."""
 
 
+def amount(resource: str, value: float) -> str:
+    """An amount of a resource of ``Limits`` with its unit."""
+    if resource == "seconds_per_token":
+        return f"{value * 1e6:.3g} µs"
+    # 8e9 parameters are 8B, as many bytes 8GB.
+    return f"{count(value).replace('B', 'G')}B" if resource.endswith("_bytes") else count(value)
+
+
 def _sensitivity_words(one: Sensitivity) -> str:
-    twice = f"twice the {_RESOURCES[one.constraint]} ({count(2 * one.limit)})"
+    twice = f"twice the {RESOURCES[one.constraint]} ({amount(one.constraint, 2 * one.limit)})"
     if one.change.value == 0:
         return f"{twice}: nothing gained"
     dimensions = [f"{name} {value}" for name, value in list(one.dimensions.items())[:2]]
     return f"{twice}: loss {estimate_text(one.change)}, {', '.join(dimensions)}"
 
 
-def _ends(estimate: Estimate, sign: str = "") -> str:
+def ends(estimate: Estimate, sign: str = "") -> str:
+    """The ends of an interval in four decimals, or none."""
     return f"[{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]" if estimate.has_interval else "none"
 
 
@@ -184,11 +243,11 @@ class Plan:
         if first.model.memory is not None:
             yield "MCP", *(f"{c.cost.mcp:.1%}" for c in shown)
         for name in first.used:
-            yield f"  of the limit on {_RESOURCES[name]}", *(f"{c.used[name]:.0%}" for c in shown)
+            yield f"  of the limit on {RESOURCES[name]}", *(f"{c.used[name]:.0%}" for c in shown)
         yield "predicted loss, nats", *(number(c.loss.value) for c in shown)
-        yield "  95% interval", *(_ends(c.loss) for c in shown)
+        yield "  95% interval", *(ends(c.loss) for c in shown)
         yield "behind the recommended", "", *(f"{c.behind.value:+.4f}" for c in others)
-        yield "  95% interval", "", *(_ends(c.behind, "+") for c in others)
+        yield "  95% interval", "", *(ends(c.behind, "+") for c in others)
         for column in first.extrapolation:
             yield f"octaves outside, {column}", *(f"{c.extrapolation[column]:+.1f}" for c in shown)
 
@@ -278,7 +337,7 @@ def plan(table: Table, base: ModelSpec, limits: Limits, wanted: Preferences | No
         sizing=sizing,
         vary=tuple(wanted.vary),
         seq_len=wanted.seq_len,
-        batch=limits.batch,
+        limits=limits,
         reads=reads,
     )
     at = wanted.tokens or fit.reference.get("D")
@@ -430,7 +489,8 @@ class _Search:
     sizing: str
     vary: tuple[str, ...]
     seq_len: int
-    batch: int
+    limits: Limits
+    """Of which only where and how the model runs matters here, which relaxing a limit leaves as it is."""
     seen: dict[tuple[int, ...], _Candidate | None] = field(default_factory=dict)
 
     def model(self, coarse: int, fine: int, others: Mapping[str, int]) -> _Candidate | None:
@@ -448,11 +508,7 @@ class _Search:
             solved = solve(self.base, targets, sizing, self.seq_len)
         except (Infeasible, UserError):
             return None
-        usage = {
-            "total_params": float(solved.cost.total_params),
-            "active_flops": solved.cost.flops_per_token,
-            "memory_access_bytes": memory_access_bytes(solved.model, self.batch),
-        }
+        usage = self.limits.usage(solved.model, solved.cost, self.seq_len)
         coarse = targets[self.family.coarse]
         return _Candidate(model=solved.model, cost=solved.cost, usage=usage, coarse=coarse)
 
@@ -471,18 +527,15 @@ class _Search:
 def _check(base: ModelSpec, limits: Limits, vary: Sequence[str], tokens: float | None) -> None:
     family = _family(base)
     bounds = limits.bounds()
-    if family.kind != "dense" and ("total_params" not in bounds or len(bounds) < 2):
+    finite = any(name in bounds for name in _SIZES) and any(name in bounds for name in _USES)
+    if family.kind != "dense" and not finite:
         raise UserError(
-            "limit the total parameters, and FLOPs or memory access: nothing else keeps "
-            f"{family.fine} and {family.coarse} finite"
+            "limit the total parameters or device memory, and one of active parameters, FLOPs, memory access and "
+            f"decoding time: nothing else keeps {family.fine} and {family.coarse} finite"
         )
     if not bounds:
         raise UserError("limit the total parameters, the FLOPs or the memory access")
-    for name, limit in bounds.items():
-        if not limit > 0:
-            raise UserError(f"the limit on {name} must be positive, not {limit:g}")
-    if limits.batch < 1:
-        raise UserError(f"a batch of {limits.batch} tokens: it must be at least 1")
+    check_limits(limits)
     if tokens is not None and not tokens > 0:
         raise UserError(f"{tokens:g} training tokens: there must be some")
     for name in vary:

@@ -69,7 +69,8 @@ def show_plan(
     for hint in hints:
         console.print(hint, soft_wrap=True)
     console.print("\nDesign")
-    for statement in _held_equal(cells) if study.question == "architectures" else design.statements:
+    comparable = study.question in ("architectures", "allocation")
+    for statement in _held_equal(cells) if comparable else design.statements:
         console.print(f"  {statement}", soft_wrap=True)
     _memory(list(runs.values()), n_workers)
     if kept := _kept_bytes(list(runs.values())):
@@ -209,7 +210,7 @@ def _infeasible_with(study: "Study", name: str, values: Sequence[Any]) -> int:
 
 
 def _held_equal(cells: "list[Cell]") -> list[str]:
-    """Say how nearly equal the architectures are in what a comparison should hold constant."""
+    """Say how nearly equal the cells are in what a comparison of kinds of models should hold constant."""
     costs = [cell.solved.cost for cell in cells if cell.solved is not None]
     out = []
     for name, words in (

@@ -97,6 +97,32 @@ def test_a_fresh_engram_adds_what_the_ffn_does(gate: str) -> None:
     assert added.var().item() == pytest.approx(start_variance(spec, measured=True), rel=0.1)
 
 
+def test_a_fresh_per_layer_embedding_adds_what_the_ffn_does() -> None:
+    spec = dataclasses.replace(BASE, d_model=128, n_heads=4, ngram=NgramSpec(kind="per_layer_embedding"))
+    model = Decoder(spec, 0, 64)
+    tokens = torch.randint(0, 256, (8, 64), generator=seeded(1))
+    x = torch.randn(8, 64, 128, generator=seeded(2))
+    with torch.no_grad():
+        added = model.ngram.parts[1](x, model.embedding(tokens), tokens)
+    assert added.var().item() == pytest.approx(start_variance(spec, measured=True), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["ngram_embedding", "over_encoding"])
+def test_each_fresh_input_table_adds_what_the_token_does(kind: str) -> None:
+    ngram = NgramSpec(kind=kind, rows=2000, heads=4)
+    spec = dataclasses.replace(BASE, d_model=128, n_heads=4, ngram=ngram)
+    model = Decoder(spec, 0, 64)
+    tokens = torch.randint(0, 256, (8, 64), generator=seeded(1))
+    known, module = model.ngram.address(tokens), model.ngram.parts[0]
+    with torch.no_grad():
+        own = model.embedding(tokens).var().item()
+        rows = module.table(known.addresses[0]).split(spec.ngram.head_width, dim=-1)
+        matrices = module.project.weight.split(spec.ngram.head_width, dim=1)
+        added = [(row @ matrix.T).var().item() for row, matrix in zip(rows, matrices, strict=True)]
+    assert len(added) == spec.ngram.n_heads
+    assert added == pytest.approx([own] * len(added), rel=0.15)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_another_document_says_is_not_seen(kind: str) -> None:
     """With attention out of the way, a document's outputs do not depend on what stands before it."""

@@ -7,6 +7,8 @@ from umscale.escape import plain
 
 LONGEST = 1500
 """Characters of a message."""
+NAMES = 40
+"""Names listed of what there is."""
 
 
 class UserError(Exception):
@@ -30,4 +32,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return f"; known: {', '.join(names[:NAMES])}{more}" if names else ""

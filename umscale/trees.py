@@ -36,7 +36,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         ValueError: no TOML, nested deeper than ``DEEPEST``, a date, or a number of thousands of digits.
     """
     try:
-        tree = tomllib.loads(text)
+        tree = tomllib.loads(text.removeprefix("\ufeff"))  # some editors begin every file with this mark
     except RecursionError:
         raise ValueError("nested too deeply") from None
     check_tree(tree)

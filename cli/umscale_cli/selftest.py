@@ -25,7 +25,7 @@ def root() -> None:
 def crash(
     rounds: Annotated[
         int,
-        typer.Option(min=1, help="Kills at random moments; other faults come on top, one for every three."),
+        typer.Option(min=1, help="Kills at random moments; other faults come on top, one for every eight."),
     ] = 30,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of what strikes when; default a new one.", show_default=False)
@@ -74,6 +74,7 @@ def _print(totals: "Totals") -> None:
     lines = {
         "processes killed": totals.kills,
         "kills among training steps": totals.aimed,
+        "kills beside a flush or a rename": totals.writing,
         "sweeps brought to their end": totals.sweeps - 1,
         "finished results looked at again": totals.finished,
         "finished results lost": totals.lost,

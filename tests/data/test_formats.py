@@ -150,6 +150,23 @@ def test_padding_after_gzip_is_no_damage(tmp_path, padding):
     assert "".join(read(tmp_path / "a.gz")).encode() == text
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0" * 4, b"\0" * 512, b"\0" * (3 << 20)])
+def test_padding_after_xz_is_no_damage(tmp_path, padding):
+    text = "\n".join(TEXTS).encode()
+    (tmp_path / "a.xz").write_bytes(lzma.compress(text) + padding)
+    assert "".join(read(tmp_path / "a.xz")).encode() == text
+    (tmp_path / "torn.xz").write_bytes(lzma.compress(text)[:-20] + padding)
+    with pytest.raises(UserError, match="cannot be read"):
+        read(tmp_path / "torn.xz")
+
+
+def test_hundreds_of_fields_are_not_all_listed(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({f"key {i:03}": {"body": "x"} for i in range(500)}))
+    with pytest.raises(UserError, match="key 039 and 460 more; choose") as caught:
+        read(tmp_path / "a.json")
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(BOM + b"first\n" * 100)
     assert "".join(read(tmp_path / "a.txt")) == "first\n" * 100

@@ -1,5 +1,7 @@
 """Study files: expansion, identity, conditioning, and bad input."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,19 @@ def test_dotted_axes_reach_any_key(corpus):
     study = parse(tree(axes={"train": {"lr": [1e-3, 2e-3]}, "data.seq_len": [32, 64]}), "t.toml")
     runs = [c.run for c in expand(study, "float32", corpus)]
     assert {(r.train.lr, r.data.seq_len) for r in runs} == {(1e-3, 32), (1e-3, 64), (2e-3, 32), (2e-3, 64)}
+
+
+@pytest.mark.parametrize(("mark", "end"), [("\ufeff", "\n"), ("\ufeff", "\r\n"), ("", "\r\n")])
+def test_files_of_other_editors_are_read(tmp_path, mark, end):
+    text = parse(tree(), "t.toml").to_toml()
+    (tmp_path / "t.toml").write_bytes((mark + text.replace("\n", end)).encode())
+    assert load_study(str(tmp_path / "t.toml")) == parse(tree(), "t.toml")
+
+
+def test_a_pipe_is_no_study(tmp_path):
+    os.mkfifo(tmp_path / "t.toml")
+    with pytest.raises(UserError, match=r"t\.toml: not a regular file"):
+        load_study(str(tmp_path / "t.toml"))
 
 
 def test_study_toml_round_trip(corpus):

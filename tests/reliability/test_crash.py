@@ -1,7 +1,9 @@
 """The crash test in small: every fault at least once, on real processes, and its own eyes are open."""
 
+import concurrent.futures
 import json
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -31,6 +33,7 @@ def test_every_fault_struck(totals):
         assert tally.rounds or tally.skipped, name
     assert sum(totals.tallies[name].rounds for name in set(crash.KILLS_IN_TURN)) == 5
     assert totals.kills >= 5
+    assert totals.writing == totals.tallies["worker killed as it writes"].rounds == 1
     assert totals.restarts >= 5
     assert totals.finished >= crash.N_RUNS, "results were looked at after faults"
     assert totals.quarantined >= 1
@@ -85,3 +88,14 @@ def test_a_fork_server_forks_runs_and_reaps(address, tmp_path):
         assert worker.wait(60) == 2
     assert "ValueError" in (tmp_path / "errors").read_text()
     assert alive(address, "umscale.execute.worker") == []
+
+
+def test_a_client_that_never_asks_holds_nobody_up(address):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.connect(str(address))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = pool.submit(alive, address, "umscale.execute.worker")
+            try:
+                assert asked.result(10) == []
+            finally:
+                silent.close()

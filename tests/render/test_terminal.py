@@ -55,3 +55,11 @@ def test_folds_are_shown_or_left_out():
     blocks = [Paragraph(text="seen"), Fold(summary="more", blocks=(Paragraph(text="hidden"),))]
     assert to_text(blocks, 80) == "seen\n\nmore\n\nhidden"
     assert to_text(blocks, 80, folds=False) == "seen"
+
+
+def test_a_heading_breaks_rather_than_the_rows_below_it():
+    head = ("stage", "degrees of freedom", "mean loss of all runs")
+    grid = Grid(caption="", head=head, sides="lrr", rows=(("before the decay", "7", "2.1227"),), notes=())
+    lines = to_text([grid], 45).split("\n")
+    assert lines[-1].split() == ["before", "the", "decay", "7", "2.1227"]
+    assert len(lines) > 2, "the headings take several lines"

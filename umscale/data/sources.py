@@ -313,7 +313,8 @@ def _open(path: Path, compression: str) -> Iterator[tuple[BinaryIO, Callable[[],
         if compression != "zstd":
             raw = stack.enter_context(path.open("rb"))
             openers: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "xz": lzma.open, "bz2": bz2.open}
-            stream: Any = stack.enter_context(openers[compression](raw)) if compression else raw
+            packed = _Unpadded(raw) if compression == "xz" else raw
+            stream: Any = stack.enter_context(openers[compression](packed)) if compression else raw
             position = raw.tell
         else:
             import pyarrow as pa
@@ -324,6 +325,32 @@ def _open(path: Path, compression: str) -> Iterator[tuple[BinaryIO, Callable[[],
         if compression:
             stream = io.BufferedReader(_Guarded(path, stream), CHUNK_BYTES)
         yield stream, position
+
+
+class _Unpadded(io.RawIOBase):
+    """A file without the zeros at its end: the xz format allows them, as tapes pad their blocks, and lzma does not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, file.seek(0, io.SEEK_END)
+        while self._left:
+            start = max(0, self._left - CHUNK_BYTES)
+            file.seek(start)
+            kept = len(file.read(self._left - start).rstrip(b"\0"))
+            self._left = start + kept
+            if kept:
+                break
+        file.seek(0)
+
+    def readable(self) -> bool:
+        """As a raw stream has to say."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into ``buffer``."""
+        data = self._file.read(min(len(buffer), self._left))
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class _Guarded(io.RawIOBase):

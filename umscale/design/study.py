@@ -175,7 +175,7 @@ def load_study(source: str, overrides: Sequence[str] = ()) -> Study:
     path = Path(source)
     if path.suffix == ".toml" or path.exists():
         if not path.is_file():
-            raise UserError(f"{source}: no such study file")
+            raise UserError(f"{source}: {'not a regular file' if path.exists() else 'no such study file'}")
     else:
         shipped = umscale_studies.shipped()
         if source not in shipped:

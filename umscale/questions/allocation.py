@@ -29,7 +29,7 @@ from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
 from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
 from umscale.questions.simulate import Rate
 from umscale.results.columns import Array
-from umscale.results.table import Table, levels, n_rows, numeric, text, where
+from umscale.results.table import Table, levels, n_rows, numeric, parts, text, where
 from umscale.say.blocks import Block, Grid, Paragraph, Verdict
 from umscale.say.estimates import both, counted, listed, pair, share
 from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
@@ -638,14 +638,7 @@ def allocations(
 ) -> AllocationAnswer:
     """An answer for every loss, compensation and stage (or one) of a table."""
     table = with_shares(table)
-    places = [
-        (loss, compensation, one)
-        for loss in losses
-        if loss in table
-        for compensation in levels(table, "compensation") or (None,)
-        for one in levels(table, "stage") or (None,)
-        if stage in (None, one)
-    ]
+    places = [place for place in parts(table, losses) if stage in (None, place[2])]
     if not _varying(table) and _ROWS in table and _spread(numeric(table, _ROWS)):
         laws = tuple(slot_law(table, stage=s, compensation=c, loss=loss) for loss, c, s in places)
         return AllocationAnswer(found=(), slots=laws)

@@ -10,7 +10,7 @@ from umscale.cell_labels import cell_name
 from umscale.errors import UserError, nearest
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.question import Answer, Asked, Question
-from umscale.results.table import Table, levels, numeric, text, where
+from umscale.results.table import Table, levels, numeric, parts_by_budget, text
 from umscale.say.blocks import Block, Fold, Grid, Paragraph, Verdict
 from umscale.say.estimates import both, fixed, listed, pair, significant
 from umscale.say.labels import capital, held, loss_name, over_stages, sentence, when
@@ -98,17 +98,10 @@ def compare_architectures(
         raise UserError(f"the table has no column {loss!r}{nearest(loss, table)}")
     if baseline not in names:
         raise UserError(f"no architecture {baseline!r} among the finished runs{nearest(baseline, names)}")
-    found = []
-    for compensation in levels(table, "compensation") or (None,):
-        for one in levels(table, "stage"):
-            if stage not in (None, one):
-                continue
-            part = where(table, stage=one, compensation=compensation)
-            for budget in sorted(set(numeric(part, "budget")), reverse=True):
-                found.append(
-                    _compare(where(part, budget=budget), loss, baseline, one, compensation, float(budget))
-                )
-    return tuple(found)
+    return tuple(
+        _compare(rows, loss, baseline, one, compensation, budget)
+        for compensation, one, budget, rows in parts_by_budget(table, stage)
+    )
 
 
 def _cells(table: Table) -> np.ndarray:

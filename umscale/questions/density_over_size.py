@@ -36,7 +36,7 @@ from umscale.laws.sections import Report, Settings, study_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Table, first_level, levels, select_rows, where
+from umscale.results.table import Table, first_level, levels, parts, select_rows, where
 from umscale.say.blocks import Block, Grid
 from umscale.say.blocks import Verdict as Said
 from umscale.say.estimates import both, counted, pair, significant
@@ -122,10 +122,7 @@ def verdicts(table: Table, *, losses: tuple[str, ...] = ("loss", "loss_ema")) ->
     """A verdict for every loss, compensation and stage a table holds, annealed before stable."""
     return tuple(
         density_over_size(table, stage=stage, compensation=compensation, loss=loss)
-        for loss in losses
-        if loss in table
-        for compensation in levels(table, "compensation") or (None,)
-        for stage in levels(table, "stage") or (None,)
+        for loss, compensation, stage in parts(table, losses)
     )
 
 

@@ -23,7 +23,7 @@ from umscale.errors import UserError
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.question import Answer, Asked, Question
 from umscale.results.columns import Array
-from umscale.results.table import Table, levels, numeric, text, where
+from umscale.results.table import Table, numeric, parts_by_budget, text
 from umscale.say.blocks import Block, Fold, Grid, Verdict
 from umscale.say.estimates import both, counted, fixed, pair, significant
 from umscale.say.labels import held, loss_name, sentence, when
@@ -100,18 +100,11 @@ def rates_reports(table: Table, *, loss: str = "loss", stage: str | None = None)
             raise UserError(
                 "the best learning rates need a study's finished runs at several train.lr and train.value_lr"
             )
-    found = []
-    for compensation in levels(table, "compensation") or (None,):
-        for one in levels(table, "stage"):
-            if stage not in (None, one):
-                continue
-            part = where(table, stage=one, compensation=compensation)
-            for budget in sorted(set(numeric(part, "budget")), reverse=True):
-                found += [
-                    _report(rows, loss, one, compensation, float(budget))
-                    for rows in _apart(where(part, budget=budget))
-                ]
-    return tuple(found)
+    return tuple(
+        _report(apart, loss, one, compensation, budget)
+        for compensation, one, budget, rows in parts_by_budget(table, stage)
+        for apart in _apart(rows)
+    )
 
 
 def _apart(table: Table) -> list[Table]:

@@ -19,7 +19,7 @@ from umscale.laws.forms import LocalLaw, Slope
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
 from umscale.questions.question import Answer, Asked, Question
 from umscale.results.columns import COLUMNS
-from umscale.results.table import Table, first_level, levels, numeric, where
+from umscale.results.table import Table, first_level, levels, numeric, parts, where
 from umscale.say.blocks import Block, Grid, Paragraph, Verdict
 from umscale.say.estimates import both, pair, share, significant
 from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, sentence, when
@@ -127,10 +127,7 @@ def ratio_verdicts(
     """A verdict for every loss, compensation and stage a table holds, annealed before stable."""
     return tuple(
         memory_to_ffn(table, stage=stage, compensation=compensation, loss=loss, seed=seed)
-        for loss in losses
-        if loss in table
-        for compensation in levels(table, "compensation") or (None,)
-        for stage in levels(table, "stage") or (None,)
+        for loss, compensation, stage in parts(table, losses)
     )
 
 

@@ -23,7 +23,7 @@ from umscale.questions.density_over_size import Verdict as AtBudget
 from umscale.questions.density_over_size import density_over_size, paired_estimate
 from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
 from umscale.results.columns import COLUMNS, Array
-from umscale.results.table import Table, levels, n_rows, numeric, select_rows, text, where
+from umscale.results.table import Table, n_rows, numeric, parts, select_rows, text, where
 from umscale.say.blocks import Block, Grid, Verdict
 from umscale.say.estimates import both, fixed, interval, pair, significant
 from umscale.say.labels import by_compensation, capital, held, loss_name, over_stages, when
@@ -88,10 +88,7 @@ def token_trends(table: Table, *, losses: tuple[str, ...] = LOSSES, seed: int = 
     """The answer for every loss, compensation and stage a table holds; raises as ``token_trend`` does."""
     return tuple(
         token_trend(table, stage=stage, compensation=compensation, loss=loss, seed=seed)
-        for loss in losses
-        if loss in table
-        for compensation in levels(table, "compensation") or (None,)
-        for stage in levels(table, "stage") or (None,)
+        for loss, compensation, stage in parts(table, losses)
     )
 
 

@@ -80,11 +80,14 @@ def _table(block: Grid, width: int) -> Iterator[str]:
         max([_longest_word(head[i]), *((_longest_word if side == "l" else len)(c) for c in cells[i])])
         for i, side in enumerate(block.sides)
     ]
-    most = [max([len(head[i]), *map(len, cells[i])]) for i in range(len(head))]
+    whole = [max(map(len, cells[i]), default=0) for i in range(len(head))]
     for start, part in enumerate(_parts(least, width)):
         if start:
             yield ""
-        widths = _widths([least[i] for i in part], [most[i] for i in part], width)
+        widths = [least[i] for i in part]
+        # A cell that breaks makes its row taller; a heading that breaks costs a line once.
+        for wanted in ([whole[i] for i in part], [len(head[i]) for i in part]):
+            widths = _widths(widths, wanted, width)
         sides = [block.sides[i] for i in part]
         yield from _row([[head[i]] for i in part], widths, sides, bottom=True)
         for row in rows:

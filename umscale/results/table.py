@@ -4,7 +4,7 @@ A table is a mapping of column names to equally long arrays, one row per run × 
 the results store or from any CSV. Missing cells are NaN or None.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -156,6 +156,27 @@ def levels(table: Table, name: str) -> tuple[str, ...]:
 def first_level(table: Table, name: str) -> str | None:
     """The first of ``levels``, or None without any."""
     return next(iter(levels(table, name)), None)
+
+
+def parts(table: Table, losses: Sequence[str]) -> list[tuple[str, str | None, str | None]]:
+    """(loss, compensation, stage) of each part that questions are asked of; None where the table has no such column."""
+    return [
+        (loss, compensation, stage)
+        for loss in losses
+        if loss in table
+        for compensation in levels(table, "compensation") or (None,)
+        for stage in levels(table, "stage") or (None,)
+    ]
+
+
+def parts_by_budget(table: Table, stage: str | None = None) -> Iterator[tuple[str | None, str, float, Table]]:
+    """Yield (compensation, stage, budget, rows), the largest budget of each first; of one ``stage`` or of all."""
+    for compensation in levels(table, "compensation") or (None,):
+        for one in levels(table, "stage"):
+            if stage in (None, one):
+                part = where(table, stage=one, compensation=compensation)
+                for budget in sorted(set(numeric(part, "budget")), reverse=True):
+                    yield compensation, one, float(budget), where(part, budget=budget)
 
 
 def missing_columns(table: Table, law: ReadsSymbols, columns: Mapping[str, str] | None = None) -> str:

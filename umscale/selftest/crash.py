@@ -25,9 +25,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from umscale.files import write_text
 from umscale.processes import start_time
 from umscale.selftest.fork_server import Child, alive, spawn, start_fork_server
-from umscale.selftest.instrument import CLOCK_VARIABLE, FILE_VARIABLE, STEPS_VARIABLE
+from umscale.selftest.instrument import (
+    AMBUSH_VARIABLE,
+    CLOCK_VARIABLE,
+    FILE_VARIABLE,
+    STEPS_VARIABLE,
+    STRUCK,
+    WAITING,
+)
 from umscale.selftest.steps import read_logs, repetitions, whole_order
 from umscale.store.leases import Claim
 from umscale.store.store import FINAL, RUN_TABLES, Store
@@ -40,10 +48,16 @@ STALE_SECONDS = 2.0
 DISK_BYTES = 64 << 20
 PATIENCE_SECONDS = 180.0
 """A sweep that makes no progress for this long has failed."""
-KILLS_PER_OTHER_FAULT = 3
+KILLS_PER_OTHER_FAULT = 8
 CLOCK_JUMP_SECONDS = 100_000.0
+AIM_STEPS = 16
+"""Steps of which one, at random, is the last that a kill waits for: with fewer, sweeps would hardly get on."""
 AIM_SECONDS = 0.15
-"""After a step, within which a kill strikes: some steps, or a checkpoint."""
+"""After that step, within which a kill strikes: some more steps, or a checkpoint."""
+STEP_BYTES = 50
+"""Of a step's line in a worker's log, about."""
+AMBUSH_WRITES = 12
+"""Flushes and renames within which a kill among them strikes: the files of a checkpoint or of a record."""
 
 STUDY = f"""
 name = "crash"
@@ -111,6 +125,8 @@ class Totals:
     """Processes killed or found dead with SIGKILL by this test."""
     aimed: int = 0
     """Kills that struck while steps were being done."""
+    writing: int = 0
+    """Kills right before or after the flush or rename of a file."""
     finished: int = 0
     """Finished results that were looked at again after a fault."""
     lost: int = 0
@@ -218,6 +234,8 @@ class Scene:
         self.study.write_text(STUDY, encoding="utf-8")
         self.disk = folder / "disk"
         self.disk.mkdir()
+        self.ambush = folder / "ambush"
+        self.ambush.mkdir()
         self.socket = Path(tempfile.mkdtemp(prefix="umscale-")) / "forks"  # its path must be short
 
     def __enter__(self) -> "Scene":
@@ -278,6 +296,7 @@ class Scene:
             "OMP_NUM_THREADS": "1",
             STEPS_VARIABLE: str(self.steps),
             FILE_VARIABLE: str(limit_bytes),
+            AMBUSH_VARIABLE: str(self.ambush),
             **self.environment,
         }
         with self.messages.open("ab") as messages:
@@ -339,16 +358,16 @@ class Scene:
             time.sleep(0.05)
 
     def aim(self, seconds: float = 20.0) -> bool:
-        """Wait for a training step and a random time that ends among the next ones; false if none came.
+        """Wait for some training steps and a random time that ends among the next ones; false if none came.
 
         Left to chance, most kills would hit workers that start, prepare or evaluate, where there is little to lose.
         """
         deadline = time.monotonic() + seconds
-        before = self.steps_logged()
-        while self.steps_logged() == before:
+        wanted = self.steps_logged() + 1 + STEP_BYTES * self.random.randrange(AIM_STEPS)
+        while self.steps_logged() < wanted:
             if time.monotonic() >= deadline or all(sweep.poll() is not None for sweep in self.sweeps):
                 return False
-            time.sleep(0.002)
+            time.sleep(0.005)
         self.pause(AIM_SECONDS)
         return True
 
@@ -397,7 +416,10 @@ class Scene:
         for sweep in self.sweeps:
             sweep.terminate()
         for sweep in self.sweeps:
-            sweep.wait(PATIENCE_SECONDS)
+            try:
+                sweep.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise Failed(f"a sweep was asked to stop and did not: {self.last_words()}") from None
         self.sweeps.clear()
         self.wait_for_workers(self.workers())
 
@@ -538,13 +560,33 @@ def kill_worker(scene: Scene) -> bool:
     return True
 
 
+def kill_writer(scene: Scene) -> bool:
+    """Kill a worker just before or just after it flushes a file or renames it into its place."""
+    for path in scene.ambush.iterdir():
+        path.unlink()
+    if not scene.claims():
+        return False
+    waiting, struck = scene.ambush / WAITING, scene.ambush / STRUCK
+    write_text(waiting, str(scene.random.randrange(AMBUSH_WRITES)))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not struck.exists():
+        if time.monotonic() > deadline or all(sweep.poll() is not None for sweep in scene.sweeps):
+            waiting.unlink(missing_ok=True)
+            return struck.exists()
+        time.sleep(0.01)
+    scene.totals.kills += 1
+    scene.totals.writing += 1
+    return True
+
+
 def kill_parent(scene: Scene) -> bool:
     """Kill a sweep; its workers must notice and stop, while perhaps the next sweep has begun already."""
     scene.claims()
     scene.pause(1.2)
-    sweep = scene.random.choice(scene.sweeps)
-    if sweep.poll() is not None:
+    running = [sweep for sweep in scene.sweeps if sweep.poll() is None]
+    if not running:
         return False
+    sweep = scene.random.choice(running)
     workers = scene.workers()
     scene.kill(sweep.pid)
     sweep.wait()
@@ -731,6 +773,7 @@ def _damage(path: Path, source: random.Random) -> None:
 
 FAULTS: dict[str, Callable[[Scene], bool]] = {
     "worker killed": kill_worker,
+    "worker killed as it writes": kill_writer,
     "sweep killed": kill_parent,
     "all killed at once": kill_all,
     "worker hangs": hang,
@@ -741,4 +784,10 @@ FAULTS: dict[str, Callable[[Scene], bool]] = {
     "damaged result": damage_results,
     "damaged checkpoint": damage_checkpoint,
 }
-KILLS_IN_TURN = ("worker killed", "sweep killed", "worker killed", "all killed at once", "worker killed")
+KILLS_IN_TURN = (
+    "worker killed",
+    "sweep killed",
+    "worker killed as it writes",
+    "all killed at once",
+    "worker killed",
+)

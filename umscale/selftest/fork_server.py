@@ -34,10 +34,11 @@ START_SECONDS = 300.0
 LONGEST_MESSAGE = 1 << 17
 MODULES = ("umscale.execute.worker", "umscale.selftest.disturbed_sweep")
 _BEFOREHAND = (
-    *MODULES, "torch._dynamo", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local",
+    *MODULES, "torch._dynamo", "numpy.ma", "pandas", "pyarrow.compute", "pyarrow.parquet", "umscale.execute.local",
     "umscale.execute.workload", "umscale.training.run",
 )  # fmt: skip
-"""No threads are started by importing these, so forking is safe."""
+"""No threads are started by importing these, so forking is safe. PyArrow would import pandas at the first table
+that a process makes, which is half of what starting a sweep costs."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -61,7 +62,11 @@ def main(arguments: list[str]) -> int:
                 if key.fileobj is sys.stdin:
                     return 0
                 if key.fileobj is listener:
-                    _serve(listener, selector, modules)
+                    # A client may be stopped before it asks: it is waited for here, with all the others.
+                    selector.register(listener.accept()[0], selectors.EVENT_READ)
+                elif key.data is None:
+                    selector.unregister(key.fileobj)
+                    _serve(key.fileobj, selector, modules)
                 else:
                     pid, connection = key.data
                     _, status = os.waitpid(pid, 0)
@@ -72,9 +77,8 @@ def main(arguments: list[str]) -> int:
                     connection.close()
 
 
-def _serve(listener: socket.socket, selector: selectors.BaseSelector, modules: dict[int, str]) -> None:
+def _serve(connection: socket.socket, selector: selectors.BaseSelector, modules: dict[int, str]) -> None:
     """Answer a client."""
-    connection, _ = listener.accept()
     content, targets, _, _ = socket.recv_fds(connection, LONGEST_MESSAGE, 2)
     request = json.loads(content or "{}")  # empty from a client that was killed before it asked
     if "module" in request:

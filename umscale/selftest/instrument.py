@@ -1,10 +1,17 @@
-"""What the crash test does inside the processes that it disturbs: log steps, make the wall clock jump, bound files."""
+"""What the crash test does inside the processes that it disturbs.
 
+It logs steps, makes the wall clock jump, bounds the length of files, and lets a worker be killed as it writes one.
+"""
+
+import contextlib
 import os
 import resource
 import secrets
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 STEPS_VARIABLE = "UMSCALE_SELFTEST_STEPS"
 """Folder that workers log their steps in."""
@@ -12,6 +19,10 @@ CLOCK_VARIABLE = "UMSCALE_SELFTEST_CLOCK"
 """Seconds by which the wall clock of processes jumps to and fro."""
 FILE_VARIABLE = "UMSCALE_SELFTEST_FILE_BYTES"
 """The longest file that they may write."""
+AMBUSH_VARIABLE = "UMSCALE_SELFTEST_AMBUSH"
+"""Folder with the ambush that the next worker that replaces a file walks into."""
+WAITING, STRUCK = "waiting", "struck"
+"""Files there: after how many flushes and renames to strike, and how it went."""
 
 
 def instrument(module: str) -> None:
@@ -22,6 +33,8 @@ def instrument(module: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
     if (folder := os.environ.get(STEPS_VARIABLE)) and module == "umscale.execute.worker":
         _log_steps(Path(folder))
+    if (folder := os.environ.get(AMBUSH_VARIABLE)) and module == "umscale.execute.worker":
+        _Ambush(Path(folder)).lay()
 
 
 def _jump(seconds: float) -> None:
@@ -56,3 +69,41 @@ def _log_steps(folder: Path) -> None:
         os.write(target, f"{self.spec.run_id} {self._phase} {self.step} {now}\n".encode())
 
     Run.launch_step = launch_step  # type: ignore[method-assign]
+
+
+class _Ambush:
+    """Kills this process just before or just after one of its flushes and renames, if the test has laid an ambush.
+
+    A file is replaced in milliseconds; kills from outside hardly ever find one between its flush and its rename.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.left: int | None = None
+        """Moments until the kill; None while nothing waits for this process."""
+
+    def lay(self) -> None:
+        for name in ("fsync", "replace"):
+            setattr(os, name, self._watched(name, getattr(os, name)))
+
+    def _watched(self, name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self._pass(f"before {name}")
+            result = plain(*arguments, **options)
+            self._pass(f"after {name}")
+            return result
+
+        return call
+
+    def _pass(self, moment: str) -> None:
+        if self.left is None:
+            taken = self.folder / f"{os.getpid()}"
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                os.rename(self.folder / WAITING, taken)  # one worker gets it
+                self.left = int(taken.read_text(encoding="utf-8"))
+        if self.left is None:
+            return
+        self.left -= 1
+        if self.left < 0:
+            (self.folder / STRUCK).write_text(moment, encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)

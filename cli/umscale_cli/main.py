@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from umscale_cli import (
+    advise,
     bench,
     cost,
     data,
@@ -67,6 +68,7 @@ app.command("export")(kept.export)
 app.command("predict")(predict.predict)
 app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)
+app.command("advise")(advise.advise)
 app.command("simulate")(simulate.simulate)
 app.command("cost")(cost.cost)
 app.command("doctor")(doctor.doctor)

@@ -13,9 +13,9 @@ _stand_in = "numpy.f2py" not in sys.modules
 if _stand_in:
     numpy.f2py = types.ModuleType("numpy.f2py")
 try:
-    from scipy.special import bdtr, betaincinv, chdtrc, chdtri, fdtrc, ndtr, ndtri, stdtrit
+    from scipy.special import bdtr, betaincinv, chdtrc, chdtri, fdtrc, ndtr, ndtri, stdtr, stdtrit
 finally:
     if _stand_in:
         del numpy.f2py
 
-__all__ = ["bdtr", "betaincinv", "chdtrc", "chdtri", "fdtrc", "ndtr", "ndtri", "stdtrit"]
+__all__ = ["bdtr", "betaincinv", "chdtrc", "chdtri", "fdtrc", "ndtr", "ndtri", "stdtr", "stdtrit"]

@@ -26,7 +26,7 @@ from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_law, lack_of_fit
 from umscale.laws.forms import LocalLaw, Slope, evaluate
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
-from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
+from umscale.questions.question import LOSSES, Answer, Asked, Contrast, Question, with_beside
 from umscale.questions.simulate import Rate
 from umscale.results.columns import Array
 from umscale.results.table import Table, levels, n_rows, numeric, parts, text, where
@@ -107,6 +107,8 @@ class Allocation:
     loss: str
     best: Mapping[str, Estimate]
     """Part → its share at the optimum, with a 95% interval; empty where nothing could be fitted."""
+    freedom: float
+    """Degrees of freedom of these intervals; 0 where there are none."""
     ends: tuple[End, ...]
     paper_share: tuple[float, float]
     """Of memory, beside the best."""
@@ -407,6 +409,7 @@ def allocation(
             answer="inconclusive",
             reason=str(error),
             best={},
+            freedom=0.0,
             ends=(),
             paper_excess=None,
             misfit_p=float("nan"),
@@ -424,6 +427,7 @@ def allocation(
         answer=answer,
         reason=reason,
         best=dict(zip(asked["parts"], found.best, strict=True)),
+        freedom=found.uncertainty.degrees_of_freedom,
         ends=tuple(
             End(part=name, share=float(found.points[t, i]), cost=found.excess(found.points[t]))
             for i, (name, t) in enumerate(zip(asked["parts"], tops, strict=True))
@@ -585,6 +589,24 @@ class AllocationAnswer(Answer):
     def to_json(self, **context: Any) -> list[dict[str, Any]]:
         """The answers as they are."""
         return [*map(asdict, self.found), *map(asdict, self.slots)]
+
+    def contrasts(self) -> list[Contrast]:
+        """Whether each end costs more than the best share."""
+        first = self.found[0].loss if self.found else ""
+        return [
+            Contrast(
+                asks=f"Is {end.share:.0%} in {PARTS[end.part]} worse than the best share?",
+                known=one.answer,
+                stage=one.stage,
+                compensation=one.compensation,
+                estimate=end.cost,
+                freedom=one.freedom,
+            )
+            for one in self.found
+            if one.loss == first
+            for end in one.ends
+            if end.cost.value > 0  # the optimum itself lies at the other
+        ]
 
     def blocks(self) -> list[Block]:
         """A verdict and tables for each compensation; averaged weights in a sentence beside raw ones."""

@@ -1,5 +1,6 @@
 """Architectures side by side at the cells a study made comparable: losses, differences with intervals, costs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from umscale.cell_labels import cell_name
 from umscale.errors import UserError, nearest
 from umscale.laws.uncertainty import Estimate
-from umscale.questions.question import Answer, Asked, Question
+from umscale.questions.question import Answer, Asked, Contrast, Question
 from umscale.results.table import Table, levels, numeric, parts_by_budget, text
 from umscale.say.blocks import Block, Fold, Grid, Paragraph, Verdict
 from umscale.say.estimates import both, fixed, listed, pair, significant
@@ -136,7 +137,7 @@ def _compare(
                 else paired_difference(
                     names, seeds, losses, name, other, (noise, freedom) if equal else None
                 ),
-                bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits else float("nan"),
+                bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits and in_bits in table else float("nan"),
                 costs=_costs(table, mine),
             )
         )
@@ -219,12 +220,32 @@ class ArchitecturesAnswer(Answer):
 
     found: Mapping[str, tuple[ArchitectureTable, ...]]
     """Loss → tables."""
-    near: Mapping[tuple[str, str | None, float], tuple[str, ...]]
-    """Stage, compensation and budget → architectures whose first loss is not told apart from the best."""
+    beside: Mapping[tuple[str, str | None, float], ArchitectureTable]
+    """Stage, compensation and budget → the table of the first loss with its best as the baseline."""
 
     def to_json(self, **context: Any) -> dict[str, list[dict[str, Any]]]:
         """Tables by loss."""
         return {loss: [asdict(one) for one in each] for loss, each in self.found.items()}
+
+    def contrasts(self) -> list[Contrast]:
+        """At the largest budget: the best beside all that is not told apart from it, then each beside its baseline."""
+        tables = next(iter(self.found.values()))
+        last = max(one.budget for one in tables)
+        found = []
+        for own in (one for one in tables if one.budget == last):
+            beside = self.beside[own.stage, own.compensation, last]
+            best, *others = beside.rows
+            near = [row for row in others if row.name in _near(beside)] or others[:1]
+            if not own.freedom:
+                found += _one_seed(beside)
+                continue
+            found += [_as_contrast(beside, row, best.name, "Is {other} better than {name}?") for row in near]
+            found += [
+                _as_contrast(own, row, row.baseline, "Does {name} differ from {other}?")
+                for row in own.rows
+                if row.difference is not None and best.name not in (row.name, row.baseline)
+            ]
+        return found
 
     def basis(self) -> list[Block]:
         """Why there are no laws."""
@@ -252,7 +273,7 @@ class ArchitecturesAnswer(Answer):
 
     def _best(self, stages: dict[str, ArchitectureTable], place: str) -> Verdict:
         sentences = []
-        near = {s: list(self.near[s, one.compensation, one.budget]) for s, one in stages.items()}
+        near = {s: _near(self.beside[s, one.compensation, one.budget]) for s, one in stages.items()}
         for stage, one in reversed(stages.items()):
             best = one.rows[0]
             said = (
@@ -284,6 +305,36 @@ class ArchitecturesAnswer(Answer):
         )
 
 
+def _as_contrast(table: ArchitectureTable, row: Architecture, other: str, asks: str) -> Contrast:
+    """What further runs would settle of one difference."""
+    found = row.difference or Estimate(value=math.nan, low=math.nan, high=math.nan)
+    told = _side(found) != "not told apart from"
+    return Contrast(
+        asks=asks.format(name=row.name, other=other),
+        known="yes" if told else "not told apart",
+        stage=table.stage,
+        compensation=table.compensation,
+        estimate=found,
+        freedom=float(table.freedom if table.equal_spread else max(row.n_runs - 1, 0)),
+        only=(other, row.name),
+    )
+
+
+def _one_seed(table: ArchitectureTable) -> list[Contrast]:
+    """All differences as one, for none has an interval."""
+    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan)
+    return [
+        Contrast(
+            asks=f"Is {table.rows[0].name} better than the others?",
+            known="not told apart",
+            stage=table.stage,
+            compensation=table.compensation,
+            estimate=nothing,
+            freedom=0.0,
+        )
+    ]
+
+
 def answer(table: Table, asked: Asked) -> ArchitecturesAnswer:
     """Every architecture beside the baseline; raises as ``compare_architectures`` does."""
     found = {
@@ -293,9 +344,8 @@ def answer(table: Table, asked: Asked) -> ArchitecturesAnswer:
     loss = asked.losses[0]
     return ArchitecturesAnswer(
         found=found,
-        near={
-            (one.stage, one.compensation, one.budget): tuple(_near_best(table, one, loss))
-            for one in found[loss]
+        beside={
+            (one.stage, one.compensation, one.budget): _beside_best(table, one, loss) for one in found[loss]
         },
     )
 
@@ -308,14 +358,19 @@ def _at_place(
     return {stage: one for stage in STAGES for one in here if one.stage == stage}
 
 
-def _near_best(table: Table, found: ArchitectureTable, loss: str) -> list[str]:
-    """Names of those whose difference from the best has an interval that holds zero, or none."""
+def _beside_best(table: Table, found: ArchitectureTable, loss: str) -> ArchitectureTable:
+    """The same table with its best as what all others are compared with."""
     table = {name: values for name, values in table.items() if name != "baseline"}
     [beside] = [
         one
         for one in compare_architectures(table, loss=loss, baseline=found.rows[0].name, stage=found.stage)
         if (one.compensation, one.budget) == (found.compensation, found.budget)
     ]
+    return beside
+
+
+def _near(beside: ArchitectureTable) -> list[str]:
+    """Names of those whose difference from the best has an interval that holds zero, or none."""
     return [row.name for row in beside.rows if row.difference and _side(row.difference) != "above"]
 
 

@@ -32,9 +32,10 @@ from umscale.laws.pairs import (
     steps_in_m,
     steps_in_n,
 )
-from umscale.laws.sections import Report, Settings, study_report, to_json
+from umscale.laws.sections import Report, Settings, study_report, table_report, to_json
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
-from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
+from umscale.questions.power import factor_to_settle
+from umscale.questions.question import LOSSES, Answer, Asked, Contrast, Question, with_beside
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, first_level, levels, parts, select_rows, where
 from umscale.say.blocks import Block, Grid
@@ -56,9 +57,6 @@ SPARE_FOR_CURVATURE = 6
 """Cells beyond its coefficients from which a law curved along each axis is tried where the plainer is rejected."""
 REJECTED = 0.01
 """Probability of a law's misfit below which cells reject it."""
-POWER = 0.8
-"""With which further runs are counted."""
-
 _CONTRASTS = (
     ("a doubling of `top_m` buys", "delta_m"),
     ("a doubling of `N_s` buys", "delta_n"),
@@ -111,6 +109,11 @@ class Verdict:
     n_cells: int
     n_seeds: int
     resampled: str
+    freedom: float
+    """Degrees of freedom of the law's intervals; 0 where there are none."""
+    averages: float
+    """Share of their variance that further seeds in the same cells average away: the rest is what the law misses in
+    cells, by the mean squares of its lack of fit."""
     further_runs: int | None
     """Runs that would have to be added for an 80% chance of an answer if δ_m − δ_N is what it seems."""
     extrapolated: tuple[str, ...]
@@ -268,6 +271,8 @@ def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None
         n_cells=len(np.unique(fit.rows.cell)),
         n_seeds=len(np.unique(fit.rows.seed)),
         resampled=uncertainty.resampled,
+        freedom=uncertainty.degrees_of_freedom,
+        averages=min(1.0, 1 / f) if f > 0 else 1.0,
         further_runs=_further_runs(difference, uncertainty) if answer == "inconclusive" else None,
         extrapolated=_extrapolated(fit),
         warnings=(*warnings, *exchange_warning),
@@ -322,6 +327,8 @@ def _undecided(context: _Context, reason: str, fit: FitResult | None = None) -> 
         n_cells=len(np.unique(rows.cell)) if rows else 0,
         n_seeds=len(np.unique(rows.seed)) if rows else 0,
         resampled="nothing",
+        freedom=0.0,
+        averages=1.0,
         further_runs=None,
         extrapolated=(),
         warnings=fit.warnings if fit else (),
@@ -345,18 +352,8 @@ def _exchange_rate(uncertainty: Uncertainty, a: int, b: int) -> tuple[Estimate |
 
 def _further_runs(difference: Estimate, uncertainty: Uncertainty) -> int | None:
     """Runs to add at the present design; None when no number below a million would do."""
-    from umscale.laws.special import stdtrit
-
-    if not difference.has_interval or difference.value == 0:
-        return None
-    freedom = uncertainty.degrees_of_freedom
-    error = 0.5 * (difference.high - difference.low) / float(stdtrit(freedom, (1 + LEVEL) / 2))
-    n_runs = len(np.unique(uncertainty.fit.rows.run))
-    factor = 1.0
-    for _ in range(50):
-        quantiles = float(stdtrit(freedom * factor, (1 + LEVEL) / 2) + stdtrit(freedom * factor, POWER))
-        factor = max(1.0, 0.5 * (factor + (quantiles * error / difference.value) ** 2))
-    further = (factor - 1) * n_runs
+    factor = factor_to_settle(difference, uncertainty.degrees_of_freedom)
+    further = (factor - 1) * len(np.unique(uncertainty.fit.rows.run))
     return max(1, int(np.ceil(further))) if further < 1e6 else None
 
 
@@ -444,6 +441,12 @@ class DensityAnswer(Answer):
         """See docs/fit-json.md; ``context`` is put beside."""
         return to_json(self.laws, self.verdicts, self.trends, **context)
 
+    def contrasts(self) -> list[Contrast]:
+        """The difference of both effects at every stage and compensation, then how it moves with tokens."""
+        first = self.losses[0]
+        found = [_as_contrast(one) for one in self.verdicts if one.loss == first]
+        return found + [c for t in self.trends if t.loss == first for c in t.contrasts()]
+
     def basis(self) -> list[Block]:
         """The laws."""
         return law_blocks(self.laws, self.losses)
@@ -484,6 +487,22 @@ class DensityAnswer(Answer):
         return blocks
 
 
+def _as_contrast(verdict: Verdict) -> Contrast:
+    """What further runs would settle of a verdict."""
+    found = verdict.from_law.difference if verdict.from_law else None
+    decides = found is not None and found.has_interval and (found.low > 0 or found.high < 0)
+    return Contrast(
+        asks="Does a doubling of `top_m` buy more than one of `N_s`?",
+        known=verdict.answer,
+        stage=verdict.stage,
+        compensation=verdict.compensation,
+        estimate=found or Estimate(value=_NAN, low=_NAN, high=_NAN),
+        freedom=verdict.freedom,
+        averages=verdict.averages,
+        obstacle=verdict.reason if found is None or (decides and verdict.answer == "inconclusive") else "",
+    )
+
+
 def answer(table: Table, asked: Asked) -> DensityAnswer:
     """Laws and verdicts of a study; verdicts that thin data cannot give are inconclusive, never an error.
 
@@ -491,9 +510,13 @@ def answer(table: Table, asked: Asked) -> DensityAnswer:
     """
     settings = asked.settings or Settings()
     losses = with_beside(asked.losses)
-    found = study_report(
-        table, asked.laws or FIRST_LAWS, losses=losses, stage=asked.stage, seed=asked.seed, settings=settings
-    )
+    laws = asked.laws or FIRST_LAWS
+    if settings.is_study:
+        found = study_report(
+            table, laws, losses=losses, stage=asked.stage, seed=asked.seed, settings=settings
+        )
+    else:
+        found = table_report(table, laws, settings, loss=asked.losses[0], stage=asked.stage, seed=asked.seed)
     decided: tuple[Verdict, ...] = ()
     if not settings.by and all(one in LOSSES or is_probe_column(one) for one in losses):
         decided = tuple(v for v in verdicts(table, losses=losses) if asked.stage in (None, v.stage))

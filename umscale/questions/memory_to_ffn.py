@@ -17,7 +17,7 @@ from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_law, lack_of_fit
 from umscale.laws.forms import LocalLaw, Slope
 from umscale.laws.uncertainty import LEVEL, Estimate, Uncertainty, bootstrap
-from umscale.questions.question import Answer, Asked, Question
+from umscale.questions.question import Answer, Asked, Contrast, Question
 from umscale.results.columns import COLUMNS
 from umscale.results.table import Table, first_level, levels, numeric, parts, where
 from umscale.say.blocks import Block, Grid, Paragraph, Verdict
@@ -65,6 +65,8 @@ class RatioVerdict:
     """L at the paper's ratio minus L at r*, nats per token."""
     curvature: Estimate | None
     """b, nats per squared octave."""
+    freedom: float
+    """Degrees of freedom of these intervals; 0 where there are none."""
     grid: tuple[float, float]
     """Smallest and largest ratio measured."""
     n_rows: int
@@ -234,6 +236,7 @@ def _decide(
         paper_mcp=PAPER_MCP,
         paper_excess=_excess(uncertainty, a, b, float(np.log2(paper / origin))) if found else None,
         curvature=curvature,
+        freedom=uncertainty.degrees_of_freedom,
         grid=grid,
         n_rows=fit.n_rows,
         n_runs=len(np.unique(fit.rows.run)),
@@ -322,6 +325,7 @@ def _undecided(
         paper_mcp=PAPER_MCP,
         paper_excess=None,
         curvature=None,
+        freedom=0.0,
         grid=grid,
         n_rows=fit.n_rows if fit else 0,
         n_runs=len(np.unique(fit.rows.run)) if fit else 0,
@@ -342,6 +346,28 @@ class RatioAnswer(Answer):
     def to_json(self, **context: Any) -> list[dict[str, Any]]:
         """The verdicts as they are."""
         return [asdict(one) for one in self.found]
+
+    def contrasts(self) -> list[Contrast]:
+        """Whether there is a best ratio at all, then whether the paper's lies above it in loss."""
+        first = self.found[0].loss if self.found else ""
+        return [
+            Contrast(
+                asks=asks,
+                known=_sign(estimate) if estimate else one.reason,
+                stage=one.stage,
+                compensation=one.compensation,
+                estimate=estimate or Estimate(value=_NAN, low=_NAN, high=_NAN),
+                freedom=one.freedom,
+                obstacle="" if estimate else one.reason,
+            )
+            for one in self.found
+            if one.loss == first
+            for asks, estimate in (
+                ("Is there a best memory-to-FFN ratio: does the loss curve upwards?", one.curvature),
+                (f"Is the loss at {one.paper_mcp:.0%} MCP above the least?", one.paper_excess),
+            )
+            if estimate or asks.startswith("Is there")
+        ]
 
     def blocks(self) -> list[Block]:
         """A verdict and a table for each compensation; averaged weights in a sentence beside raw ones."""
@@ -364,6 +390,11 @@ class RatioAnswer(Answer):
                 said = "; ".join(f"{when(s)} {v.words}: {share(v.mcp)}" for s, v in stages.items())
                 blocks.append(Paragraph(text=f"With {loss_name(loss)} ({held(compensation)}): {said}."))
         return blocks
+
+
+def _sign(estimate: Estimate) -> str:
+    """Whether a number that should be positive is."""
+    return "yes" if estimate.low > 0 else "no" if estimate.high < 0 else "not told"
 
 
 def answer(table: Table, asked: Asked) -> RatioAnswer:

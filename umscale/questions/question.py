@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from umscale.design.question_names import QUESTIONS
 from umscale.errors import UserError, nearest
+from umscale.laws.uncertainty import Estimate
 from umscale.results.table import Table
 from umscale.say.blocks import Block
 
@@ -45,6 +46,34 @@ class Asked:
     """``Store.read``: another table of the study by its name; None where there are no others."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """A difference whose sign decides a question, or a part of one: what further runs are counted for."""
+
+    asks: str
+    """As a question, without its place in the study."""
+    known: str
+    """The answer so far, in a word or two."""
+    stage: str | None
+    compensation: str | None
+    estimate: Estimate
+    """The difference; settled where its interval leaves out zero. Without an interval nothing is known of it yet."""
+    freedom: float
+    """Degrees of freedom of the interval (Student)."""
+    averages: float = 1.0
+    """Share of the interval's variance that further seeds in the same cells average away; the rest is misfit."""
+    obstacle: str = ""
+    """Why the interval alone does not settle it, where something else stands in the way."""
+    only: tuple[str, ...] = ()
+    """Architectures that it is between; none where all cells carry it."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval leaves out zero and nothing stands in the way."""
+        one = self.estimate
+        return one.has_interval and (one.low > 0 or one.high < 0) and not self.obstacle
+
+
 class Answer:
     """The answer to a question: numbers with intervals, and their words."""
 
@@ -62,6 +91,10 @@ class Answer:
     def blocks(self) -> list[Block]:
         """The answer in words and tables, what matters most first."""
         raise NotImplementedError
+
+    def contrasts(self) -> "Sequence[Contrast]":
+        """The differences that the answer turns on, what matters most first; none of an answer that ranks nothing."""
+        return ()
 
     def basis(self) -> list[Block]:
         """What the answer rests on."""

@@ -25,7 +25,8 @@ from umscale.errors import UserError
 from umscale.laws.fit import FitResult, fit_rows
 from umscale.laws.forms import LocalLaw, local_features
 from umscale.laws.uncertainty import LEVEL, Estimate, bootstrap
-from umscale.questions.density_over_size import POWER, fit_effects, why_thin
+from umscale.questions.density_over_size import fit_effects, why_thin
+from umscale.questions.power import POWER
 from umscale.questions.token_trend import token_trend
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Rows, Table, levels, numeric, where
@@ -375,6 +376,8 @@ def _slopes(law: LocalLaw) -> list[int]:
 
 def _require_plain(study: Study) -> None:
     """Refuse a study whose cells differ in more than density and size."""
+    if study.search:
+        raise UserError("runs can be suggested for a grid, and this study's cells were searched for")
     varied = {name for name, values in study.axes.items() if len(values) > 1}
     if len(study.cells) > 1:
         varied |= set(study.cells[0])
@@ -400,7 +403,8 @@ def _candidates(
         for name, values in study.axes.items()
         if name not in (*_PLANE_AXES, *RUN_AXES) and "." not in name
     }
-    tokens = _trained_tokens(study)
+    train = study.reference.train
+    tokens = trained_tokens(train.budgets, train.decay_fraction)
     law = cast(LocalLaw, fit.law)
     found = []
     for top_m, n_keys in itertools.product(levels_m, levels_n):
@@ -436,10 +440,9 @@ def _levels(values: Array, extend: bool) -> list[int]:
     return [*([below] if 1 <= below < present[0] else []), *present, above]
 
 
-def _trained_tokens(study: Study) -> float:
-    """Tokens of a run's trunk and branches."""
-    train = study.reference.train
-    return train.budgets[-1] * (1 - train.decay_fraction) + sum(train.budgets) * train.decay_fraction
+def trained_tokens(budgets: Sequence[float], decay_fraction: float) -> float:
+    """Return the tokens that a run's trunk and branches train on, of its budgets in rising order."""
+    return float(budgets[-1] * (1 - decay_fraction) + sum(budgets) * decay_fraction)
 
 
 def _study_tree(

@@ -21,7 +21,7 @@ from umscale.laws.pairs import corners, paired_contrast, run_noise
 from umscale.laws.uncertainty import Estimate, Uncertainty, bootstrap
 from umscale.questions.density_over_size import Verdict as AtBudget
 from umscale.questions.density_over_size import density_over_size, paired_estimate
-from umscale.questions.question import LOSSES, Answer, Asked, Question, with_beside
+from umscale.questions.question import LOSSES, Answer, Asked, Contrast, Question, with_beside
 from umscale.results.columns import COLUMNS, Array
 from umscale.results.table import Table, n_rows, numeric, parts, select_rows, text, where
 from umscale.say.blocks import Block, Grid, Verdict
@@ -77,11 +77,28 @@ class TokenTrend:
     delta_n: Estimate | None
     difference: Estimate | None
     """Change of δ_m − δ_N per doubling of tokens."""
+    freedom: float
+    """Degrees of freedom of these intervals; 0 where there are none."""
     paired: Estimate | None
     """The same from neighbouring cells within seed blocks, without a law."""
     turn: Turn
     n_runs: int
     warnings: tuple[str, ...]
+
+    def contrasts(self) -> list[Contrast]:
+        """Whether the difference of both effects moves with tokens."""
+        if self.difference is None:
+            return []
+        return [
+            Contrast(
+                asks="Does the difference of both change with training length?",
+                known=f"{self.direction} with tokens" if self.direction else "not told",
+                stage=self.stage,
+                compensation=self.compensation,
+                estimate=self.difference,
+                freedom=self.freedom,
+            )
+        ]
 
 
 def token_trends(table: Table, *, losses: tuple[str, ...] = LOSSES, seed: int = 0) -> tuple[TokenTrend, ...]:
@@ -122,7 +139,8 @@ def token_trend(
         density_over_size(_take(part, numeric(part, tokens_column) == b), seed=seed, **asked) for b in budgets
     )
     slopes = run_slopes(part, loss, tokens_column)
-    within = density_over_size(_lifted(slopes, loss), seed=seed, **asked).from_law if n_rows(slopes) else None
+    lifted = density_over_size(_lifted(slopes, loss), seed=seed, **asked) if n_rows(slopes) else None
+    within = lifted.from_law if lifted else None
     law, warnings = _law(part, stage, compensation, loss, columns, seed)
     size = law.fit.reference["N_s"] if law is not None else _NAN
     difference = within.difference if within else None
@@ -143,6 +161,7 @@ def token_trend(
         delta_m=within.delta_m if within else None,
         delta_n=within.delta_n if within else None,
         difference=difference,
+        freedom=lifted.freedom if lifted else 0.0,
         paired=_paired(_lifted(slopes, loss), loss, columns) if n_rows(slopes) else None,
         turn=turn,
         n_runs=n_rows(slopes),
@@ -318,6 +337,10 @@ class TrendAnswer(Answer):
                 beside = by_compensation(self.found, loss).get(compensation, {})
                 blocks += [_grid(one) for one in reversed(beside.values())]
         return blocks
+
+    def contrasts(self) -> list[Contrast]:
+        """How the difference moves with tokens, at every stage and compensation."""
+        return [c for one in self.found if one.loss == self.found[0].loss for c in one.contrasts()]
 
     def limits(self) -> list[str]:
         """How far a turn can be believed."""

@@ -19,7 +19,7 @@ import numpy as np
 from umscale.cell_labels import cell_parts
 from umscale.errors import UserError
 from umscale.laws.uncertainty import LEVEL, Estimate
-from umscale.questions.question import Answer, Asked, Question, with_beside
+from umscale.questions.question import Answer, Asked, Contrast, Question, with_beside
 from umscale.results.columns import Array
 from umscale.results.documents import NORMAL_95, difference_error
 from umscale.results.table import Table, levels, n_rows, numeric, text, where
@@ -325,6 +325,30 @@ class ChoiceAnswer(Answer):
     def to_json(self, **context: Any) -> list[dict[str, Any]]:
         """The tables as they are."""
         return [asdict(one) for one in self.found]
+
+    def contrasts(self) -> list[Contrast]:
+        """At the largest budget: what each level changes of the loss, then of the verdict, against the first level."""
+        last = max(one.budget for one in self.found)
+        found = []
+        for one in self.found:
+            if one.loss != self.found[0].loss or one.budget != last:
+                continue
+            for level in one.levels[1:]:
+                pairs = len(set(level.seeds) & set(one.levels[0].seeds))
+                changes = {"the loss": level.loss_change, "δ_m − δ_N": level.difference_change}
+                found += [
+                    Contrast(
+                        asks=f"Does {one.axis} = {level.level} instead of {one.levels[0].level} change {what}?",
+                        known="not told" if change.low <= 0 <= change.high else "yes",
+                        stage=one.stage,
+                        compensation=one.compensation or None,
+                        estimate=change,
+                        freedom=pairs - 1.0,
+                    )
+                    for what, change in changes.items()
+                    if change is not None
+                ]
+        return found
 
     def blocks(self) -> list[Block]:
         """What is recommended, and a table for each loss, compensation, budget and stage."""

@@ -351,7 +351,7 @@ class _Carriers:
     @classmethod
     def of(cls, evidence: Evidence, contrast: Contrast) -> "_Carriers":
         """Find them in the table."""
-        part = where(evidence.table, compensation=contrast.compensation, stage=contrast.stage)
+        part: Table = where(evidence.table, compensation=contrast.compensation, stage=contrast.stage)
         names: tuple[str, ...] = ()
         if contrast.only:
             rows = _of_architectures(part, contrast.only)

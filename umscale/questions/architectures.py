@@ -137,7 +137,9 @@ def _compare(
                 else paired_difference(
                     names, seeds, losses, name, other, (noise, freedom) if equal else None
                 ),
-                bits_per_byte=_mean(numeric(table, in_bits)[mine]) if in_bits and in_bits in table else float("nan"),
+                bits_per_byte=_mean(numeric(table, in_bits)[mine])
+                if in_bits and in_bits in table
+                else float("nan"),
                 costs=_costs(table, mine),
             )
         )

@@ -404,21 +404,7 @@ def allocation(
     try:
         found = _optimum(part, names, loss, seed)
     except UserError as error:
-        return Allocation(
-            **asked,
-            answer="inconclusive",
-            reason=str(error),
-            best={},
-            freedom=0.0,
-            ends=(),
-            paper_excess=None,
-            misfit_p=float("nan"),
-            by_budget=(),
-            surface=None,
-            n_runs=len(levels(part, "run_id")),
-            n_cells=0,
-            warnings=_held_equal(part),
-        )
+        return _undecided(part, asked, str(error))
     answer, reason = _decide(part, found, loss)
     fit, middle = found.uncertainty.fit, float(np.mean(PAPER_SHARE))
     tops = [int(np.argmax(found.points[:, i])) for i in range(len(names) + 1)]
@@ -439,6 +425,25 @@ def allocation(
         n_runs=len(np.unique(fit.rows.run)),
         n_cells=len(np.unique(fit.rows.cell)),
         warnings=(*_held_equal(part), *fit.warnings, *found.uncertainty.warnings),
+    )
+
+
+def _undecided(part: Table, asked: dict[str, Any], reason: str) -> Allocation:
+    """Nothing could be fitted."""
+    return Allocation(
+        **asked,
+        answer="inconclusive",
+        reason=reason,
+        best={},
+        freedom=0.0,
+        ends=(),
+        paper_excess=None,
+        misfit_p=float("nan"),
+        by_budget=(),
+        surface=None,
+        n_runs=len(levels(part, "run_id")),
+        n_cells=0,
+        warnings=_held_equal(part),
     )
 
 

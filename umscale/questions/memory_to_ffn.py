@@ -196,8 +196,7 @@ def _decide(
     low, high = _fieller(uncertainty, a, b, grid) if fit.vector[b] > 0 else (_NAN, _NAN)
     best = origin * 2.0 ** (-fit.vector[a] / (2 * fit.vector[b])) if fit.vector[b] > 0 else _NAN
     ratio = Estimate(value=best, low=low, high=high)
-    paper = PAPER_MCP / (1 - PAPER_MCP)
-    misfit = lack_of_fit(fit)
+    paper, misfit = PAPER_MCP / (1 - PAPER_MCP), lack_of_fit(fit)
     # Cells that no parabola joins to the others carry the optimum away with them.
     carried = {end: other for end, other in ends.items() if ratio.has_interval and not low <= other <= high}
     answer: Literal["consistent", "different", "inconclusive"] = "inconclusive"

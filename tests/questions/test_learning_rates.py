@@ -49,6 +49,29 @@ def test_known_optima_and_powers_are_recovered():
         assert cell.excess.value == pytest.approx(d @ H @ d / 2, abs=1e-6)
 
 
+def test_what_a_seed_does_to_all_settings_moves_no_optimum():
+    """A seed is often worth more than a rate: with some of its settings missing it must not look like one."""
+    first, second = (table(np.random.default_rng(0), noise=1e-9) for _ in range(2))
+    second["seed"] += 1.0
+    second["loss"] += 0.12
+    second["label"] = np.array([label.replace("seed=0", "seed=1") for label in second["label"]], object)
+    part = (second["lr"] < 1e-2) | (second["value_lr"] > 5e-2)
+    both = {name: np.concatenate([first[name], second[name][part]]) for name in first}
+    for one, other in zip(rates_reports(both)[0].cells, rates_reports(first)[0].cells, strict=True):
+        assert one.lr.value == pytest.approx(other.lr.value, rel=1e-4)
+        assert one.value_lr.value == pytest.approx(other.value_lr.value, rel=1e-4)
+
+
+def test_a_part_without_an_optimum_leaves_the_others_theirs():
+    both = table(np.random.default_rng(0), noise=1e-9)
+    dense = table(np.random.default_rng(0), noise=1e-9, values=(3e-2,), rates=(3e-3, 6e-3))
+    dense["label"] = np.array([label.replace("top_m=", "dense=") for label in dense["label"]], object)
+    joined = {name: np.concatenate([both[name], dense[name]]) for name in both}
+    (report,) = rates_reports(joined)
+    assert [cell.name for cell in report.cells] == [cell.name for cell in rates_reports(both)[0].cells]
+    assert "an optimum needs three values of each" in report.warnings[-1]
+
+
 def test_models_without_value_tables_get_the_best_of_the_rate_they_have():
     both = table(np.random.default_rng(0), noise=1e-9)
     dense = table(np.random.default_rng(0), noise=1e-9, values=(3e-2,))

@@ -2,18 +2,19 @@
 
 In every cell c of a design, with x = ln lr and y = ln value_lr,
 
-    L = b_c + g_c x + k_c y + (h_xx x² + 2 h_xy x y + h_yy y²) / 2
+    L = b_cs + g_c x + k_c y + (h_xx x² + 2 h_xy x y + h_yy y²) / 2
 
+a level for each cell and seed s, since what a seed does to all settings of a cell is often more than what the rates do;
 one curvature for all cells, an optimum (x*, y*) = −H⁻¹ (g_c, k_c) for each. A rate that was measured at two values in
 every cell has no optimum: then each of its values has an intercept of its own, and the other rate alone is placed. An
 optimum outside the values of its cell, and a price of rates outside them, are not said: nothing was measured there.
 This is linear in its coefficients, so intervals come from draws of their posterior under a flat prior (Student's t).
-Cells far from their optimum bend more than a parabola does: rows more than ``WINDOW`` nats above their cell's best are
-left out.
+Cells far from their optimum bend more than a parabola does: rows more than ``WINDOW`` nats above the best of their cell
+and seed are left out.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from umscale.errors import UserError
 from umscale.laws.uncertainty import Estimate
 from umscale.questions.question import Answer, Asked, Question
 from umscale.results.columns import Array
-from umscale.results.table import Table, numeric, parts_by_budget, text
+from umscale.results.table import Codes, Table, numeric, parts_by_budget, text
 from umscale.say.blocks import Block, Fold, Grid, Verdict
 from umscale.say.estimates import both, counted, fixed, pair, significant
 from umscale.say.labels import held, loss_name, sentence, when
@@ -76,7 +77,7 @@ class RatesReport:
     freedom: int
     n_rows: int
     n_far: int
-    """Rows left out as far from their cell's best."""
+    """Rows left out as far from the best of their cell and seed."""
     warnings: tuple[str, ...]
 
     @property
@@ -100,11 +101,19 @@ def rates_reports(table: Table, *, loss: str = "loss", stage: str | None = None)
             raise UserError(
                 "the best learning rates need a study's finished runs at several train.lr and train.value_lr"
             )
-    return tuple(
-        _report(apart, loss, one, compensation, budget)
-        for compensation, one, budget, rows in parts_by_budget(table, stage)
-        for apart in _apart(rows)
-    )
+    found: list[RatesReport] = []
+    lacking: list[UserError] = []
+    for compensation, one, budget, rows in parts_by_budget(table, stage):
+        for apart in _apart(rows):
+            try:
+                found.append(_report(apart, loss, one, compensation, budget))
+            except UserError as error:
+                lacking.append(error)
+    if not found:
+        raise lacking[0]
+    if lacking:
+        found[0] = replace(found[0], warnings=(*found[0].warnings, *map(str, lacking)))
+    return tuple(found)
 
 
 def _apart(table: Table) -> list[Table]:
@@ -128,8 +137,14 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     cells, losses = cell_names(table), numeric(table, loss)
     x, y = np.log(numeric(table, "lr")), np.log(numeric(table, "value_lr"))
     usable = np.isfinite(losses) & np.isfinite(x) & np.isfinite(y)
-    least = {c: losses[usable & (cells == c)].min(initial=np.inf) for c in set(cells.tolist())}
-    near = usable & (losses <= np.array([least[c] for c in cells]) + WINDOW)
+    seeds = numeric(table, "seed") if "seed" in table else np.zeros(len(cells))
+    blocks = np.unique(
+        np.stack([np.unique(cells, return_inverse=True)[1], seeds]), axis=1, return_inverse=True
+    )[1]
+    least = np.array(
+        [losses[usable & (blocks == b)].min(initial=np.inf) for b in range(int(blocks.max()) + 1)]
+    )
+    near = usable & (losses <= least[blocks] + WINDOW)
     names = [c for c in dict.fromkeys(cells.tolist()) if _places_optimum(x, y, near & (cells == c))]
     kept = near & np.isin(cells, names)
     if not names:
@@ -144,7 +159,8 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
             "three values of a rate, and two give none"
         )
     centre = np.array([x[kept].mean(), y[kept].mean()])
-    surface = _Surface(names, cells[kept], x[kept] - centre[0], y[kept] - centre[1], losses[kept], placed)
+    rates = (x[kept] - centre[0], y[kept] - centre[1])
+    surface = _Surface(names, cells[kept], blocks[kept], rates, losses[kept], placed)
     draws = surface.draws()
     warnings = [
         f"{rate} was measured at two values: two give no optimum, and the default rates are not priced"
@@ -294,20 +310,23 @@ class _Surface:
         self,
         names: list[str],
         cells: np.ndarray,
-        x: Array,
-        y: Array,
+        blocks: Codes,
+        rates: tuple[Array, Array],
         losses: Array,
         placed: tuple[bool, bool] = (True, True),
     ) -> None:
+        x, y = rates
         member = (cells[:, None] == np.array(names)).astype(np.float64)  # [rows, cells]
-        self.n_cells, self.placed = len(names), placed
+        own = [block for name in names for block in np.unique(blocks[cells == name])]
+        start = (blocks[:, None] == np.array(own)).astype(np.float64)  # [rows, cells and seeds]
+        self.n_cells, self.n_blocks, self.placed = len(names), len(own), placed
         if all(placed):
             common = np.stack([x * x / 2, x * y, y * y / 2], 1)
-            design = np.hstack([member, member * x[:, None], member * y[:, None], common])
+            design = np.hstack([start, member * x[:, None], member * y[:, None], common])
         else:
             along, other = (x, y) if placed[0] else (y, x)
             level = (other[:, None] == np.unique(other)).astype(np.float64)
-            places = (member[:, :, None] * level[:, None, :]).reshape(len(x), -1)
+            places = (start[:, :, None] * level[:, None, :]).reshape(len(x), -1)
             design = np.hstack([member * along[:, None], (along**2 / 2)[:, None], places])
         self.coefficients = np.linalg.lstsq(design, losses, rcond=1e-10)[0]
         self.freedom = len(losses) - int(np.linalg.matrix_rank(design))
@@ -347,7 +366,10 @@ class _Surface:
             with np.errstate(divide="ignore", invalid="ignore"):
                 out[:, :, 0 if self.placed[0] else 1] = np.where(bend > 0, -each[:, :n] / bend, np.nan)
             return out
-        slopes = np.stack([each[:, n : 2 * n], each[:, 2 * n : 3 * n]], -1)  # [draws, cells, 2]
+        first = self.n_blocks
+        slopes = np.stack(
+            [each[:, first : first + n], each[:, first + n : first + 2 * n]], -1
+        )  # [draws, cells, 2]
         hxx, hxy, hyy = each[:, -3:].T
         determinant = hxx * hyy - hxy**2
         inverse = np.stack([np.stack([hyy, -hxy], -1), np.stack([-hxy, hxx], -1)], -2)

@@ -30,6 +30,7 @@ State = Literal["ok", "less", "blocks"]
 EXTRAS = {
     "slurm": "sweeps as Slurm jobs, `--executor slurm`",
     "ray": "sweeps on a Ray cluster, `--executor ray`",
+    "trackers": "TensorBoard and Weights & Biases, `umscale sweep --track`",
     "term": "figures in the terminal, `umscale plot --term`",
     "bench": "other implementations beside ours, `umscale bench`",
 }

@@ -32,6 +32,7 @@ from umscale_cli import (
     signals,
     simulate,
     sweep,
+    track,
     train,
     watch,
     worker,
@@ -58,6 +59,7 @@ app.command("laws")(fit.laws)
 app.command("plot")(plot.plot)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)
+app.command("track")(track.track)
 app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("pack")(runs.pack)

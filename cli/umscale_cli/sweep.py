@@ -37,6 +37,8 @@ from umscale_cli.options import takes_options
 from umscale_cli.runs import DEFAULT_ROOT, print_runs, results_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from umscale.design.study import Cell, Study
     from umscale.execute.workload import Plan
     from umscale.store.store import Store
@@ -90,6 +92,14 @@ class SweepOptions(ExecutorOptions):
             show_default=False,
         ),
     ] = None
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Follow the records in tensorboard or wandb, in ./umscale-tracked; needs umscale[trackers].",
+            show_default=False,
+        ),
+    ] = None
     until: Annotated[
         str | None,
         typer.Option(
@@ -135,7 +145,8 @@ def sweep(asked: SweepOptions) -> None:
     began = time.monotonic()
     if asked.trainer is not None:
         plan = _with_trainer(plan, opened, asked.trainer)
-    _train(opened, plan, cells, choice)
+    with _tracked(asked.track, opened, root) as news:
+        _train(opened, plan, cells, choice, news)
     summary = _summary(opened, cells, time.monotonic() - began)
     if asked.json_:
         print_json(summary)
@@ -202,7 +213,28 @@ def _with_trainer(plan: "Plan", store: "Store", command: str) -> "Plan":
     return TrainerPlan(study=plan.study, runs=plan.runs)
 
 
-def _train(store: "Store", plan: "Plan", cells: "list[Cell]", choice: Choice) -> None:
+@contextlib.contextmanager
+def _tracked(kind: str | None, store: "Store", root: str) -> "Iterator[Callable[[], None]]":
+    """Follow the sweep in a tracker; gives what is called when something was recorded."""
+    if kind is None:
+        yield lambda: None
+        return
+    from umscale.errors import UserError
+    from umscale.track.follow import Following
+    from umscale.track.trackers import KINDS, open_tracker
+    from umscale_cli.track import folder_of
+
+    if kind not in KINDS:
+        raise UserError(f"--track {kind!r} is none of {', '.join(KINDS)}")
+    folder = folder_of(root, kind)
+    with Following(root, lambda: open_tracker(kind, folder, store.name), note) as following:
+        note(f"tracked in {folder}")
+        yield following.news
+
+
+def _train(
+    store: "Store", plan: "Plan", cells: "list[Cell]", choice: Choice, news: "Callable[[], None]"
+) -> None:
     remaining = plan.unfinished(store)
     done = len(plan.runs) - len(remaining)
     where = "" if choice.kind == "local" else f" on {choice.kind}"
@@ -216,10 +248,23 @@ def _train(store: "Store", plan: "Plan", cells: "list[Cell]", choice: Choice) ->
     view = View(plan, {cell.run_id: cell.label for cell in cells}, set(remaining), choice.kind != "local")
     try:
         with choice.open(store, plan) as executor, stopping_noted(), view:
-            executor.run(view.handle)
+            executor.run(_both(view.handle, news))
     except KeyboardInterrupt:
         note("stopped (the same command continues)")
         raise
+
+
+def _both(
+    handle: "Callable[[int, dict[str, Any]], None]", news: "Callable[[], None]"
+) -> "Callable[[int, dict[str, Any]], None]":
+    """What takes an executor's event, and says where something was recorded."""
+
+    def take(worker: int, event: dict[str, Any]) -> None:
+        handle(worker, event)
+        if event["event"] in ("record", "end"):
+            news()
+
+    return take
 
 
 def _note_missing_weights(store: "Store", plan: "Plan", remaining: set[str]) -> None:

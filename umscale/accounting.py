@@ -99,7 +99,14 @@ class Cost:
 
 def memory_dense_params(d_model: int, memory: MemorySpec) -> int:
     """Parameters of one memory layer outside its tables: queries, keys, norms, cores, projections."""
-    return _query_params(d_model, memory) + _key_params(memory) + _projection_params(d_model, memory)
+    return _retrieval_params(d_model, memory) + _projection_params(d_model, memory)
+
+
+def _retrieval_params(d_model: int, memory: MemorySpec) -> int:
+    """Parameters that find rows; of a kind from a package, as its own part counts them."""
+    if (own := memory.own) is not None:
+        return own.params(d_model, memory)
+    return _query_params(d_model, memory) + _key_params(memory)
 
 
 def _query_params(d_model: int, memory: MemorySpec) -> int:
@@ -129,6 +136,10 @@ def expert_params(d_model: int, ffn: FfnSpec) -> int:
 def memory_macs(d_model: int, memory: MemorySpec) -> tuple[float, float, float]:
     """MACs per token of one memory layer: (projections, keys and selection, values)."""
     r, heads, m, keys = memory.tucker_rank, memory.heads, memory.top_m, memory.keys_per_side
+    if (own := memory.own) is not None:
+        found, finding = own.macs(d_model, memory)
+        wide = float(found + _projection_params(d_model, memory))
+        return wide, float(finding), float(heads * m * memory.row_width)
     projections = _query_params(d_model, memory) + _projection_params(d_model, memory)
     matching = 2 * heads * r * keys * memory.d_key
     selection = 0
@@ -261,7 +272,8 @@ def memory_access_bytes(model: ModelSpec, batch: int, bytes_per_param: float = 2
         memory = model.memory
         rows = distinct_rows(memory.visible_values, batch * memory.heads * memory.top_m)
         keys = 2 * memory.heads * memory.tucker_rank * memory.keys_per_side * memory.d_key
-        dense = _query_params(h, memory) + keys + _projection_params(h, memory)
+        finding = _query_params(h, memory) + keys if memory.own is None else memory.own.params(h, memory)
+        dense = finding + _projection_params(h, memory)
         params += len(model.memory_layers) * (rows * memory.row_width + dense)
     params += ngram_dense_params(model)
     return params * bytes_per_param + prefetchable_bytes(model, batch, bytes_per_param)

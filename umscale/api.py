@@ -132,7 +132,7 @@ class Results:
     store: "Store"
 
     def to_arrow(self, table: str = "runs") -> "pa.Table":
-        """Return a table as it is stored: ``runs``, ``documents``, ``curves``, ``probes`` or ``cells``.
+        """Return a table as it is stored: ``runs``, ``documents``, ``curves``, ``probes``, ``evaluations``, ``cells``.
 
         >>> umscale.load_results("density_over_size").to_arrow("cells").num_rows > 0
         True

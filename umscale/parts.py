@@ -5,6 +5,7 @@ A package offers a part by a line in its pyproject.toml, under ``[project.entry-
 looked for that is none of umscale's own.
 """
 
+import contextlib
 import functools
 import re
 import sys
@@ -95,6 +96,40 @@ class OptimizerPart:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPart:
+    """A memory layer: what an entry point of ``umscale.memories`` names.
+
+    What it finds rows by is its own; the rows, the value path after them, their initial size and learning rate and all
+    axes of studies are those of every memory (``umscale.layers.memory``).
+    """
+
+    layer: Any
+    """A subclass of ``umscale.layers.memory.Memory``."""
+    options: Mapping[str, Scalar] = NO_OPTIONS
+    """What ``[model.memory.options]`` may say, with defaults; the layer finds them merged by ``options_of``."""
+    params: Callable[[int, Any], int]
+    """Of (d_model, ``MemorySpec``): parameters of one layer that find rows, norms included; value path and rows left
+    out. All are taken to be read once a step."""
+    macs: Callable[[int, Any], tuple[float, float]]
+    """Of the same: multiply-accumulates per token of projections that find rows, and of all else that does."""
+    check: Callable[[int, Any], None] = lambda d_model, memory: None
+    """Of the same: raises ValueError, in one line, for a shape that cannot be."""
+
+    def options_of(self, memory: Any) -> dict[str, Any]:
+        """Return the options of a ``MemorySpec``, those at their default too."""
+        return {**self.options, **memory.options}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationPart:
+    """Something to measure of a model at every record: what an entry point of ``umscale.evaluations`` names."""
+
+    evaluate: Callable[[Any], Mapping[str, float]]
+    """Of ``umscale.training.own_evaluation.Measured``: numbers by name. It must leave weights as they are, and give the
+    same numbers for the same weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """A part by name, not imported so far."""
 
@@ -110,23 +145,35 @@ class Part:
         """What it is, for messages: ``memory 'hashed' of own-parts 0.1.0``."""
         return f"{GROUPS[self.group]} {self.name!r}" + (f" of {self.package}" if self.package else "")
 
-    def load(self, kind: type, *, subclass: bool = False) -> Any:
-        """Import the part and return it; ``kind`` is what it must be an instance, or with ``subclass`` a subclass, of.
+    def load(self, kind: type) -> Any:
+        """Import the part and return it; ``kind`` is what it must be an instance of.
 
         Raises:
             UserError: it cannot be imported, or is something else.
         """
-        found = _load(self)
-        if subclass:
-            fits = isinstance(found, type) and issubclass(found, kind)
-        else:
-            fits = isinstance(found, kind)
-        if not fits:
-            of = kind.__name__
-            raise UserError(
-                f"{self.noun}: {self.target} is no {f'subclass of {of}' if subclass else of}, but {found!r:.200}"
-            )
+        found = load_any(self)
+        if not isinstance(found, kind):
+            raise UserError(f"{self.noun}: {self.target} is no {kind.__name__}, but {found!r:.200}")
         return found
+
+
+_LENT: dict[Part, Any] = {}
+
+
+@contextlib.contextmanager
+def lent(group: Group, found: Any, name: str = "under_test") -> Iterator[Part]:
+    """Offer an object as if a package did, so that a part can be tested before it is installed."""
+    part = Part(group=group, name=name, package="under-test 0", target="lent")
+    _LENT[part] = found
+    try:
+        yield part
+    finally:
+        del _LENT[part]
+
+
+def load_any(part: Part) -> Any:
+    """Import what a part names, whatever it is; raises ``UserError`` if that fails."""
+    return _LENT[part] if part in _LENT else _load(part)
 
 
 @functools.lru_cache(maxsize=256)
@@ -146,7 +193,7 @@ def _load(part: Part) -> Any:
 
 def offered(group: Group) -> tuple[Part, ...]:
     """Return what installed packages offer, by name; several of one name where packages disagree."""
-    return _offered(group, tuple(sys.path))
+    return (*_offered(group, tuple(sys.path)), *(part for part in _LENT if part.group == group))
 
 
 @functools.lru_cache(maxsize=64)

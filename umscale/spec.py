@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from umscale import parts
 from umscale.errors import UserError, nearest
 from umscale.files import read_bounded
-from umscale.parts import NO_OPTIONS, OptimizerPart, Options, Part, Scalar
+from umscale.parts import NO_OPTIONS, MemoryPart, OptimizerPart, Options, Part, Scalar
 from umscale.trees import check_tree, parse_object, parse_toml
 
 SPEC_VERSION = 3
@@ -102,7 +102,8 @@ class MemorySpec:
     both row widths are ``d_model`` for ``peer``), and asking for it otherwise is an error.
     """
 
-    kind: MemoryKind = "ultramem_v2"
+    kind: str = "ultramem_v2"
+    """One of the above, or one that an installed package offers, see ``umscale.parts``."""
     n_keys: int = 128
     """Keys per side: ``n_keys`` row keys and as many column keys address ``n_keys**2`` values."""
     top_m: int = 32
@@ -147,8 +148,13 @@ class MemorySpec:
     """Coefficient of the paper's eq. 19 (it uses 1e-3); 0 leaves it out."""
     tucker_penalty: float = 0.0
     """Coefficient of the penalty on all but the largest singular value of the cores; 0 leaves it out."""
+    options: Options = NO_OPTIONS
+    """Of a package's kind, those that differ from its defaults."""
+    package: str = ""
+    """Name and version of the package that offers the kind, filled in; empty for umscale's own."""
 
     def __post_init__(self) -> None:
+        self._settle_own()
         additive = self.kind in ADDITIVE_KINDS
         if additive:
             for name in ("tucker_rank", "n_cores"):
@@ -200,6 +206,48 @@ class MemorySpec:
                 f"memory.preselect_m = {self.preselect_m} must be at most n_keys = {self.keys_per_side} and its square "
                 f"at least top_m = {self.top_m}",
             )
+
+    def _settle_own(self) -> None:
+        """Fill in what a kind of a user's package has, and what it cannot have."""
+        if self.kind in get_args(MemoryKind):
+            _require(
+                not self.options and not self.package,
+                f"memory.options are those of kinds from packages, not of {self.kind!r}",
+            )
+            return
+        if not self.package:  # otherwise a record, which must be readable where the package is not
+            part = parts.find("memories", self.kind, known=get_args(MemoryKind))
+            made: MemoryPart = part.load(MemoryPart)
+            options = _part_options(part, made.options, self.options, "memory.options")
+            object.__setattr__(self, "options", options)
+            object.__setattr__(self, "package", part.package)
+        for name in ("tucker_rank", "n_cores"):
+            self._settle(name, 1, unset=2)
+        for name, unset in (
+            ("tucker_penalty", 0.0),
+            ("quadrants", 1),
+            ("shared_queries", False),
+            ("key_expansion", 1),
+            ("value_expansion", 1),
+            ("preselect_m", None),
+        ):
+            self._settle(name, unset, unset)
+        _require(
+            self.init != "official",
+            f"memory.init = 'official' is not an option of kind {self.kind!r}; take paper or matched",
+        )
+
+    @property
+    def own(self) -> MemoryPart | None:
+        """The part of a user's package that this kind is; None for umscale's own.
+
+        Raises:
+            UserError: the package is not installed here, or in another version.
+        """
+        if not self.package:
+            return None
+        made: MemoryPart = parts.require("memories", self.kind, self.package).load(MemoryPart)
+        return made
 
     def _settle(self, name: str, value: Any, unset: Any) -> None:
         """Give a field the only value this kind allows; raise if it was set to something else."""
@@ -546,8 +594,11 @@ class DataSpec:
     """Share of the training sequences that are probes, the tasks in turn; the others are the text, in its order."""
     probe_facts: int = 4096
     """Facts of the task ``facts``, 16 bits each."""
+    evaluations: tuple[str, ...] = ()
+    """What else every record is measured by, from users' packages (``umscale.parts``); does not affect results."""
 
     def __post_init__(self) -> None:
+        _require(len(set(self.evaluations)) == len(self.evaluations), "data.evaluations names one twice")
         object.__setattr__(self, "probes", tuple(sorted(self.probes, key=get_args(Probe).index)))
         _require(len(set(self.probes)) == len(self.probes), "data.probes names a task twice")
         _require(
@@ -821,7 +872,7 @@ class RunSpec:
         earlier version could say keeps the id it had there. The fields whose defaults version 3 chose by measurement
         are always part of it. What does not affect the result is no part of the identity: how often a run is
         checkpointed, into what parts a step is cut to fit memory (rounding apart, like the number of processes), which
-        weights are kept, and the name of a corpus whose content hash is known.
+        weights are kept, by what else records are measured, and the name of a corpus whose content hash is known.
         """
         return _run_id(self)
 
@@ -843,18 +894,29 @@ class RunSpec:
 
 def named_parts(run: RunSpec) -> tuple[tuple[parts.Group, str, str], ...]:
     """Return what ``run`` takes from users' packages: group, name, package with its version."""
-    optimizer = run.train.optimizer
-    return (("optimizers", optimizer.kind, optimizer.package),) if optimizer.package else ()
+    named: list[tuple[parts.Group, str, str]] = []
+    memory, optimizer = run.model.memory, run.train.optimizer
+    if memory is not None and memory.package:
+        named.append(("memories", memory.kind, memory.package))
+    if optimizer.package:
+        named.append(("optimizers", optimizer.kind, optimizer.package))
+    return tuple(named)
 
 
 def require_parts(run: RunSpec) -> None:
-    """Check that what ``run`` takes from users' packages is installed here, in the versions it names.
+    """Check that what ``run`` takes from users' packages is installed here, in the versions it names, and fits it.
 
     Raises:
-        UserError: something is not; it says what to install.
+        UserError: something does not; it says what to install.
     """
     for part in named_parts(run):
         parts.require(*part)
+    for name in run.data.evaluations:
+        parts.find("evaluations", name).load(parts.EvaluationPart)
+    memory = run.model.memory
+    if memory is not None and memory.own is not None:
+        with _part_says(parts.require("memories", memory.kind, memory.package)):
+            memory.own.check(run.model.d_model, memory)
 
 
 _NOT_IDENTITY = (
@@ -869,8 +931,8 @@ def _identity(part: T) -> T:
     if isinstance(part, TrainSpec):
         plain = TrainSpec()
         return dataclasses.replace(part, **{name: getattr(plain, name) for name in _NOT_IDENTITY})
-    if isinstance(part, DataSpec) and part.hash:
-        return dataclasses.replace(part, corpus="")
+    if isinstance(part, DataSpec):
+        return dataclasses.replace(part, corpus="" if part.hash else part.corpus, evaluations=())
     return part
 
 
@@ -908,6 +970,8 @@ def _identity_tree(run: RunSpec) -> tuple[int, dict[str, Any]]:
 
 def _hashed_memory(memory: MemorySpec) -> dict[str, Any]:
     """``sparse_dict`` of ``memory`` as before there was a cap: candidates that it changes are those asked for."""
+    if memory.package:  # which has no candidates
+        return {name: value for name, value in sparse_dict(memory).items() if name != "preselect_cap"}
     uncapped = dataclasses.replace(memory, preselect_cap=0)
     capped = memory.candidates != uncapped.candidates
     hashed = dataclasses.replace(uncapped, preselect_m=memory.candidates) if capped else uncapped

@@ -290,10 +290,10 @@ def _fit_study(asked: FitOptions, store: "Store") -> "Table":
     from umscale.errors import UserError, nearest
     from umscale.questions.question import LOSSES
     from umscale.results.source import choose_rows
-    from umscale.store.schema import is_probe_column
+    from umscale.store.schema import is_evaluation_column, is_probe_column
 
     table: Table = store.columns()
-    losses = ("both", *LOSSES, *filter(is_probe_column, table))
+    losses = ("both", *LOSSES, *filter(is_probe_column, table), *filter(is_evaluation_column, table))
     if asked.loss not in losses:
         raise UserError(
             f"--loss {asked.loss!r} must be one of {', '.join(losses)}{nearest(asked.loss, losses)}"
@@ -409,17 +409,20 @@ def _suggest_or_contrast(asked: FitOptions, store: "Store", table: "Table") -> N
 
 
 def laws(json_: JsonFlag = False) -> None:
-    """List the laws that `umscale fit --law` knows, with formula and source."""
+    """List the laws that `umscale fit --law` knows, those of installed packages too, with formula and source."""
     from umscale.laws.forms import LAWS
     from umscale.say.blocks import Grid
+    from umscale.testing import usable_laws
 
+    known = [*LAWS.values(), *usable_laws()]
     if json_:
         print_json(
             [
                 {"name": law.name, "formula": law.formula, "source": law.source, "symbols": list(law.symbols)}
-                for law in LAWS.values()
+                | ({"package": law.package} if law.package else {})
+                for law in known
             ]
         )
         return
-    rows = tuple((law.name, law.formula, law.source) for law in LAWS.values())
+    rows = tuple((law.name, law.formula, law.package or law.source) for law in known)
     show([Grid(caption="", head=("law", "loss in nats", "source"), sides="lll", rows=rows)])

@@ -22,6 +22,7 @@ from umscale_cli import (
     importing,
     kept,
     optimal,
+    parts,
     plan,
     plot,
     predict,
@@ -56,6 +57,7 @@ app.command("train")(train.train)
 app.command("search")(search.search)
 app.command("fit")(fit.fit)
 app.command("laws")(fit.laws)
+app.command("parts")(parts.parts)
 app.command("plot")(plot.plot)
 app.command("report")(report.report)
 app.command("watch")(watch.watch)

@@ -115,6 +115,16 @@ def runs(
     else:
         print_runs(store, out(), status)
     warn_damaged(store)
+    _note_absent(store)
+
+
+def _note_absent(store: "Store") -> None:
+    """Say which parts of users' packages made runs here and are not installed."""
+    from umscale.say.basis import absent_parts
+
+    specs = store.read("runs")["spec"].unique().drop_null().to_pylist()
+    for sentence in absent_parts(store, specs):
+        note(f"note: {sentence}")
 
 
 def _int(value: float) -> int | None:

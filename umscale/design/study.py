@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from umscale import parts
 from umscale.data.corpus import Corpus, is_name, open_corpus
 from umscale.data.probes_mixture import check_corpus as check_probes
 from umscale.design.allocation import SHARES
@@ -66,8 +67,8 @@ from umscale.spec import (
 )
 
 KEYS = (
-    "name", "question", "description", "compensation", "tolerance", "d_ffn_multiple", "axes", "cells",
-    "architectures", "search", "model", "data", "train",
+    "name", "question", "question_package", "description", "compensation", "tolerance", "d_ffn_multiple", "axes",
+    "cells", "architectures", "search", "model", "data", "train",
 )  # fmt: skip
 MAX_CELLS = 100_000
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -80,6 +81,8 @@ class Study:
 
     name: str
     question: str = "density-over-size"
+    question_package: str = ""
+    """Name and version of the package that offers it, filled in; empty for umscale's own."""
     description: str = ""
     compensation: tuple[str, ...] = ("none",)
     tolerance: float = 0.01
@@ -102,6 +105,8 @@ class Study:
         head = {
             k: getattr(self, k) for k in ("name", "question", "description", "tolerance", "d_ffn_multiple")
         }
+        if self.question_package:
+            head["question_package"] = self.question_package
         axes = {k: list(v) for k, v in self.axes.items()}
         named: dict[str, Any] = {}
         if self.cells:
@@ -224,9 +229,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
     name = tree.get("name", "")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(f"{where}: name = {name!r} must be 1 to 64 letters, digits, '.', '_' or '-'")
-    question = tree.get("question", QUESTIONS[0])
-    if question not in QUESTIONS:
-        raise UserError(f"{where}: question = {question!r} must be one of {', '.join(QUESTIONS)}")
+    question, question_package = _question(tree, where)
     modes = tree.get("compensation", "none")
     modes = tuple(modes) if isinstance(modes, list) else (modes,)
     for mode in modes:
@@ -261,6 +264,7 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
     return Study(
         name=name,
         question=question,
+        question_package=question_package,
         description=str(tree.get("description", "")),
         compensation=tuple(dict.fromkeys(modes)),
         tolerance=quantity(tree.get("tolerance", 0.01), f"{where}: tolerance"),
@@ -271,6 +275,21 @@ def parse(tree: Mapping[str, Any], where: str) -> Study:
         search=_table(tree.get("search", {}), f"{where}: search"),
         reference=reference,
     )
+
+
+def _question(tree: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return the question and the package that offers it; of a study that was swept, as it says."""
+    question, package = tree.get("question", QUESTIONS[0]), tree.get("question_package", "")
+    if not isinstance(question, str) or not isinstance(package, str):
+        raise UserError(f"{where}: question = {question!r} must be one of {', '.join(QUESTIONS)}")
+    if question in QUESTIONS or package:
+        return question, package
+    try:
+        return question, parts.find("questions", question, known=QUESTIONS).package
+    except UserError as error:
+        raise UserError(
+            f"{where}: question = {question!r} must be one of {', '.join(QUESTIONS)}, or of a package: {error}"
+        ) from None
 
 
 def _table(tree: Any, where: str) -> dict[str, Any]:
@@ -424,7 +443,7 @@ class _Bases:
 
     def _make(self, told: Mapping[str, Any]) -> _Base:
         study = self.study
-        tree = to_dict(study.reference)
+        tree = _resolvable(to_dict(study.reference))
         if "architecture" in told:
             changes = study.architectures[told["architecture"]]
             tree = _merged(tree, {k: v for k, v in changes.items() if k != "baseline"})
@@ -484,6 +503,17 @@ def _cells(study: Study, targets: dict[str, Any], mode: str, seeds: Sequence[int
         )
         for seed in seeds
     ]
+
+
+def _resolvable(tree: dict[str, Any]) -> dict[str, Any]:
+    """Forget which package a part is of where the same one is here, so that further options of it are looked at."""
+    for group, table in (
+        ("memories", tree["model"].get("memory", {})),
+        ("optimizers", tree["train"]["optimizer"]),
+    ):
+        if table.get("package") and not parts.absent(group, table["kind"], table["package"]):
+            table["package"] = ""
+    return tree
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -164,6 +164,7 @@ class _Heard:
             documents=outcome.documents,
             curve=outcome.curve,
             probes=outcome.probes,
+            evaluations=outcome.evaluations,
             context={**self.context, "kernels": kernels},
         )
         if outcome.records and outcome.status == "running":

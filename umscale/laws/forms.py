@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 
 from umscale import formulas as tree
-from umscale.errors import UserError, nearest
+from umscale import parts
+from umscale.errors import UserError
 from umscale.results.columns import Array
 
 Residual = Literal["log", "raw"]
@@ -67,6 +68,8 @@ class PowerLaw:
     formula: str
     terms: tuple[Term, ...]
     root: tree.Node | None = field(default=None, repr=False, compare=False)
+    package: str = ""
+    """Name and version of the package that offers it; empty for others."""
 
     objective: Objective = "huber"
 
@@ -109,6 +112,8 @@ class LocalLaw:
     source: str
     formula: str
     slopes: tuple[Slope, ...]
+    package: str = ""
+    """Name and version of the package that offers it; empty for others."""
 
     @property
     def coefficients(self) -> tuple[str, ...]:
@@ -143,6 +148,8 @@ class ExpressionLaw:
     spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Where starting values are laid, for coefficients that are not linear; others are laid by the rows."""
     objective: Objective = "huber"
+    package: str = ""
+    """Name and version of the package that offers it; empty for others."""
 
     @property
     def coefficients(self) -> tuple[str, ...]:
@@ -662,8 +669,33 @@ FIRST_LAWS = ("null", "additive", "interaction")
 """What a study is fitted with unless the user names laws: the ones a small grid identifies."""
 
 
-def law_named(name: str) -> Law:
-    """The law called ``name``; raises ``UserError`` with the nearest name."""
-    if name not in LAWS:
-        raise UserError(f"no law is called {name!r}{nearest(name, LAWS)}")
-    return LAWS[name]
+def law_named(name: str, package: str | None = None) -> Law:
+    """Return the law called ``name``: umscale's own, or that of an installed package.
+
+    Args:
+        package: name and version of the package that a record says it is of; None takes whichever offers it.
+
+    Raises:
+        UserError: there is none (with the nearest name), or not of that package.
+    """
+    if name in LAWS and not package:
+        return LAWS[name]
+    if package:
+        found = parts.require("laws", name, package)
+    else:
+        found = parts.find("laws", name, known=tuple(LAWS))
+    return own_law(found)
+
+
+def own_law(part: parts.Part) -> Law:
+    """Return the law that a package's part is; raises ``UserError`` if it is none, or called something else."""
+    found = parts.load_any(part)
+    if not isinstance(found, PowerLaw | LocalLaw | ExpressionLaw):
+        raise UserError(
+            f"{part.noun}: {part.target} is no PowerLaw, LocalLaw or ExpressionLaw, but {found!r:.200}"
+        )
+    if not part.name.isidentifier() or found.name != part.name:
+        raise UserError(
+            f"{part.noun}: the law calls itself {found.name!r}; both names must be one, of letters, digits and '_'"
+        )
+    return replace(found, package=part.package)

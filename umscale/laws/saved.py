@@ -16,7 +16,7 @@ from umscale.files import read_bounded
 from umscale.laws.compare import Recipe, fit_each
 from umscale.laws.expression import parse_law
 from umscale.laws.fit import FitResult
-from umscale.laws.forms import LAWS, Law
+from umscale.laws.forms import LAWS, Law, law_named
 from umscale.laws.sections import SCHEMA_VERSION
 from umscale.results.source import rows_and_columns, satisfies
 from umscale.results.table import Table, text
@@ -149,8 +149,8 @@ def _chosen(
         group=source.get("group"),
         mapping={str(s): str(c) for s, c in source.get("map", {}).items()},
         by=dict(fit["by"]),
-        law=LAWS[name]
-        if name in LAWS
+        law=law_named(name, fit.get("package"))
+        if name in LAWS or fit.get("package")
         else parse_law(str(fit["formula"]), columns, name, as_power=fit.get("form") != "expression"),
         recipe=Recipe(
             objective=fit["objective"]["name"],

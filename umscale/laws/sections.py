@@ -369,6 +369,7 @@ def _fit(section: Section, index: int, settings: Settings) -> dict[str, Any]:
         "formula": fit.law.formula,
         "form": _FORMS[type(fit.law)],
         "source": fit.law.source,
+        **({"package": fit.law.package} if fit.law.package else {}),
         "stage": section.stage,
         "compensation": section.compensation,
         "loss": section.loss,

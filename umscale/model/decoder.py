@@ -10,17 +10,16 @@ from torch.utils.checkpoint import checkpoint
 
 from umscale.layers.attention import Attention, rotary_table
 from umscale.layers.ffn import SwiGlu
+from umscale.layers.kinds import memory_class
 from umscale.layers.loss import linear_cross_entropy
 from umscale.layers.memory import Memory
 from umscale.layers.moe import Moe
 from umscale.layers.norm import RmsNorm
-from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import Tables, ValueTables
 from umscale.layers.token_memory import TokenMemory, Vocabulary
 from umscale.layers.token_table import TokenTable
-from umscale.layers.tucker import TuckerMemory
 from umscale.model.initialise import initialise
-from umscale.spec import ADDITIVE_KINDS, ModelSpec, TrainSpec
+from umscale.spec import ModelSpec, TrainSpec
 
 
 class Block(nn.Module):
@@ -41,7 +40,7 @@ class Block(nn.Module):
         self.memory = None
         layers = spec.memory_layers
         if spec.memory is not None and index in layers:
-            kind = ProductKeyMemory if spec.memory.kind in ADDITIVE_KINDS else TuckerMemory
+            kind = memory_class(spec.memory)
             self.memory = kind(spec.d_model, spec.memory, layers.index(index), len(layers), seed)
 
     def forward(

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from umscale.layers.kinds import memory_class
 from umscale.layers.memory import Memory
-from umscale.layers.product_key import ProductKeyMemory
 from umscale.layers.tables import ValueTables, column_groups, columns
 from umscale.layers.tucker import TuckerMemory
 from umscale.model.scaling import start_variance, token_row_std, value_std
@@ -102,13 +102,14 @@ _ENERGY_DRAWS = 3
 @functools.lru_cache(maxsize=1024)
 @torch.no_grad()
 def _score_energy(d_model: int, memory: MemorySpec) -> float:
-    kind = ProductKeyMemory if memory.kind in ADDITIVE_KINDS else TuckerMemory
+    kind = memory_class(memory)
+    drawn = ("memory.query", "memory.key", "memory.cores") if memory.own is None else ("memory.",)
     total = 0.0
     with torch.device("cpu"):
         for seed in range(_ENERGY_DRAWS):
             layer = kind(d_model, memory, 0, max(1, memory.share_layers), seed)
             for name, parameter in layer.named_parameters(prefix="memory"):
-                if name.startswith(("memory.query", "memory.key", "memory.cores")):
+                if name.startswith(drawn):
                     _draw(parameter, name, d_model, 1, memory, seed)
             total += layer.calibrate(generator(seed, "energy"))
     return float(f"{total / _ENERGY_DRAWS:.4g}")

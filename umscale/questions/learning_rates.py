@@ -436,12 +436,18 @@ def _exponents(
 
 
 def _defaults(table: Table, cells: np.ndarray, names: list[str]) -> dict[str, tuple[float, float]]:
-    """The default rates of each cell's shape."""
+    """The default rates of each cell's shape; NaN where a part of it is not installed here."""
+    from umscale import parts
     from umscale.model.scaling import default_rates
-    from umscale.spec import read_run
+    from umscale.spec import named_parts, read_run
 
     specs = text(table, "spec")
-    return {c: default_rates(read_run(specs[cells == c][0])) for c in names}
+    runs = {c: read_run(specs[cells == c][0]) for c in names}
+    nan = float("nan")
+    return {
+        c: (nan, nan) if any(parts.absent(*part) for part in named_parts(run)) else default_rates(run)
+        for c, run in runs.items()
+    }
 
 
 # -- the answer -----------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from umscale import parts
 from umscale.design.question_names import QUESTIONS
-from umscale.errors import UserError, nearest
 from umscale.laws.uncertainty import Estimate
 from umscale.results.table import Table
 from umscale.say.blocks import Block
@@ -120,10 +120,14 @@ class Question:
 
 
 def find(name: str) -> Question:
-    """Return the question with this name; ``design.question_names.QUESTIONS`` lists them."""
-    if name not in QUESTIONS:
-        raise UserError(
-            f"--question {name!r} must be one of {', '.join(QUESTIONS)}{nearest(name, QUESTIONS)}"
-        )
-    found: Question = import_module(f"umscale.questions.{name.replace('-', '_')}").QUESTION
+    """Return the question with this name: one of ``design.question_names.QUESTIONS``, or of an installed package.
+
+    Raises:
+        UserError: there is none, or the package's cannot be loaded.
+    """
+    found: Question
+    if name in QUESTIONS:
+        found = import_module(f"umscale.questions.{name.replace('-', '_')}").QUESTION
+    else:
+        found = parts.find("questions", name, known=QUESTIONS).load(Question)
     return found

@@ -1,13 +1,19 @@
 """What results rest on, said once for every fit, sweep and page: old defaults, the choice of validation documents."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
+from umscale import parts
+from umscale.design.question_names import QUESTIONS
 from umscale.results.budgets import paused
 from umscale.results.documents import document_choice
 from umscale.results.table import Table, levels
 from umscale.say.labels import capital
-from umscale.spec import ADDITIVE_KINDS, RunSpec, read_run
+from umscale.spec import ADDITIVE_KINDS, RunSpec, named_parts, read_run
 from umscale.store.store import Store
+
+_OF_A_PACKAGE = re.compile(r'"package": *"[^"]')
 
 MANY_DOCUMENTS = 50
 """Fewer are said to be few."""
@@ -18,7 +24,25 @@ def basis(store: Store, table: Table, loss: str = "loss") -> tuple[str, ...]:
     runs = [read_run(spec) for spec in levels(table, "spec")]
     stopped = paused(table)
     said = (f"{capital(stopped)}: `umscale sweep` without --until goes on with them.",) if stopped else ()
-    return (*said, *old_defaults(runs), *_documents(store, table, loss))
+    return (
+        *said,
+        *absent_parts(store, levels(table, "spec")),
+        *old_defaults(runs),
+        *_documents(store, table, loss),
+    )
+
+
+def absent_parts(store: Store, specs: Sequence[str]) -> tuple[str, ...]:
+    """Return sentences on what is not installed here: parts of ``specs``, as records hold them, and the question."""
+    runs = [read_run(spec) for spec in specs if _OF_A_PACKAGE.search(spec)]
+    found = Counter(words for run in runs for part in named_parts(run) if (words := parts.absent(*part)))
+    said = [f"{words} ({n} {'run' if n == 1 else 'runs'})" for words, n in sorted(found.items())]
+    sentences = (
+        [f"Made with what is not here: {'; '.join(said)}. Records can be read, not repeated."] if said else []
+    )
+    if asked := store.absent_question():
+        sentences.append(f"The study asks {asked}; {QUESTIONS[0]} is asked instead.")
+    return tuple(sentences)
 
 
 def old_defaults(runs: Sequence[RunSpec]) -> tuple[str, ...]:

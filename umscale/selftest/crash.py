@@ -495,6 +495,7 @@ class Scene:
             ("documents", ("run_id", "budget", "stage", "document")),
             ("curves", ("run_id", "phase", "tokens")),
             ("probes", ("run_id", "budget", "stage", "task")),
+            ("evaluations", ("run_id", "budget", "stage", "evaluation", "metric")),
         ):
             keys = [tuple(row[name] for name in key) for row in found[table]]
             if twice := len(keys) - len(set(keys)):

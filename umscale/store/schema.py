@@ -132,6 +132,15 @@ TABLES = {
         "stored_bits": "f",
         "bits_per_param": "f",
     },
+    "evaluations": {
+        "run_id": "s",
+        "budget": "i",
+        "stage": "s",
+        "evaluation": "s",
+        "package": "s",
+        "metric": "s",
+        "value": "f",
+    },
     "cells": {
         "run_id": "s",
         "study": "s",
@@ -161,6 +170,11 @@ def probe_column(task: str) -> str:
 def is_probe_column(name: str) -> bool:
     """Return whether a column holds a generated task's loss."""
     return name in map(probe_column, get_args(Probe))
+
+
+def is_evaluation_column(name: str) -> bool:
+    """Return whether a column, ``EVALUATION.METRIC``, holds what an evaluation of a package gave."""
+    return "." in name
 
 
 class Damaged(Exception):

@@ -8,6 +8,7 @@
       documents/<run_id>.parquet   a row per (run, budget, stage, validation document)
       curves/<run_id>.parquet  training loss along trunk and branches
       probes/<run_id>.parquet  a row per (run, budget, stage, generated task), where a study has any
+      evaluations/<run_id>.parquet  a row per (run, budget, stage, evaluation, metric), where a study has any of its own
       weights/<run_id>/        weights of records, where the study keeps any (``train.keep``), and their tokenizer
       trunks/<trunk_id>/       trunks that runs of larger budgets go on from, by step
       <table>/packed.parquet   after ``umscale pack``: all rows of a table, in place of its files
@@ -28,6 +29,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umscale import parts
 from umscale.cell_labels import label_parts
 from umscale.design.question_names import QUESTIONS
 from umscale.design.study import Cell, Study
@@ -64,7 +66,7 @@ MEASURED = ("finished", "paused")
 """Of runs whose records count: all of them, or those up to where a sweep was told to stop."""
 _OUTPUTS = ("figures", "report")
 """Folders that ``umscale plot`` and ``umscale report`` write where a store of that name would be."""
-RUN_TABLES = ("runs", "documents", "curves", "probes")
+RUN_TABLES = ("runs", "documents", "curves", "probes", "evaluations")
 """Tables with a file a run. A run counts as over by its file in the first."""
 
 Row = dict[str, Any]
@@ -255,12 +257,27 @@ class Store:
         return {"d_ffn_multiple": 1} | with_old_meanings(tree)
 
     def question(self) -> str:
-        """Return the question of the study that was last run here; the default one when that is not known."""
+        """Return the question of the study that was last run here; the default one when that cannot be asked here."""
         try:
             question = self.study_tree().get("question")
         except UserError:
             question = None
-        return question if isinstance(question, str) and question in QUESTIONS else QUESTIONS[0]
+        known = isinstance(question, str) and (question in QUESTIONS or not self.absent_question())
+        return str(question) if known else QUESTIONS[0]
+
+    def absent_question(self) -> str:
+        """Return why the study's question cannot be asked here, in words, where it is of a package; else nothing."""
+        try:
+            tree = self.study_tree()
+        except UserError:
+            return ""
+        question, package = tree.get("question"), tree.get("question_package")
+        if not isinstance(question, str) or question in QUESTIONS:
+            return ""
+        if not isinstance(package, str) or not package:
+            return f"question {question!r}, which nothing here knows"
+        offered = [part.package for part in parts.offered("questions") if part.name == question]
+        return "" if offered else parts.absent("questions", question, package)
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -282,6 +299,7 @@ class Store:
         documents: Sequence[Row] = (),
         curve: Sequence[Row] = (),
         probes: Sequence[Row] = (),
+        evaluations: Sequence[Row] = (),
         context: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a run's tables; a run that ended early gets rows without losses where records are missing.
@@ -304,12 +322,10 @@ class Store:
                 record = found.get((budget, stage))
                 if record is not None or status not in ("running", *MEASURED):
                     rows.append(common | {"budget": budget, "stage": stage} | (record or {}))
-        if documents:
-            self.write_rows("documents", run_id, [{"run_id": run_id, **row} for row in documents])
-        if curve:
-            self.write_rows("curves", run_id, [{"run_id": run_id, **row} for row in curve])
-        if probes:
-            self.write_rows("probes", run_id, [{"run_id": run_id, **row} for row in probes])
+        beside = {"documents": documents, "curves": curve, "probes": probes, "evaluations": evaluations}
+        for table, its in beside.items():
+            if its:
+                self.write_rows(table, run_id, [{"run_id": run_id, **row} for row in its])
         if rows:  # last, so that a finished run has all its tables
             self.write_rows("runs", run_id, rows)
 
@@ -381,7 +397,7 @@ class Store:
         A run that serves several cells (the reference under two compensations, say) gives a row for each;
         ``compensation`` tells them apart. Integers become floats with NaN where missing; text stays objects. Where
         generated tasks were measured (``data.probes``), ``facts_nats`` and its like hold their loss in nats per symbol
-        of an answer.
+        of an answer. What evaluations of packages gave (``data.evaluations``) stands under ``EVALUATION.METRIC``.
 
         Args:
             status: keep the rows of runs with this status, or one of these; None keeps all.
@@ -414,12 +430,28 @@ class Store:
             out["baseline"] = np.array([own.get(w.get("architecture", "")) for w in words], dtype=object)
         measured = self.read("probes").to_pylist()
         self._scanner.damaged = damaged + self.damaged
+        for name, values in self._evaluated(out).items():
+            out[name] = values
         if measured:
             nats = {(r["run_id"], r["budget"], r["stage"], r["task"]): r["nats"] for r in measured}
             rows = list(zip(out["run_id"], out["budget"], out["stage"], strict=True))
             for task in dict.fromkeys(r["task"] for r in measured):
                 out[probe_column(task)] = np.array([nats.get((*row, task), np.nan) for row in rows])
         return out
+
+    def _evaluated(self, rows: "Mapping[str, np.ndarray]") -> "dict[str, np.ndarray]":
+        """Return a column ``EVALUATION.METRIC`` for each number that evaluations of packages gave."""
+        import numpy as np
+
+        measured, found = self.read("evaluations").to_pylist(), {}
+        values = {
+            (r["run_id"], r["budget"], r["stage"], f"{r['evaluation']}.{r['metric']}"): r["value"]
+            for r in measured
+        }
+        places = list(zip(rows["run_id"], rows["budget"], rows["stage"], strict=True))
+        for name in dict.fromkeys(name for *_, name in values):
+            found[name] = np.array([values.get((*place, name), np.nan) for place in places], dtype=np.float64)
+        return found
 
     def _baselines(self) -> dict[str, str]:
         """Return what the study compares architectures with that have a baseline of their own."""

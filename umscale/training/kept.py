@@ -121,6 +121,7 @@ def _state_for(spec: RunSpec, state: Row) -> Row | None:
     share = steps / max(1, state["steps_done"])  # of the time, without branches that this run does not have
     times = {k: state.get(k, 0.0) * share for k in ("train_seconds", "input_seconds")}
     of_mine = {k: [r for r in state[k] if r["budget"] in done] for k in ("records", "documents", "probes")}
+    of_mine["evaluations"] = [r for r in state.get("evaluations", []) if r["budget"] in done]
     curve = [
         point | {"phase": phases[point["phase"]]} for point in state["curve"] if point["phase"] in phases
     ]

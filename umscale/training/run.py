@@ -56,6 +56,7 @@ from umscale.training.optimiser import (
     set_rates,
     skip_unless_finite,
 )
+from umscale.training.own_evaluation import Measured, measure
 from umscale.training.process_group import ALONE, PeerLost, World, is_loss
 from umscale.training.shards import connect, sharded_parameters, table_part
 from umscale_kernels import kernels_in_use
@@ -105,6 +106,8 @@ class Outcome:
     """Training loss along the trunk and the branches."""
     probes: list[Row] = field(default_factory=list)
     """One row per (budget, stage, task)."""
+    evaluations: list[Row] = field(default_factory=list)
+    """One row per (budget, stage, evaluation, metric)."""
     kernels: list[str] = field(default_factory=list)
     """What computed it, in order: a run that was continued on another machine may have several."""
 
@@ -477,13 +480,28 @@ class Run:
         n_params = cost(self.spec.model, self.spec.data.seq_len).total_params
         return score(self.probes, nats, right, self.mixture, self.step * self.spec.train.batch_size, n_params)
 
+    def _measure_own(self) -> list[Row]:
+        """Return what evaluations of users' packages say of the raw weights; nothing without any."""
+        if not self.spec.data.evaluations:
+            return []
+        return measure(
+            Measured(
+                model=self.model,
+                spec=self.spec,
+                corpus=self.corpus,
+                validation=self.validation,
+                tokens=self.step * self.spec.tokens_per_step,
+                precision=self.precision,
+            )
+        )
+
     def _record(self, index: int, stage: str) -> None:
         """Evaluate raw and averaged weights and append the record of (budget, stage)."""
         began = time.perf_counter()
         start_counting(self.model)
         raw = self._evaluate()
         usage = stop_counting(self.model, USAGE_BATCHES, self.world)
-        probes = self._score_probes()
+        probes, evaluations = self._score_probes(), self._measure_own()
         with self._averaged():
             averaged = self._evaluate()
         self.eval_seconds += time.perf_counter() - began
@@ -530,6 +548,8 @@ class Run:
         self.outcome.documents = documents
         kept = [p for p in self.outcome.probes if (p["budget"], p["stage"]) != (budget, stage)]
         self.outcome.probes = [*kept, *({**key, **row} for row in probes)]
+        kept = [e for e in self.outcome.evaluations if (e["budget"], e["stage"]) != (budget, stage)]
+        self.outcome.evaluations = [*kept, *({**key, **row} for row in evaluations)]
         if self.spec.keeps(budget, stage):
             keep_record(
                 self.workspace, self.spec, self.corpus, self.model, self.average, self.outcome.records[-1]
@@ -568,6 +588,7 @@ class Run:
             "documents": self.outcome.documents,
             "curve": self.outcome.curve,
             "probes": self.outcome.probes,
+            "evaluations": self.outcome.evaluations,
             "kernels": self.outcome.kernels,
         }
         began = time.perf_counter()
@@ -604,6 +625,7 @@ class Run:
             self.outcome.documents = state["documents"]
             self.outcome.curve = state["curve"]
             self.outcome.probes = state.get("probes", [])  # a checkpoint of version 0.2 has none
+            self.outcome.evaluations = state.get("evaluations", [])
             self.outcome.kernels = [*state.get("kernels", []), *self.outcome.kernels]
             return self.branch
         return None

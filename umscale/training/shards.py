@@ -29,6 +29,8 @@ def check(run: RunSpec, size: int, shard_tables: bool, shard_dense: bool = False
             f"--dense sharded: train.optimizer.kind = {run.train.optimizer.kind!r} needs whole matrices; use adamw, or "
             "--dense replicated"
         )
+    if size > 1 and run.data.evaluations:
+        raise UserError("data.evaluations are measured by one process; leave them out, or --nproc 1")
     batch, memory = run.train.batch_size, run.model.memory
     if batch % size:
         raise UserError(

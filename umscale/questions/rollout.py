@@ -17,6 +17,7 @@ from umscale.laws.uncertainty import LEVEL, bootstrap
 from umscale.questions.predict import deviations, predict
 from umscale.results.columns import Array
 from umscale.say.blocks import Block, Grid, noted
+from umscale.say.estimates import counted
 from umscale.say.labels import part_words
 from umscale.say.numbers import axis_value
 
@@ -184,4 +185,5 @@ def _held(fit: FitResult, values: Mapping[str, Array], losses: Array, draws: int
 def _statements(steps: Sequence[Step]) -> list[str]:
     why = dict.fromkeys(one.skipped for one in steps if one.skipped)
     first = next(iter(why), "")
-    return [f"{sum(bool(s.skipped) for s in steps)} steps without an error, as: {first}"] if why else []
+    skipped = counted(sum(bool(s.skipped) for s in steps), "step")
+    return [f"{skipped} without an error, as: {first}"] if why else []

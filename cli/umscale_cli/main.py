@@ -19,8 +19,8 @@ from umscale_cli import (
     data,
     doctor,
     fit,
+    generate_eval_export,
     importing,
-    kept,
     optimal,
     parts,
     plan,
@@ -66,9 +66,9 @@ app.command("runs")(runs.runs)
 app.command("show")(runs.show)
 app.command("pack")(runs.pack)
 app.command("import")(importing.import_)
-app.command("generate")(kept.generate)
-app.command("eval")(kept.evaluate)
-app.command("export")(kept.export)
+app.command("generate")(generate_eval_export.generate)
+app.command("eval")(generate_eval_export.evaluate)
+app.command("export")(generate_eval_export.export)
 app.command("predict")(predict.predict)
 app.command("optimal")(optimal.optimal)
 app.command("plan")(plan.plan)

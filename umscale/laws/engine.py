@@ -172,6 +172,7 @@ class PowerProblem:
         theta[:, others] = exponents
         logs = np.einsum("sq,tnq->stn", exponents, self.features[:, :, others]) + self.offsets
         root = np.ones(len(loss)) if self.row_weights is None else np.sqrt(self.row_weights)
+        # Corners of the grid reach e^±1000, where one overflow would spoil the solution for all scales.
         shapes = np.exp(np.clip(logs, -60, 60)) / loss * root
         scaled = {t for scale in self.scales for t in scale.terms}
         known = sum((shapes[:, t] for t in range(shapes.shape[1]) if t not in scaled), np.zeros(()))

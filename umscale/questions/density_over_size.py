@@ -193,6 +193,8 @@ def fit_effects(
             compensation=compensation or first_level(part, "compensation"),
         )
 
+    # Cells, not rows, are what tells effects apart: seeds and budgets repeat them. The law has four coefficients
+    # besides that of tokens; the curved one has six.
     plain = fitted("interaction" if n_cells - 4 >= spare_for_interaction else "additive")
     n_levels = min(len(np.unique(rows.values[symbol])) for symbol in ("m", "N_s"))
     if (
@@ -227,12 +229,13 @@ def why_thin(fit: FitResult) -> str:
 def _decide(context: _Context, uncertainty: Uncertainty, pairs: Contrasts | None) -> Verdict:
     fit = uncertainty.fit
     a, b = (fit.law.coefficients.index(name) for name in ("a", "b"))
-    triple = float(np.log2(3.0))
+    triple = float(np.log2(3.0))  # the paper's comparison: twice the size against thrice the density
     a2, b2 = (
         fit.law.coefficients.index(name) if name in fit.law.coefficients else None for name in ("a2", "b2")
     )
 
     def estimate(weight_a: float, weight_b: float) -> Estimate:
+        # Coefficients are what a doubling adds to the loss; what it buys has the other sign.
         return uncertainty.estimate(lambda c: weight_a * c[..., a] + weight_b * c[..., b])
 
     def paper(c: Array) -> Array:

@@ -138,6 +138,8 @@ def token_trend(
     at_budget = tuple(
         density_over_size(_take(part, numeric(part, tokens_column) == b), seed=seed, **asked) for b in budgets
     )
+    # The verdict's own procedure on slopes in place of losses: what a run or a seed has in common at all budgets is in
+    # no slope, and intervals cover as they do there.
     slopes = run_slopes(part, loss, tokens_column)
     lifted = density_over_size(_lifted(slopes, loss), seed=seed, **asked) if n_rows(slopes) else None
     within = lifted.from_law if lifted else None
@@ -248,6 +250,8 @@ def _turn(law: Uncertainty | None, budgets: Array, size: float, sure: bool) -> T
         return nothing
     octaves = np.arange(first - _OCTAVES, last + _OCTAVES, _GRID)
 
+    # As Fieller's set, the points where zero is inside the difference's interval. Quantiles of the draws' own turns
+    # would not do: a slope that may be zero sends some of them to either end.
     def holds(where: Array) -> Any:
         low, high = law.interval(lambda c: (c[:, [b]] - c[:, [a]]) + (c[:, [q]] - c[:, [p]]) * where)
         return (low <= 0) & (high >= 0)

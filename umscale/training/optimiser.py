@@ -184,6 +184,7 @@ class TableAdamW(torch.optim.Optimizer):
     def _decay_whole(self, p: Tensor, state: dict[str, Tensor], step: int, share: float) -> None:
         """Count ``share`` into what ``p`` still has to lose, and take that off when it is due."""
         if "kept" not in state:  # of an entry, by the decay since it was last applied
+            # In float64: in float32 1 - share is 1 where the share is below 6e-8, and nothing would ever decay.
             state["kept"] = torch.ones((), dtype=torch.float64)
         state["kept"] = state["kept"].cpu() * (1 - share)
         if step % self.DECAY_EVERY:

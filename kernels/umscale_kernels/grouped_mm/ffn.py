@@ -183,12 +183,13 @@ def _expert_ffn_backward(
         active = swiglu(inner[rows])
         d_gate[rows] = (d_active * active).sum(1, dtype=gate.dtype)
         active.mul_(weight)
+        # Still dy's rows in `wide`; the gate weighs the narrower factor, which is cheaper.
         products((part.t() for part in parts), active.split(counts), dO[experts])
         d_inner = swiglu_backward(d_active.mul_(weight), inner[rows])
         torch.index_select(x, 0, token[rows], out=wide)
         d_inners = d_inner.split(counts)
         products((d.t() for d in d_inners), parts, dU[experts])
-        products(d_inners, U[experts], parts)
+        products(d_inners, U[experts], parts)  # over x's rows, which nothing needs any more
         dx.index_add_(0, token[rows], wide.to(dx.dtype))
     return dx.to(x.dtype), d_gate, d_gate_up, d_out
 

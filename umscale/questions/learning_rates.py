@@ -137,10 +137,7 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
     cells, losses = cell_names(table), numeric(table, loss)
     x, y = np.log(numeric(table, "lr")), np.log(numeric(table, "value_lr"))
     usable = np.isfinite(losses) & np.isfinite(x) & np.isfinite(y)
-    seeds = numeric(table, "seed") if "seed" in table else np.zeros(len(cells))
-    blocks = np.unique(
-        np.stack([np.unique(cells, return_inverse=True)[1], seeds]), axis=1, return_inverse=True
-    )[1]
+    blocks = _blocks(table, cells)
     least = np.array(
         [losses[usable & (blocks == b)].min(initial=np.inf) for b in range(int(blocks.max()) + 1)]
     )
@@ -195,6 +192,13 @@ def _report(table: Table, loss: str, stage: str, compensation: str | None, budge
         n_far=int((usable & ~near).sum()),
         warnings=tuple(warnings),
     )
+
+
+def _blocks(table: Table, cells: np.ndarray) -> np.ndarray:
+    """Of each row, a number of its cell and seed, [rows]."""
+    seeds = numeric(table, "seed") if "seed" in table else np.zeros(len(cells))
+    pairs = np.stack([np.unique(cells, return_inverse=True)[1], seeds])
+    return np.unique(pairs, axis=1, return_inverse=True)[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
                     # A client may be stopped before it asks: it is waited for here, with all the others.
                     selector.register(listener.accept()[0], selectors.EVENT_READ)
                 elif key.data is None:
+                    assert isinstance(key.fileobj, socket.socket)
                     selector.unregister(key.fileobj)
                     _serve(key.fileobj, selector, modules)
                 else:

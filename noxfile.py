@@ -27,7 +27,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The test suite; arguments after -- go to pytest."""
-    session.install(".[dev,slurm,ray]")
+    session.install(".[dev,slurm,ray,trackers,docs]")
     arguments = session.posargs or [
         "-n",
         "2",
@@ -37,6 +37,13 @@ def tests(session: nox.Session) -> None:
         "--durations=15",
     ]
     session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation as a site, in site/; the tests build it too, and fail at a broken link."""
+    session.install(".[docs]")
+    session.run("mkdocs", "build", "--strict")
 
 
 @nox.session(python=["3.12", "3.13"])

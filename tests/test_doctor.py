@@ -115,5 +115,5 @@ def test_an_address_that_nobody_answers_blocks_and_keeps_its_password(monkeypatc
 
 def test_every_extra_is_known():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(doctor.EXTRAS) == set(declared) - {"dev"}
+    assert set(doctor.EXTRAS) == set(declared) - {"dev", "docs"}
     assert set(doctor.requirements()) <= set(doctor.EXTRAS)

@@ -34,7 +34,7 @@ EXTRAS = {
     "term": "figures in the terminal, `umscale plot --term`",
     "bench": "other implementations beside ours, `umscale bench`",
 }
-"""What each extra of the package is for; ``dev`` is for those who change umscale."""
+"""What each extra of the package is for; ``dev`` and ``docs`` are for those who change umscale."""
 LEAST_DISK_BYTES = 1_000_000_000
 """Free space below which a store or a cache is said to be short: checkpoints and records of a small sweep."""
 LEAST_MEMORY_BYTES = 2_000_000_000

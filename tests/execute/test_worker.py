@@ -1,5 +1,6 @@
 """``umscale worker``: machines that share a store and nothing else; and what a plan leaves to do."""
 
+import gc
 import io
 import json
 import signal
@@ -8,11 +9,14 @@ import time
 import pytest
 
 from tests.execute.conftest import make_study
+from umscale.data.batches import TrainStream
+from umscale.data.corpus import Corpus
 from umscale.design.study import expand
 from umscale.errors import UserError
 from umscale.execute.claimed_run import Reporter
 from umscale.execute.job import read_job, write_job
 from umscale.execute.workload import JOBS, make_plan
+from umscale.model.decoder import Decoder
 from umscale.store.store import Store
 
 
@@ -66,6 +70,21 @@ def test_a_job_left_in_a_store_is_done_by_its_name(store: Store, undisturbed, ru
     _, err = worker.communicate(timeout=200)
     assert worker.returncode == 0, err
     assert results(store) == undisturbed
+
+
+def test_a_worker_holds_nothing_of_the_runs_it_has_done(store: Store, plan):
+    def models_and_corpora() -> set[int]:
+        return {id(one) for one in gc.get_objects() if type(one) in (Decoder, Corpus, TrainStream)}
+
+    gc.disable()  # what is left to Python's own time may stay for many runs
+    try:
+        before = models_and_corpora()
+        plan.work(store, Reporter(io.StringIO()), "cpu")
+        held = models_and_corpora() - before
+    finally:
+        gc.enable()
+    assert len(store.statuses()) > 1
+    assert not held
 
 
 def test_a_paused_run_that_fails_keeps_what_it_had_measured(store: Store, tmp_path, results, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import socket
@@ -134,6 +135,10 @@ def train_one(
         reason = _failed(store, study, run, error, context)
         report("end", run=run_id, status="failed", reason=reason)
         return None
+    finally:
+        # Cycles hold a run's model, moments and mapped corpus, and Python looks for such only now and then: after some
+        # forty runs a worker was seen to hold a dozen.
+        gc.collect()
     if outcome.status != "paused":
         store.clear_work(run_id)
     report("end", run=run_id, status=outcome.status, reason=outcome.reason)

@@ -85,6 +85,8 @@ def test_models_without_value_tables_get_the_best_of_the_rate_they_have():
         dy = np.log(3e-2) - np.log(3e-2 * (float(cell.name.removeprefix("dense=")) / 22) ** -0.5)
         assert np.log(cell.lr.value / 6e-3) == pytest.approx(-H[0, 1] / H[0, 0] * dy, abs=1e-4)
         assert np.isnan(cell.value_lr.value)
+        d = np.log(cell.default[0] / cell.lr.value)
+        assert cell.excess.value == pytest.approx(H[0, 0] * d**2 / 2, abs=1e-5)
     assert not held.warnings
 
 

@@ -226,8 +226,10 @@ def _cell(
     inside = _inside(draws.optimum[0, i] + centre, measured)
     draws.optimum[:, i, ~inside] = np.nan
     best = draws.optimum[:, i] + centre
-    priced = bool(_inside(np.log(rule), measured).all())
-    price = draws.above(i, np.log(rule) - centre)
+    # A rate held at one value, as of models without tables, costs nothing: the other's price is the cell's.
+    held = [len(np.unique(one)) == 1 for one in measured]
+    priced = bool((_inside(np.log(rule), measured) | held).all())
+    price = draws.above(i, np.log(rule) - centre, np.array(held))
     cell = CellRates(
         name=rows.name,
         n_runs=rows.n_kept,
@@ -298,10 +300,11 @@ class _Draws:
     curvature: Array
     """[draws, 3]."""
 
-    def above(self, cell: int, point: Array) -> Array:
-        """Loss at ``point`` [2] above the cell's least, [draws]."""
-        d = point - self.optimum[:, cell]
-        hxx, hxy, hyy = self.curvature.T
+    def above(self, cell: int, point: Array, held: np.ndarray) -> Array:
+        """Loss at ``point`` [2] above the cell's least, [draws], along the rates that are not ``held`` [2]."""
+        d = np.where(held, 0.0, point - self.optimum[:, cell])
+        bent = np.array([held[0], held.any(), held[1]])
+        hxx, hxy, hyy = np.where(bent, 0.0, self.curvature).T
         return (hxx * d[:, 0] ** 2 + 2 * hxy * d[:, 0] * d[:, 1] + hyy * d[:, 1] ** 2) / 2
 
 

@@ -105,7 +105,7 @@ class WandB:
 
         self.wandb, self.folder, self.project = wandb, folder, project
         folder.mkdir(parents=True, exist_ok=True)
-        self.mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        self.mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
         self.sent = _sent(folder / SENT)
 
     def seen(self, run: TrackedRun) -> Mapping[str, int]:

@@ -465,7 +465,7 @@ def _rows(law: "Law", ranges: Mapping[str, tuple[float, float]], n_rows: int = 1
     """Symbols drawn evenly in their logarithms, each for itself."""
     rng = np.random.default_rng(0)
     ends = {s: ranges.get(s, (1e-4, 0.5) if s == "rho" else (1e6, 1e9)) for s in law.symbols}
-    return {s: np.exp(rng.uniform(*np.log(ends[s]), n_rows)) for s in law.symbols}
+    return {s: np.exp(rng.uniform(np.log(ends[s][0]), np.log(ends[s][1]), n_rows)) for s in law.symbols}
 
 
 def _plausible(law: Any, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -160,8 +160,8 @@ def _across(asked: PlanOptions) -> None:
     from umscale.questions.plan_families import plan_families
     from umscale.store.store import MEASURED
 
-    unused = {"--model": asked.model, "--law": asked.law, "--sizing": asked.sizing, "--vary": asked.vary}
-    unused |= {"--means": asked.means, "--output": asked.output}
+    unused: dict[str, object] = {"--model": asked.model, "--law": asked.law, "--sizing": asked.sizing}
+    unused |= {"--vary": asked.vary, "--means": asked.means, "--output": asked.output}
     if given := [name for name, value in unused.items() if value]:
         raise UserError(f"--across takes models as they were measured: {', '.join(given)} cannot be given")
     store = open_store(asked.source)

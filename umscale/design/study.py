@@ -507,10 +507,11 @@ def _cells(study: Study, targets: dict[str, Any], mode: str, seeds: Sequence[int
 
 def _resolvable(tree: dict[str, Any]) -> dict[str, Any]:
     """Forget which package a part is of where the same one is here, so that further options of it are looked at."""
-    for group, table in (
+    named: tuple[tuple[parts.Group, dict[str, Any]], ...] = (
         ("memories", tree["model"].get("memory", {})),
         ("optimizers", tree["train"]["optimizer"]),
-    ):
+    )
+    for group, table in named:
         if table.get("package") and not parts.absent(group, table["kind"], table["package"]):
             table["package"] = ""
     return tree

@@ -14,9 +14,10 @@ error of a slope that all share moves all alike and is in no interval.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umscale.accounting import Cost, cost
 from umscale.cell_labels import cell_parts
@@ -32,6 +33,7 @@ from umscale.say.labels import sentence
 from umscale.say.numbers import count, number
 from umscale.spec import ModelSpec, to_dict
 
+_Cell = TypeVar("_Cell", bound=np.generic)
 _OWN_SLOPES = 0.01  # p of the F test below which kinds fall with tokens at slopes of their own
 _EXPONENTS = np.linspace(0.0, 1.5, 61)  # of tokens; 0 is a logarithm
 _AXES = ("seed", "tokens", "compensation")
@@ -215,7 +217,7 @@ class _Lengths:
     tokens: Array
     losses: Array
 
-    def first(self, values: Array) -> Array:
+    def first(self, values: NDArray[_Cell]) -> NDArray[_Cell]:
         """A value of each run [runs] from one of each row."""
         return values[np.unique(self.run, return_index=True)[1]]
 
@@ -326,7 +328,7 @@ def _needs_own(lengths: _Lengths, shared: _Sloped, own: _Sloped) -> bool:
 
 def _models(part: Table, models: Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
     """Name → its model; raises ``UserError`` for runs whose models are not known here."""
-    found = {}
+    found: dict[str, ModelSpec] = {}
     for name, run_id in zip(_names(part), text(part, "run_id"), strict=True):
         if run_id not in models:
             raise UserError(

@@ -19,8 +19,10 @@ def taken(model: nn.Module, spec: OptimizerSpec, tables: Collection[nn.Parameter
     part: OptimizerPart = parts.require("optimizers", spec.kind, spec.package).load(OptimizerPart)
     if part.takes == "dense":
         return [p for p in model.parameters() if p not in tables]
-    linear = {module.weight: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return [p for p, name in linear.items() if name != "head" and p not in tables]
+    linear = {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return [
+        p for name, p in linear.items() if isinstance(p, nn.Parameter) and name != "head" and p not in tables
+    ]
 
 
 def make_own(parameters: list[nn.Parameter], spec: OptimizerSpec, rate: float) -> torch.optim.Optimizer:

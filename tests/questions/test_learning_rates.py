@@ -103,7 +103,7 @@ def test_intervals_cover():
 def test_what_cannot_be_answered_is_said():
     rng = np.random.default_rng(1)
     with pytest.raises(UserError, match="optimum needs"):
-        rates_reports(table(rng, values=(3e-2,)))
+        rates_reports(table(rng, rates=(3e-3, 6e-3), values=(3e-2,)))
     bare = {k: v for k, v in table(rng).items() if k != "lr"}
     with pytest.raises(UserError, match=r"several train\.lr"):
         rates_reports(bare)

@@ -288,7 +288,9 @@ def _outside(
 def _places_optimum(x: Array, y: Array, chosen: np.ndarray) -> bool:
     """Whether both rates vary enough, or the dense one alone where the other is held."""
     dense, tables = (len(np.unique(one[chosen])) for one in (x, y))
-    return (min(dense, tables) >= 2 or (tables == 1 and dense >= _LEVELS)) and int(chosen.sum()) >= 4
+    if tables == 1:
+        return dense >= _LEVELS
+    return min(dense, tables) >= 2 and int(chosen.sum()) >= 4
 
 
 @dataclass(frozen=True, slots=True)

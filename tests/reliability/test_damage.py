@@ -64,6 +64,7 @@ def test_a_repair_that_is_cut_short_leaves_no_run_finished_without_its_tables(
         documents=[{"document": "d", **key} for key in keys],
         curve=[{"phase": "trunk"}],
         probes=[{"task": "recall", **key} for key in keys],
+        evaluations=[{"evaluation": "e", "metric": "m", "value": 1.0, **key} for key in keys],
     )
     path = store.root / table / f"{run.run_id}.parquet"
     path.write_bytes(path.read_bytes()[:-9])

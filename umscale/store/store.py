@@ -429,9 +429,9 @@ class Store:
             words = [dict(w.partition("=")[::2] for w in label_parts(label)) for label in out["label"]]
             out["baseline"] = np.array([own.get(w.get("architecture", "")) for w in words], dtype=object)
         measured = self.read("probes").to_pylist()
+        damaged = damaged + self.damaged
+        out |= self._evaluated(out)
         self._scanner.damaged = damaged + self.damaged
-        for name, values in self._evaluated(out).items():
-            out[name] = values
         if measured:
             nats = {(r["run_id"], r["budget"], r["stage"], r["task"]): r["nats"] for r in measured}
             rows = list(zip(out["run_id"], out["budget"], out["stage"], strict=True))
